@@ -1,0 +1,10 @@
+//go:build tools
+
+// Package tools pins the CNI client and the reference plugins that the tests run.
+package tools
+
+import (
+	_ "github.com/containernetworking/cni/cnitool"
+	_ "github.com/containernetworking/plugins/plugins/main/bridge"
+	_ "github.com/containernetworking/plugins/plugins/main/macvlan"
+)

@@ -1,0 +1,1 @@
+"""The actor kernel and its ports. Knows nothing of IP addresses."""

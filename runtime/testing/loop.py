@@ -1,0 +1,106 @@
+"""An event loop whose clock is virtual and whose order of callbacks is drawn from a seed.
+
+Time stands still while anything can run and jumps to the next timer when nothing can. The callbacks that are ready at the
+same moment run in an order that the seed decides: a real loop promises none either, so code that needs one is wrong, and
+some seed will show it. Threads, sockets and subprocesses are refused: they would bring the real world's order in.
+"""
+
+import asyncio
+import random
+import selectors
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+_EPOCH = 1_750_000_000.0
+"""Where the virtual wall clock starts: any fixed moment serves."""
+
+
+class Deadlock(Exception):  # noqa: N818  (it is the name of the thing)
+    """Nothing is ready, no timer runs, and the main coroutine has not ended."""
+
+
+class _Selector(selectors.BaseSelector):
+    """Waits for nothing: it advances the loop's clock instead."""
+
+    def __init__(self) -> None:
+        self._keys: dict[int, selectors.SelectorKey] = {}
+        self.loop: VirtualLoop | None = None
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        key = selectors.SelectorKey(fileobj, fd, events, data)
+        self._keys[fd] = key
+        return key
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys.pop(fileobj if isinstance(fileobj, int) else fileobj.fileno())
+
+    def get_map(self) -> dict[Any, selectors.SelectorKey]:
+        return dict(self._keys)
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys[fileobj if isinstance(fileobj, int) else fileobj.fileno()]
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert self.loop is not None
+        if timeout is None:
+            msg = f"at {self.loop.time():.6f} s nothing is left that could happen"
+            raise Deadlock(msg)
+        if timeout > 0:
+            self.loop.advance(timeout)
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """See the module."""
+
+    def __init__(self, seed: int) -> None:
+        """The same `seed` gives the same order."""
+        self._now = 0.0
+        self._order = random.Random(seed)  # noqa: S311
+        selector = _Selector()
+        selector.loop = self
+        super().__init__(selector)
+        # Timers that fall together within float error must be seen as due together.
+        self._clock_resolution = 1e-6
+
+    def time(self) -> float:
+        """Virtual seconds since the loop was made."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        self._now += seconds
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> NoReturn:
+        """Refused: a thread would bring back the real world's order."""
+        msg = f"{func!r} wants a thread inside the deterministic loop"
+        raise RuntimeError(msg)
+
+    def _run_once(self) -> None:
+        ready: deque[Any] = self._ready  # type: ignore[attr-defined]
+        if len(ready) > 1:
+            handles = list(ready)
+            self._order.shuffle(handles)
+            ready.clear()
+            ready.extend(handles)
+        super()._run_once()  # type: ignore[misc]
+
+
+class VirtualClock:
+    """The clock port on the running `VirtualLoop`."""
+
+    def now(self) -> float:
+        """Virtual monotonic seconds."""
+        return asyncio.get_running_loop().time()
+
+    def wall(self) -> float:
+        """Virtual seconds since the Unix epoch."""
+        return _EPOCH + asyncio.get_running_loop().time()
+
+
+def run[T](main: Callable[[], Coroutine[Any, Any, T]], *, seed: int) -> T:
+    """Run `main()` to its end in a new `VirtualLoop`. Raises what it raises, and `Deadlock`."""
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(seed)) as runner:
+        return runner.run(main())

@@ -1,0 +1,1 @@
+"""How two programs ask each other: the port and its adapters."""

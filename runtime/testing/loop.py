@@ -73,7 +73,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Let virtual time pass."""
         self._now += seconds
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> NoReturn:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> NoReturn:
         """Refused: a thread would bring back the real world's order."""
         msg = f"{func!r} wants a thread inside the deterministic loop"
         raise RuntimeError(msg)

@@ -1,0 +1,119 @@
+"""The messages between an agent and a controller replica, and their encoding (msgpack, tagged).
+
+The agent knows nothing of pools: it says which pod on which NIC wants addresses, and gets addresses. Who speaks (account,
+node) is never in a message: the connection's credentials prove it. Fields are only ever added, with defaults, so that a
+rolling update may pair any two neighbouring versions.
+"""
+
+import msgspec
+from msgspec import Struct
+
+from api.reasons import Explanation
+from api.route import Route
+
+
+class PodRef(Struct, frozen=True):
+    """A pod as the container runtime names it. `uid` is empty where the runtime gives none."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Allocate(Struct, frozen=True, tag=True):
+    """Addresses for one NIC of one pod sandbox. Idempotent: a repetition gets the same addresses."""
+
+    pod: PodRef
+    nic: str
+    """Interface name inside the pod."""
+    container_id: str
+    default_ipv4: tuple[str, ...] = ()
+    """Pool names of the plugin configuration, `default_ipv4_ippool`."""
+    default_ipv6: tuple[str, ...] = ()
+    clean_gateway: bool = False
+    """Whether the default route is to be left out."""
+
+
+class Release(Struct, frozen=True, tag=True):
+    """Give back what one sandbox's NIC holds. Idempotent; touches only records of this pod uid, NIC and container."""
+
+    pod: PodRef
+    nic: str
+    container_id: str
+    pools: tuple[str, ...] = ()
+    """Where the addresses came from, as far as the agent remembers: saves a search."""
+
+
+class Inquire(Struct, frozen=True, tag=True):
+    """Whether an ADD could be served now (the CNI verb STATUS)."""
+
+
+class Address(Struct, frozen=True):
+    """One granted address."""
+
+    version: int
+    """4 or 6."""
+    address: str
+    """With prefix length, for example ``10.6.0.5/16``."""
+    pool: str
+    gateway: str = ""
+    vlan: int = 0
+
+
+class Allocated(Struct, frozen=True, tag=True):
+    """The answer to `Allocate`: committed to the store."""
+
+    addresses: tuple[Address, ...]
+    routes: tuple[Route, ...]
+    """All routes of the NIC, default routes included."""
+    explanation: Explanation
+    pod_uid: str
+    """The uid that the records carry; it is what a release must name."""
+
+
+class Released(Struct, frozen=True, tag=True):
+    """The answer to `Release`: committed to the store. `addresses` lists what was freed now, without prefix length."""
+
+    addresses: tuple[str, ...] = ()
+
+
+class Ready(Struct, frozen=True, tag=True):
+    """The answer to `Inquire` of a controller that serves."""
+
+
+class Rejected(Struct, frozen=True, tag=True):
+    """The request was not carried out and left nothing behind."""
+
+    message: str
+    """For the operator: names the field and the value."""
+    retry: bool = False
+    """Whether the same request may succeed later without anybody changing anything."""
+    cause: str = ""
+    """Short stable word for metrics: ``wrong_input``, ``no_available_pool``, ``ip_used_out``, ``internal``, ..."""
+    explanation: Explanation | None = None
+
+
+Request = Allocate | Release | Inquire
+Response = Allocated | Released | Ready | Rejected
+
+_request_decoder = msgspec.msgpack.Decoder(Request)
+_response_decoder = msgspec.msgpack.Decoder(Response)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: Request | Response) -> bytes:
+    """Message to bytes."""
+    return _encoder.encode(message)
+
+
+def decode_request(data: bytes) -> Request:
+    """Bytes to request. Raises `msgspec.DecodeError`, whose text gives the path."""
+    return _request_decoder.decode(data)
+
+
+def decode_response(data: bytes) -> Response:
+    """Bytes to response. Raises `msgspec.DecodeError`, whose text gives the path."""
+    return _response_decoder.decode(data)

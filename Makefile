@@ -1,0 +1,46 @@
+# Every target works on a fresh Debian machine with git, make and some Python; `make help` lists them.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+TESTS ?=
+
+.PHONY: help setup demo test lint format generate shim servers bench lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## a Python that fits and .venv from the lock file (instant when nothing changed)
+	@tools/bootstrap
+
+demo: setup shim ## two pods on a real macvlan segment through the real shim and actors, here, in seconds
+	@$(PYTHON) -m bench.demo
+
+test: ## everything that proves the project, phase by phase; TESTS='rules lint' runs only those
+	@tools/bootstrap --timed
+	@$(PYTHON) -m tests.phases $(TESTS)
+
+lint: setup ## ruff, mypy, import-linter and the drift of generated files
+	@$(PYTHON) -m tests.phases lint
+
+format: setup ## rewrite the sources in the house's layout
+	@.venv/bin/ruff check --quiet --fix . || true
+	@.venv/bin/ruff format .
+
+generate: setup ## the chart's CRDs from the Structs in api/
+	@$(PYTHON) -m api.crd --output helm/spiderpool/crds
+
+shim: setup ## the C executable that kubelet starts, for amd64 and arm64, in build/cni
+	@$(PYTHON) -m cni.shim.build --output build/cni
+
+servers: setup ## build or find etcd, kube-apiserver, Jaeger, the CNI plugins, helm and kubectl (minutes once, then instant)
+	@$(PYTHON) -m tests.servers
+
+bench: setup shim servers ## figures of this machine, never asserted
+	@$(PYTHON) -m bench
+
+lock: ## pin what pyproject.toml and requirements/*.in ask for, with hashes
+	@tools/lock
+
+clean: ## remove what was built in the checkout (the cache of servers stays)
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,193 @@
+"""The small HTTP server behind /metrics, /healthz and the probes of the original's chart.
+
+HTTP/1.1 with keep-alive on asyncio streams: GET and HEAD of a handful of paths, no bodies. It is separate from the
+CNI socket on purpose, so that a kubelet that floods one cannot starve the probes of the other.
+
+========================= ====================================================================================
+GET /metrics              the metrics, if the server was given a program
+GET /healthz              the supervision tree as JSON; 200 when ok or degraded, else 503. ``?text``: for people
+GET /v1/runtime/startup   200 once nothing is starting, else 500 (as the original's)
+GET /v1/runtime/readiness 200 when ok or degraded, else 500
+GET /v1/runtime/liveness  200 unless something has failed, else 500
+========================= ====================================================================================
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from types import TracebackType
+from typing import Self
+
+from msgspec import Struct
+
+from telemetry import metrics
+from telemetry.health import HealthTree, State
+
+logger = logging.getLogger(__name__)
+
+_HEAD_LIMIT = 16 * 1024
+_IDLE_SECONDS = 60.0
+_CONNECTIONS = 64
+_WELL = (State.OK, State.DEGRADED)
+
+
+class Response(Struct, frozen=True):
+    """What a route answers."""
+
+    body: bytes = b""
+    status: HTTPStatus = HTTPStatus.OK
+    content_type: str = "text/plain; charset=utf-8"
+
+
+type Route = Callable[[str], Response]
+"""Gets the query string; runs on the event loop, so it must be quick."""
+
+
+class HttpServer:
+    """Serves while the ``async with`` block runs.
+
+    >>> async with HttpServer("127.0.0.1", 5711, health=tree, program=Program.AGENT) as server:
+    ...     print(server.port)
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        health: HealthTree | None = None,
+        program: metrics.Program | None = None,
+        routes: Mapping[str, Route] | None = None,
+    ) -> None:
+        """Nothing is opened before the block is entered, which raises OSError when the address cannot be had.
+
+        Args:
+            host: an address or a name; empty for all addresses of both families.
+            port: 0 for any free one.
+            health: gives /healthz and /v1/runtime/*.
+            program: gives /metrics, with the metrics of that program.
+            routes: more paths, or others for the same ones.
+        """
+        self._host = host or None
+        self._port = port
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._program = program
+        self._routes: dict[str, Route] = {**(_health_routes(health) if health else {}), **(routes or {})}
+
+    def __repr__(self) -> str:
+        return f"<HttpServer {self._host or '*'}:{self.port}{'' if self._server else ' closed'}>"
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on; before that the one asked for."""
+        if self._server is None or not self._server.sockets:
+            return self._port
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, self._host, self._port, limit=_HEAD_LIMIT)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        for task in tuple(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._connections) >= _CONNECTIONS:
+            writer.close()
+            return
+        task = asyncio.get_running_loop().create_task(self._converse(reader, writer), name="telemetry.http")
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await self._exchange(reader, writer):
+                pass
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            pass  # the client has gone or has nothing to say
+        except Exception:
+            logger.exception("a request was not answered")
+        finally:
+            writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request. Returns whether the connection stays open."""
+        try:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            await _send(writer, Response(status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), keep=False, body=True)
+            return False
+        request, *fields = head.decode("latin-1").split("\r\n")
+        headers = {name.strip().lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
+        words = request.split(" ")
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            await _send(writer, Response(status=HTTPStatus.BAD_REQUEST), keep=False, body=True)
+            return False
+        method, target, version = words
+        keep = (
+            version == "HTTP/1.1"
+            and headers.get("connection", "").lower() != "close"
+            and headers.get("content-length", "0") == "0"
+            and "transfer-encoding" not in headers
+        )
+        path, _, query = target.partition("?")
+        if method not in {"GET", "HEAD"}:
+            answer = Response(status=HTTPStatus.METHOD_NOT_ALLOWED)
+        else:
+            answer = await self._answer(path, query)
+        await _send(writer, answer, keep=keep, body=method != "HEAD")
+        return keep
+
+    async def _answer(self, path: str, query: str) -> Response:
+        route = self._routes.get(path)
+        if route is not None:
+            return route(query)
+        if path == "/metrics" and self._program is not None:
+            metrics.refresh()
+            body = await asyncio.to_thread(metrics.render, self._program)
+            return Response(body=body, content_type=metrics.CONTENT_TYPE)
+        return Response(b"not found\n", HTTPStatus.NOT_FOUND)
+
+
+def _health_routes(health: HealthTree) -> dict[str, Route]:
+    def tree(query: str) -> Response:
+        status = HTTPStatus.OK if health.status() in _WELL else HTTPStatus.SERVICE_UNAVAILABLE
+        if query == "text":
+            return Response(health.render().encode(), status)
+        return Response(health.to_json(), status, "application/json")
+
+    def probe(is_well: Callable[[State], bool]) -> Route:
+        def answer(_query: str) -> Response:
+            well = is_well(health.status())
+            return Response(status=HTTPStatus.OK if well else HTTPStatus.INTERNAL_SERVER_ERROR)
+
+        return answer
+
+    return {
+        "/healthz": tree,
+        "/v1/runtime/startup": probe(lambda state: state is not State.STARTING and state is not State.FAILED),
+        "/v1/runtime/readiness": probe(lambda state: state in _WELL),
+        "/v1/runtime/liveness": probe(lambda state: state is not State.FAILED),
+    }
+
+
+async def _send(writer: asyncio.StreamWriter, answer: Response, *, keep: bool, body: bool) -> None:
+    head = (
+        f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\n"
+        f"Content-Type: {answer.content_type}\r\n"
+        f"Content-Length: {len(answer.body)}\r\n"
+        f"Connection: {'keep-alive' if keep else 'close'}\r\n\r\n"
+    )
+    writer.write(head.encode("latin-1") + (answer.body if body else b""))
+    async with asyncio.timeout(_IDLE_SECONDS):
+        await writer.drain()

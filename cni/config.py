@@ -1,0 +1,160 @@
+"""The plugin's JSON as it comes on stdin.
+
+Keys that we don't know are let through, since libcni and Multus add some; a known key of the wrong type is refused
+with its name and its value.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from cni.errors import DecodeFailure, InvalidConfig
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
+_SHOWN = 80
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class IpamConfig(Struct, frozen=True, kw_only=True):
+    """The `ipam` block. The log keys are known so that their types are not questioned; the agent has its own log."""
+
+    type: str = ""
+    default_ipv4_ippool: tuple[str, ...] = ()
+    default_ipv6_ippool: tuple[str, ...] = ()
+    clean_gateway: bool = False
+    match_master_subnet: bool = False
+    ipam_unix_socket_path: str = ""
+    log_level: str = ""
+    log_file_path: str = ""
+    log_file_max_size: int | str = 0
+    log_file_max_age: int | str = 0
+    log_file_max_count: int | str = 0
+
+
+class Attachment(Struct, frozen=True, kw_only=True):
+    """One attachment that the runtime still knows (GC)."""
+
+    container_id: str = msgspec.field(name="containerID")
+    ifname: str
+
+
+class RuntimeConfig(Struct, frozen=True, kw_only=True):
+    """What the runtime adds for the capabilities that the plugin declared."""
+
+    mac: str = ""
+    ips: tuple[str, ...] = ()
+    device_id: str = msgspec.field(name="deviceID", default="")
+
+
+class CniArgs(Struct, frozen=True, kw_only=True):
+    """`args.cni`, the older way to hand a value to a plugin."""
+
+    mac: str = ""
+    ips: tuple[str, ...] = ()
+
+
+class Args(Struct, frozen=True, kw_only=True):
+    """`args`."""
+
+    cni: CniArgs = CniArgs()
+
+
+class NetConfig(Struct, frozen=True, kw_only=True):
+    """One plugin's configuration."""
+
+    cni_version: str = msgspec.field(name="cniVersion", default="")
+    name: str = ""
+    type: str = ""
+    master: str = ""
+    """The parent interface; empty means the device of the node's default route."""
+    mode: str = ""
+    mtu: Count = 0
+    """Bytes; 0 means the parent's."""
+    mac: str = ""
+    link_in_container: bool = msgspec.field(name="linkInContainer", default=False)
+    """Whether `master` is looked up in the container's namespace."""
+    broadcast_queue_length: Count = msgspec.field(name="bcqueuelen", default=0)
+    ipam: IpamConfig = IpamConfig()
+    args: Args = Args()
+    runtime_config: RuntimeConfig = msgspec.field(name="runtimeConfig", default=RuntimeConfig())
+    prev_result: dict[str, Any] | None = msgspec.field(name="prevResult", default=None)
+    """As decoded; `cni.result.decode_result` reads it."""
+    valid_attachments: tuple[Attachment, ...] | None = msgspec.field(name="cni.dev/valid-attachments", default=None)
+    """GC only; None means that the key was absent, which must not be read as "none is valid"."""
+
+
+def decode_json(text: bytes) -> dict[str, Any]:
+    """Read stdin as a JSON object, null values left out.
+
+    Raises:
+        DecodeFailure: it is none; the message says at which byte it stops making sense.
+    """
+    try:
+        tree = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        problem = str(error)
+        if "truncated" in problem:
+            problem = f"it ends in the middle, at byte {len(text)}" if text else "it is empty"
+        raise DecodeFailure("stdin is not the JSON of a network configuration", problem) from None
+    if not isinstance(tree, Mapping):
+        raise DecodeFailure("stdin is not a JSON object", f"it is a JSON {_kind(tree)}: {shown(tree)}")
+    return {key: value for key, value in tree.items() if value is not None}
+
+
+def decode_config(tree: Mapping[str, Any]) -> NetConfig:
+    """The typed configuration.
+
+    Raises:
+        InvalidConfig: a value has the wrong type or is out of range, or `name` is missing or malformed.
+    """
+    try:
+        config = msgspec.convert(without_nulls(tree), NetConfig)
+    except msgspec.ValidationError as error:
+        raise _invalid(error, tree) from None
+    if not config.name:
+        raise InvalidConfig("name: missing from the network configuration")
+    if not _NAME.fullmatch(config.name):
+        raise InvalidConfig(f"name: {shown(config.name)} is not a network name", f"expected {_NAME.pattern}")
+    return config
+
+
+def without_nulls(tree: object) -> object:
+    """The same JSON without the keys whose value is null: Go writes and reads null as "not there"."""
+    if isinstance(tree, Mapping):
+        return {key: without_nulls(value) for key, value in tree.items() if value is not None}
+    if isinstance(tree, list):
+        return [without_nulls(value) for value in tree]
+    return tree
+
+
+def shown(value: object) -> str:
+    """A value for a message: as JSON, cut when long."""
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _invalid(error: msgspec.ValidationError, tree: Mapping[str, Any]) -> InvalidConfig:
+    problem, _, path = str(error).partition(" - at `$")
+    steps = re.findall(r"\[(\d+)\]|\.((?:cni\.dev/)?[^.\[`]+)", path.rstrip("`"))
+    value: object = tree
+    name = ""
+    for index, key in steps:
+        if index:
+            name += f"[{index}]"
+            value = value[int(index)] if isinstance(value, list) and int(index) < len(value) else None
+        else:
+            name += f".{key}"
+            value = value.get(key) if isinstance(value, Mapping) else None
+    return InvalidConfig(f"{name.lstrip('.')}: {shown(value)} is not valid", problem)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, list):
+        return "array"
+    if isinstance(value, str):
+        return "string"
+    return "null" if value is None else "number" if isinstance(value, int | float) else "boolean"

@@ -1,0 +1,173 @@
+"""What this node built for each sandbox, on disk before the runtime is told.
+
+So DEL is local and idempotent, and an agent that starts again knows what it owes.
+One file per (container id, interface): temp file, fsync, rename, fsync of the folder. Functions block: actors call
+them on a worker thread.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from cni.errors import IoFailure
+from cni.protocol import Role
+from cni.result import Result
+
+_log = logging.getLogger(__name__)
+_SUFFIX = ".json"
+_UNSAFE = re.compile(r"[^a-zA-Z0-9_\-]")
+
+
+class State(StrEnum):
+    """How far a sandbox has come."""
+
+    ADDING = "adding"
+    """Something may exist already; no answer was given."""
+    ADDED = "added"
+    """The runtime has, or will have, the result."""
+    RELEASING = "releasing"
+    """The addresses are still owed to the controller."""
+
+
+class PodRef(Struct, frozen=True, kw_only=True):
+    """Whose sandbox it is."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+
+
+class Key(Struct, frozen=True, order=True):
+    """What an entry is filed under."""
+
+    container_id: str
+    ifname: str
+
+
+class JournalEntry(Struct, frozen=True, kw_only=True):
+    """One attachment."""
+
+    container_id: str
+    ifname: str
+    netns: str = ""
+    network: str = ""
+    """The configuration's name, by which GC asks."""
+    role: Role = Role.MAIN
+    pod: PodRef
+    state: State = State.ADDING
+    kind: str = ""
+    """The link's kind, empty while there is none (and always for an IPAM call)."""
+    mac: str = ""
+    addresses: tuple[str, ...] = ()
+    """With prefix lengths."""
+    pools: tuple[str, ...] = ()
+    """The pool of each address, in the same order."""
+    result: Result | None = None
+    """What ADD answers, the same each time it is asked again."""
+    changed_ns: int = 0
+    """When this entry was written, nanoseconds since the epoch."""
+
+    @property
+    def key(self) -> Key:
+        """What it is filed under."""
+        return Key(self.container_id, self.ifname)
+
+
+class Journal:
+    """The entries of one node, in one folder that nobody else writes."""
+
+    def __init__(self, directory: Path) -> None:
+        """`directory` is made when missing, readable by its owner only."""
+        self.directory = directory
+
+    def __repr__(self) -> str:
+        return f"<Journal {self.directory}>"
+
+    def load_all(self) -> list[JournalEntry]:
+        """Every entry, in no particular order. A file that cannot be read is set aside under the suffix `.corrupt`.
+
+        Raises:
+            IoFailure: the folder cannot be made or listed.
+        """
+        entries = []
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            paths = sorted(self.directory.iterdir())
+        except OSError as error:
+            raise IoFailure(f"journal {self.directory} cannot be read", str(error)) from error
+        for path in paths:
+            if path.suffix == ".tmp":
+                path.unlink(missing_ok=True)  # a writer died before its rename: nobody was told
+            elif path.suffix == _SUFFIX:
+                entry = self._read(path)
+                if entry is not None:
+                    entries.append(entry)
+        return entries
+
+    def put(self, entry: JournalEntry) -> None:
+        """Write an entry; when this returns it survives a power cut.
+
+        Raises:
+            IoFailure: it could not be written; what was there before still is.
+        """
+        path = self._path(entry.key)
+        temporary = path.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(msgspec.json.encode(entry))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+            self._sync_directory()
+        except OSError as error:
+            raise IoFailure(f"journal entry {path} cannot be written", str(error)) from error
+
+    def remove(self, key: Key) -> None:
+        """Forget an entry; one that is not there is fine.
+
+        Raises:
+            IoFailure: the file could not be removed.
+        """
+        path = self._path(key)
+        try:
+            path.unlink()
+            self._sync_directory()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise IoFailure(f"journal entry {path} cannot be removed", str(error)) from error
+
+    def _path(self, key: Key) -> Path:
+        # Container ids and interface names come from outside: the digest makes the name unique, the rest is for eyes.
+        digest = hashlib.sha256(f"{key.container_id}\0{key.ifname}".encode()).hexdigest()[:24]
+        shown = _UNSAFE.sub("_", f"{key.container_id[:12]}-{key.ifname}")
+        return self.directory / f"{shown}-{digest}{_SUFFIX}"
+
+    def _sync_directory(self) -> None:
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _read(self, path: Path) -> JournalEntry | None:
+        try:
+            entry = msgspec.json.decode(path.read_bytes(), type=JournalEntry)
+            if self._path(entry.key) == path:
+                return entry
+            problem = f"it belongs to {entry.container_id}/{entry.ifname}"
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            problem = str(error)
+        aside = path.with_suffix(".corrupt")
+        _log.error("journal entry %s is unreadable and set aside as %s: %s", path, aside.name, problem)
+        try:
+            path.rename(aside)
+        except OSError as error:
+            _log.error("journal entry %s cannot be set aside: %s", path, error)
+        return None

@@ -1,0 +1,136 @@
+"""What an ADD answers: one neutral structure, written and read in every CNI version from 0.3.0 to 1.1.0.
+
+Differences between the versions: before 1.0.0 an ip carries `version: "4"|"6"`; from 1.1.0 an interface may have
+`mtu`, `socketPath` and `pciID`, a route `mtu`, `advmss`, `priority`, `table` and `scope`. An IPAM plugin's result has
+no interfaces, and its ips point at none.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from cni.config import without_nulls
+from cni.errors import CniError, InvalidConfig
+
+SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+LATEST_VERSION = SUPPORTED_VERSIONS[-1]
+
+
+class Interface(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One interface that the plugin made or touched."""
+
+    name: str
+    mac: str = ""
+    mtu: int = 0
+    sandbox: str = ""
+    """Path of the network namespace; empty for one of the node's own interfaces."""
+    socket_path: str = msgspec.field(name="socketPath", default="")
+    pci_id: str = msgspec.field(name="pciID", default="")
+
+
+class IpConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One address."""
+
+    address: str
+    """With its prefix length, "10.0.0.5/16"."""
+    gateway: str = ""
+    interface: int | None = None
+    """Index into the result's interfaces."""
+
+
+class RouteConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One route. Without `gw` the gateway of the ips of its family serves."""
+
+    dst: str
+    gw: str = ""
+    mtu: int = 0
+    advmss: int = 0
+    priority: int = 0
+    table: int | None = None
+    scope: int | None = None
+
+
+class Dns(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Resolver settings, passed through."""
+
+    nameservers: tuple[str, ...] = ()
+    domain: str = ""
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+class Result(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A CNI result without its version."""
+
+    interfaces: tuple[Interface, ...] = ()
+    ips: tuple[IpConfig, ...] = ()
+    routes: tuple[RouteConfig, ...] = ()
+    dns: Dns = Dns()
+
+    def for_ipam(self) -> "Result":
+        """The same as an IPAM plugin says it."""
+        ips = tuple(msgspec.structs.replace(ip, interface=None) for ip in self.ips)
+        return msgspec.structs.replace(self, interfaces=(), ips=ips)
+
+
+_PLAIN_INTERFACE = ("name", "mac", "sandbox")
+_PLAIN_ROUTE = ("dst", "gw")
+
+
+def encode_result(result: Result, version: str) -> bytes:
+    """`result` as JSON of the CNI version `version`, one of `SUPPORTED_VERSIONS`."""
+    rich = version == "1.1.0"
+    tree: dict[str, Any] = {"cniVersion": version}
+    if result.interfaces:
+        tree["interfaces"] = [_fields(one, None if rich else _PLAIN_INTERFACE) for one in result.interfaces]
+    ips = []
+    for ip in result.ips:
+        fields = _fields(ip)
+        if version.startswith("0."):
+            fields["version"] = "6" if ":" in ip.address else "4"
+        ips.append(fields)
+    if ips:
+        tree["ips"] = ips
+    if result.routes:
+        tree["routes"] = [_fields(one, None if rich else _PLAIN_ROUTE) for one in result.routes]
+    tree["dns"] = _fields(result.dns)
+    return msgspec.json.encode(tree)
+
+
+def decode_result(tree: object, *, field: str = "prevResult") -> Result:
+    """The neutral form of a decoded result of any supported version; keys that we don't know are dropped.
+
+    Args:
+        tree: the result as decoded JSON, its own cniVersion in it or not.
+        field: where it was found, for the error.
+
+    Raises:
+        InvalidConfig: a value has the wrong type.
+    """
+    try:
+        return msgspec.convert(without_nulls(tree), Result)
+    except msgspec.ValidationError as error:
+        raise InvalidConfig(f"{field} is not a CNI result", str(error)) from None
+
+
+def encode_error(error: CniError, version: str) -> bytes:
+    """The error object that goes on stdout. An unsupported `version` is answered in the latest."""
+    tree: dict[str, Any] = {
+        "cniVersion": version if version in SUPPORTED_VERSIONS else LATEST_VERSION,
+        "code": error.code,
+        "msg": error.msg,
+    }
+    if error.details:
+        tree["details"] = error.details
+    return msgspec.json.encode(tree)
+
+
+def encode_versions() -> bytes:
+    """The answer to VERSION."""
+    return msgspec.json.encode({"cniVersion": LATEST_VERSION, "supportedVersions": list(SUPPORTED_VERSIONS)})
+
+
+def _fields(struct: Struct, keys: tuple[str, ...] | None = None) -> dict[str, Any]:
+    tree: dict[str, Any] = msgspec.to_builtins(struct)
+    return tree if keys is None else {key: value for key, value in tree.items() if key in keys}

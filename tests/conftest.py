@@ -1,0 +1,105 @@
+"""What every test gets: real servers on request, and an event loop on which the rooms must not block.
+
+A server is started by the first test that asks for its fixture and shared by the session; a run that selects only pure
+tests starts none. The logs of the servers are kept in build/logs when a test failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+from tests.servers import CniBinaries, ControlPlane, JaegerServer, cni_binaries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CHECKOUT: Final = Path(__file__).resolve().parents[1]
+ROOMS: Final = ("api", "ipam", "telemetry", "runtime", "cni", "actors", "ctl")
+SERVER_FIXTURES: Final = frozenset({"control_plane", "jaeger", "namespace", "cni_binaries"})
+LOGS: Final = CHECKOUT / "build" / "logs"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what starts servers, and skips what needs privileges that this user lacks."""
+    for item in items:
+        if SERVER_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.servers)
+        if item.get_closest_marker("node") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root, or: unshare --map-root-user --net --mount"))
+
+
+def _rooms() -> list[types.ModuleType]:
+    """Stand-ins that carry the rooms' folders, so that watching them imports nothing."""
+    rooms = []
+    for name in ROOMS:
+        room = types.ModuleType(name)
+        room.__path__ = [f"{CHECKOUT / name}{os.sep}"]
+        rooms.append(room)
+    return rooms
+
+
+@pytest.fixture(autouse=True)
+def _loop_is_never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Makes a blocking call below a room's code on the event loop an error; a test's own calls are its own business."""
+    if request.node.get_closest_marker("blocking"):
+        yield
+        return
+    with blockbuster_ctx(scanned_modules=_rooms()):
+        yield
+
+
+@pytest.fixture(scope="session")
+def _progress(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Lines that reach the terminal through pytest's capture: making a server can take minutes."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def show(line: str) -> None:
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            print(f"servers: {line}", flush=True)
+
+    return show
+
+
+def _kept(request: pytest.FixtureRequest) -> Path | None:
+    return LOGS if request.session.testsfailed else None
+
+
+@pytest.fixture(scope="session")
+def control_plane(request: pytest.FixtureRequest, _progress: Callable[[str], None]) -> Iterator[ControlPlane]:
+    """A real etcd and kube-apiserver with RBAC, and the chart's CRDs in it as far as they exist."""
+    server = ControlPlane(progress=_progress)
+    try:
+        server.start()
+        server.install_crds()
+        yield server
+    finally:
+        server.stop(keep=_kept(request))
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> str:
+    """A namespace of the real API server that no other test uses."""
+    return control_plane.create_namespace()
+
+
+@pytest.fixture(scope="session")
+def jaeger(request: pytest.FixtureRequest, _progress: Callable[[str], None]) -> Iterator[JaegerServer]:
+    """A real Jaeger with an empty memory."""
+    server = JaegerServer(progress=_progress)
+    try:
+        yield server.start()
+    finally:
+        server.stop(keep=_kept(request))
+
+
+@pytest.fixture(scope="session", name="cni_binaries")
+def cni_binaries_fixture(_progress: Callable[[str], None]) -> CniBinaries:
+    """cnitool and the CNI project's macvlan, bridge and host-local."""
+    return cni_binaries(progress=_progress)

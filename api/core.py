@@ -1,0 +1,177 @@
+"""The Kubernetes objects that we watch, with the fields that we read and no others.
+
+A controller replica holds every pod of a cluster.
+"""
+
+from msgspec import Struct, field
+
+from api.meta import ObjectMeta
+
+
+class PodSpec(Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
+    """What we need of a pod's specification."""
+
+    node_name: str = ""
+    """Empty until the pod is scheduled."""
+    host_network: bool = False
+    restart_policy: str = "Always"
+
+
+class PodIP(Struct, frozen=True, gc=False):
+    """One address of a pod."""
+
+    ip: str = ""
+
+
+class PodStatus(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What we need of a pod's status."""
+
+    phase: str = ""
+    """Pending, Running, Succeeded, Failed or Unknown."""
+    reason: str = ""
+    """For example Evicted."""
+    pod_ips: list[PodIP] = field(default_factory=list, name="podIPs")
+
+
+class Pod(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """A pod."""
+
+    api_version: str = "v1"
+    kind: str = "Pod"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    spec: PodSpec = field(default_factory=PodSpec)
+    status: PodStatus = field(default_factory=PodStatus)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the pod may have a sandbox now or get one again: only such a pod is given addresses."""
+        match self.status.phase:
+            case _ if self.metadata.deletion_timestamp is not None:
+                return False
+            case "Succeeded":
+                return self.spec.restart_policy == "Always"
+            case "Failed":
+                return self.spec.restart_policy != "Never" and self.status.reason != "Evicted"
+            case _:
+                return True
+
+    @property
+    def phase_text(self) -> str:
+        """The state in words for people, for example ``being deleted`` or ``Failed (Evicted)``."""
+        if self.metadata.deletion_timestamp is not None:
+            return "being deleted"
+        phase = self.status.phase or "Pending"
+        return f"{phase} ({self.status.reason})" if self.status.reason else phase
+
+
+class Node(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """A node; its labels decide which pools serve it."""
+
+    api_version: str = "v1"
+    kind: str = "Node"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+
+
+class Namespace(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """A namespace; its labels and annotations decide which pools serve it."""
+
+    api_version: str = "v1"
+    kind: str = "Namespace"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+
+
+class EndpointConditions(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """State of one endpoint. None is for the reader to take as ready and serving, as Kubernetes says."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class ObjectReference(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """The object, a pod, behind an endpoint."""
+
+    kind: str = ""
+    namespace: str = ""
+    name: str = ""
+    uid: str = ""
+
+
+class SliceEndpoint(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """One program behind a Service."""
+
+    addresses: list[str] = []
+    conditions: EndpointConditions = field(default_factory=EndpointConditions)
+    node_name: str = ""
+    target_ref: ObjectReference | None = None
+
+
+class EndpointPort(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """A port of all endpoints of a slice."""
+
+    name: str = ""
+    port: int | None = None
+    protocol: str = "TCP"
+
+
+class EndpointSlice(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Some of the endpoints of a Service, of one address family. The label `SERVICE_LABEL` names the Service."""
+
+    api_version: str = "discovery.k8s.io/v1"
+    kind: str = "EndpointSlice"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    address_type: str = ""
+    """IPv4, IPv6 or FQDN."""
+    endpoints: list[SliceEndpoint] | None = None
+    ports: list[EndpointPort] | None = None
+
+
+SERVICE_LABEL = "kubernetes.io/service-name"
+
+
+class ReplicaSet(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """An owner of pods, often owned by a Deployment."""
+
+    api_version: str = "apps/v1"
+    kind: str = "ReplicaSet"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+
+
+class Deployment(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """An owner of ReplicaSets."""
+
+    api_version: str = "apps/v1"
+    kind: str = "Deployment"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+
+
+class StatefulSet(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """An owner of pods that keep their names."""
+
+    api_version: str = "apps/v1"
+    kind: str = "StatefulSet"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+
+
+class DaemonSet(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """An owner of one pod per node."""
+
+    api_version: str = "apps/v1"
+    kind: str = "DaemonSet"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+
+
+class Job(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """An owner of pods that end, sometimes owned by a CronJob."""
+
+    api_version: str = "batch/v1"
+    kind: str = "Job"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+
+
+class CronJob(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """An owner of Jobs."""
+
+    api_version: str = "batch/v1"
+    kind: str = "CronJob"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)

@@ -1,0 +1,97 @@
+"""The kinds of object that stores are asked for: where each lives in the API and which Struct it decodes to."""
+
+import builtins
+
+from msgspec import Struct
+
+from api import core
+from api.coordinator import SpiderCoordinator
+from api.endpoint import SpiderEndpoint
+from api.ippool import SpiderIPPool
+from api.meta import GROUP, VERSION
+from api.multusconfig import SpiderMultusConfig
+from api.reservedip import SpiderReservedIP
+from api.subnet import SpiderSubnet
+
+
+class Kind[T](Struct, frozen=True, kw_only=True):
+    """One kind of object and its address in the Kubernetes API."""
+
+    group: str
+    """Empty for the core group."""
+    version: str
+    plural: str
+    kind: str
+    namespaced: bool
+    status: bool
+    """Whether status is a subresource: writes to the object then keep it, and only writes to `/status` change it."""
+    type: builtins.type[T]
+
+    @property
+    def api_version(self) -> str:
+        """As objects spell it: ``v1`` or ``group/version``."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
+        """URL path of the collection, of one object, or of its subresource.
+
+        An empty namespace is the collection over all namespaces. Names are Kubernetes names: nothing in them needs
+        escaping.
+        """
+        parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
+        if namespace:
+            parts += ["namespaces", namespace]
+        parts.append(self.plural)
+        if name:
+            parts.append(name)
+        if subresource:
+            parts.append(subresource)
+        return "/".join(parts)
+
+    def __repr__(self) -> str:
+        return f"<Kind {self.api_version} {self.kind}>"
+
+
+def _own[T](cls: builtins.type[T], plural: str, *, namespaced: bool = False, status: bool = False) -> Kind[T]:
+    return Kind(
+        group=GROUP,
+        version=VERSION,
+        plural=plural,
+        kind=cls.__name__,
+        namespaced=namespaced,
+        status=status,
+        type=cls,
+    )
+
+
+def _workload[T](cls: builtins.type[T], group: str, plural: str) -> Kind[T]:
+    return Kind(group=group, version="v1", plural=plural, kind=cls.__name__, namespaced=True, status=True, type=cls)
+
+
+IPPOOL = _own(SpiderIPPool, "spiderippools", status=True)
+SUBNET = _own(SpiderSubnet, "spidersubnets", status=True)
+ENDPOINT = _own(SpiderEndpoint, "spiderendpoints", namespaced=True)
+RESERVEDIP = _own(SpiderReservedIP, "spiderreservedips")
+COORDINATOR = _own(SpiderCoordinator, "spidercoordinators", status=True)
+MULTUSCONFIG = _own(SpiderMultusConfig, "spidermultusconfigs", namespaced=True)
+
+POD = Kind(group="", version="v1", plural="pods", kind="Pod", namespaced=True, status=True, type=core.Pod)
+NODE = Kind(group="", version="v1", plural="nodes", kind="Node", namespaced=False, status=True, type=core.Node)
+NAMESPACE = Kind(
+    group="", version="v1", plural="namespaces", kind="Namespace", namespaced=False, status=True, type=core.Namespace
+)
+ENDPOINTSLICE = Kind(
+    group="discovery.k8s.io",
+    version="v1",
+    plural="endpointslices",
+    kind="EndpointSlice",
+    namespaced=True,
+    status=False,
+    type=core.EndpointSlice,
+)
+REPLICASET = _workload(core.ReplicaSet, "apps", "replicasets")
+DEPLOYMENT = _workload(core.Deployment, "apps", "deployments")
+STATEFULSET = _workload(core.StatefulSet, "apps", "statefulsets")
+DAEMONSET = _workload(core.DaemonSet, "apps", "daemonsets")
+JOB = _workload(core.Job, "batch", "jobs")
+CRONJOB = _workload(core.CronJob, "batch", "cronjobs")

@@ -1,0 +1,205 @@
+"""SpiderMultusConfig: a network attachment in fields instead of a JSON string.
+
+A NetworkAttachmentDefinition is made of it. Exactly the block that matches `cniType` is given.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from api.coordinator import CoordinatorSpec
+from api.meta import API_VERSION, ObjectMeta
+from api.schema import REQUIRED
+
+type VlanID = Annotated[int, Meta(ge=0, le=4094, extra_json_schema={"format": "int32"})]
+"""0 means none."""
+type MTU = Annotated[int, Meta(ge=0, extra_json_schema={"format": "int32"})]
+"""0 means what the kernel gives."""
+type Rate = Annotated[int, Meta(ge=0, extra_json_schema={"format": "int32"})]
+"""Mbit/s, 0 means no limit."""
+
+
+class SpiderpoolPools(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """The IPPools that NICs of this attachment draw from where pod and namespace name none."""
+
+    ipv4: list[str] = []
+    """Names of IPv4 pools in order of preference; * ? [ ] match as in a shell."""
+    ipv6: list[str] = []
+    """Names of IPv6 pools in order of preference; * ? [ ] match as in a shell."""
+    match_master_subnet: bool = False
+    """Whether only pools count in whose subnet the NIC's physical function has an address (sriov)."""
+
+
+class BondConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """A bond that is made of the masters on the node."""
+
+    name: Annotated[str, REQUIRED] = ""
+    """Name of the bond."""
+    mode: Annotated[Annotated[int, Meta(ge=0, le=6, extra_json_schema={"format": "int32"})], REQUIRED] = 0
+    """Bonding mode as the kernel counts them: 0 balance-rr, 1 active-backup, 4 802.3ad and so on."""
+    options: str | None = None
+    """Further options of the kernel's bonding driver, as key=value;key=value."""
+
+
+class MacvlanConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """NICs of type macvlan, in bridge mode."""
+
+    master: Annotated[list[str], REQUIRED] = []
+    """Interfaces of the node; several need a bond."""
+    mtu: MTU | None = 0
+    """MTU of the pod's NIC; 0 means the master's."""
+    vlan_id: VlanID | None = field(default=None, name="vlanID")
+    """VLAN of the master, 0 for none."""
+    bond: BondConfig | None = None
+    """How several masters are bonded."""
+    rdma_resource_name: str | None = None
+    """Resource of the RDMA shared device plugin that pods ask for."""
+    ippools: SpiderpoolPools | None = None
+    """The pools of these NICs."""
+
+
+class IPvlanConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """NICs of type ipvlan, in L2 mode."""
+
+    master: Annotated[list[str], REQUIRED] = []
+    """Interfaces of the node; several need a bond."""
+    mtu: MTU | None = 0
+    """MTU of the pod's NIC; 0 means the master's."""
+    vlan_id: VlanID | None = field(default=None, name="vlanID")
+    """VLAN of the master, 0 for none."""
+    bond: BondConfig | None = None
+    """How several masters are bonded."""
+    rdma_resource_name: str | None = None
+    """Resource of the RDMA shared device plugin that pods ask for."""
+    ippools: SpiderpoolPools | None = None
+    """The pools of these NICs."""
+
+
+class VlanConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """NICs of type vlan, one pod per master and VLAN id on a node."""
+
+    master: Annotated[list[str], REQUIRED] = []
+    """Interfaces of the node; several need a bond."""
+    mtu: MTU | None = 0
+    """MTU of the pod's NIC; 0 means the master's."""
+    vlan_mode: Literal["manual", "auto"] | None = "manual"
+    """Whether the VLAN id is vlanID (manual) or comes with the address from the infrastructure (auto)."""
+    vlan_id: VlanID | None = field(default=None, name="vlanID")
+    """VLAN of the NIC; needed in mode manual, forbidden in mode auto."""
+    bond: BondConfig | None = None
+    """How several masters are bonded."""
+    rdma_resource_name: str | None = None
+    """Resource of the RDMA shared device plugin that pods ask for."""
+    ippools: SpiderpoolPools | None = None
+    """The pools of these NICs."""
+
+
+class SriovConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """NICs that are SR-IOV virtual functions of an Ethernet device."""
+
+    resource_name: Annotated[str, REQUIRED] = ""
+    """Resource of the SR-IOV device plugin that pods ask for."""
+    vlan_id: VlanID | None = field(default=None, name="vlanID")
+    """VLAN of the virtual function, 0 for none."""
+    mtu: MTU | None = 0
+    """MTU of the pod's NIC; 0 leaves it alone."""
+    min_tx_rate_mbps: Rate | None = None
+    """Guaranteed transmit rate in Mbit/s, 0 for none."""
+    max_tx_rate_mbps: Rate | None = None
+    """Highest transmit rate in Mbit/s, 0 for no limit."""
+    rdma_isolation: bool = False
+    """Whether the pod gets the RDMA device of the virtual function for itself."""
+    ippools: SpiderpoolPools | None = None
+    """The pools of these NICs."""
+
+
+class IBSriovConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """NICs that are SR-IOV virtual functions of an InfiniBand device."""
+
+    resource_name: Annotated[str, REQUIRED] = ""
+    """Resource of the SR-IOV device plugin that pods ask for."""
+    pkey: str | None = None
+    """InfiniBand partition key."""
+    link_state: Literal["auto", "enable", "disable"] | None = "enable"
+    """State of the virtual function's link."""
+    rdma_isolation: bool | None = True
+    """Whether the pod gets the RDMA device of the virtual function for itself."""
+    enable_ib_kubernetes: bool | None = False
+    """Whether ib-kubernetes gives out the GUIDs."""
+    ippools: SpiderpoolPools | None = None
+    """The pools of these NICs."""
+
+
+class IpoibConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """NICs of type IP over InfiniBand."""
+
+    master: Annotated[str, REQUIRED] = ""
+    """InfiniBand interface of the node."""
+    ippools: SpiderpoolPools | None = None
+    """The pools of these NICs."""
+
+
+class Trunk(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """VLANs that pass: a range or one."""
+
+    min_id: Annotated[int, Meta(ge=0, le=4094)] | None = field(default=None, name="minID")
+    """First VLAN of the range."""
+    max_id: Annotated[int, Meta(ge=0, le=4094)] | None = field(default=None, name="maxID")
+    """Last VLAN of the range."""
+    id: Annotated[int, Meta(ge=0, le=4094)] | None = None
+    """The one VLAN."""
+
+
+class OvsConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """NICs on an Open vSwitch bridge."""
+
+    bridge: Annotated[str, REQUIRED] = ""
+    """Name of the bridge on the node."""
+    vlan: VlanID | None = None
+    """VLAN of the port, 0 for none."""
+    trunk: list[Trunk] = []
+    """VLANs that pass tagged."""
+    device_id: str | None = field(default=None, name="deviceID")
+    """PCI address of a virtual function, for hardware offload."""
+    ippools: SpiderpoolPools | None = None
+    """The pools of these NICs."""
+
+
+class MultusConfigSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """The attachment."""
+
+    cni_type: Literal["macvlan", "ipvlan", "vlan", "sriov", "ovs", "ib-sriov", "ipoib", "custom"] | None = "custom"
+    """Which block below describes the NIC."""
+    macvlan: MacvlanConfig | None = None
+    """For cniType macvlan."""
+    ipvlan: IPvlanConfig | None = None
+    """For cniType ipvlan."""
+    vlan: VlanConfig | None = None
+    """For cniType vlan."""
+    sriov: SriovConfig | None = None
+    """For cniType sriov."""
+    ovs: OvsConfig | None = None
+    """For cniType ovs."""
+    ibsriov: IBSriovConfig | None = None
+    """For cniType ib-sriov."""
+    ipoib: IpoibConfig | None = None
+    """For cniType ipoib."""
+    custom_cni: str | None = field(default=None, name="customCNI")
+    """For cniType custom: the CNI configuration as JSON, taken as it is."""
+    enable_coordinator: bool | None = True
+    """Whether the plugin coordinator runs after the NIC is made. Never with cniType custom."""
+    disable_ipam: bool | None = field(default=False, name="disableIPAM")
+    """Whether the NIC gets no address from Spiderpool."""
+    coordinator: CoordinatorSpec | None = None
+    """Settings of the coordinator for these NICs; they win over the SpiderCoordinator's."""
+    chain_cni_json_data: list[str] = field(default_factory=list, name="chainCNIJsonData")
+    """Further CNI plugins to run after the main one, each as JSON."""
+
+
+class SpiderMultusConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """A kind of NIC that pods can have: type, master interface, VLAN, address pools."""
+
+    api_version: str = API_VERSION
+    kind: str = "SpiderMultusConfig"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    spec: MultusConfigSpec = field(default_factory=MultusConfigSpec)

@@ -176,7 +176,7 @@ def parse_range(text: str, *, version: int | None = None, field: str = "ips") ->
         except ValueError as error:
             if "/" in text:
                 raise wrong("a CIDR is not allowed, write it as first-last") from None
-            if text.split() != [text]:
+            if "".join(text.split()) != text:
                 raise wrong("spaces are not allowed") from None
             raise wrong(f"{part!r} {error}") from None
         families.append(family)

@@ -18,6 +18,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -288,9 +289,8 @@ def _python_tool(requirements: str, program: str, progress: Progress) -> Path:
             env = dict(os.environ)
             progress(f"{program} from requirements/{lock.name}")
             # Made in place, as scripts of an environment name its folder; the program's presence says that it is whole.
-            _watched(
-                program, [*uv, "venv", "--quiet", "--clear", str(folder)], folder=CHECKOUT, env=env, progress=silent
-            )
+            make = [*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)]
+            _watched(program, make, folder=CHECKOUT, env=env, progress=silent)
             install = [*uv, "pip", "install", "--quiet", "--require-hashes", "--python", str(folder), "-r", str(lock)]
             _watched(program, install, folder=CHECKOUT, env=env, progress=progress)
     if not path.exists():

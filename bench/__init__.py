@@ -1,0 +1,1 @@
+"""Figures of the machine it runs on: printed, never asserted."""

@@ -1,0 +1,192 @@
+"""Runs everything that proves the project, phase by phase: ``python -m tests.phases [PHASE...]``.
+
+A phase prints a line when it starts and one with its seconds when it ends. A phase that the later ones cannot do
+without ends the run when it fails; after any other the run goes on, so that one run shows all that is wrong. The last
+line counts tests: ``N passed, N failed, N skipped``. A lint check counts as a test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+CHECKOUT: Final = Path(__file__).resolve().parents[1]
+REPORTS: Final = CHECKOUT / "build" / "reports"
+BIN: Final = Path(sys.executable).parent
+FOLDERS: Final = ("rules", "simulation", "servers", "contract", "processes", "node", "chart")
+"""Folders of tests/ in the order they run, quick ones first; others that hold tests follow."""
+
+NO_TESTS: Final = 5
+"""pytest's exit code where it found nothing to run."""
+
+
+class Count(msgspec.Struct):
+    """How many tests went which way."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def add(self, other: Count) -> None:
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+
+    def __str__(self) -> str:
+        text = f"{self.passed} passed, {self.failed} failed"
+        return f"{text}, {self.skipped} skipped" if self.skipped else text
+
+
+class Outcome(msgspec.Struct):
+    """How one phase went.
+
+    Attributes:
+        name: of the phase.
+        seconds: it took.
+        count: its tests.
+        failures: one line each; empty when it passed.
+    """
+
+    name: str
+    seconds: float
+    count: Count
+    failures: list[str]
+
+
+def run(*argv: str | Path) -> int:
+    """Runs a command in the checkout with our terminal and no input; returns its exit code."""
+    sys.stdout.flush()
+    return subprocess.run(argv, cwd=CHECKOUT, stdin=subprocess.DEVNULL, check=False).returncode
+
+
+def lint() -> tuple[Count, list[str]]:
+    """Style, types, layers, and whether generated files are what their source makes."""
+    checks: dict[str, list[str | Path]] = {
+        "ruff check": [BIN / "ruff", "check", "--quiet", "--output-format=concise", "."],
+        "ruff format": [BIN / "ruff", "format", "--quiet", "--check", "--output-format=concise", "."],
+        "mypy": [BIN / "mypy", "--no-error-summary"],
+        "import-linter": [BIN / "lint-imports", "--no-logo"],
+    }
+    if (CHECKOUT / "api" / "crd.py").exists():
+        checks["generated CRDs"] = [sys.executable, "-m", "api.crd", "--output", REPORTS / "crds"]
+    count, failures = Count(), []
+    for name, argv in checks.items():
+        code = run(*argv)
+        if name == "generated CRDs" and code == 0:
+            code = run("diff", "-r", "-u", CHECKOUT / "helm" / "spiderpool" / "crds", REPORTS / "crds")
+        count.add(Count(failed=1) if code else Count(passed=1))
+        if code:
+            failures.append(f"{name} exited {code}")
+    return count, failures
+
+
+def shim() -> tuple[Count, list[str]]:
+    """The executable that kubelet starts, for both architectures."""
+    if not (CHECKOUT / "cni" / "shim" / "build.py").exists():
+        return Count(), []
+    code = run(sys.executable, "-m", "cni.shim.build", "--output", "build/cni")
+    return Count(), [f"exited {code}"] if code else []
+
+
+def servers() -> tuple[Count, list[str]]:
+    """The executables of the real servers, so that no test waits for a compiler."""
+    code = run(sys.executable, "-m", "tests.servers")
+    return Count(), [f"exited {code}"] if code else []
+
+
+def pytest_folder(folder: str) -> tuple[Count, list[str]]:
+    """One folder of tests in a pytest of its own."""
+    report = REPORTS / f"{folder}.xml"
+    report.unlink(missing_ok=True)
+    code = run(sys.executable, "-m", "pytest", f"tests/{folder}", "--quiet", "--durations=3", f"--junit-xml={report}")
+    if code == NO_TESTS:
+        return Count(), []
+    count = counted(report)
+    if code and not count.failed:
+        count.failed = 1
+    return count, [f"pytest exited {code}: {count}"] if code else []
+
+
+def counted(report: Path) -> Count:
+    """Reads the counts of a JUnit report; nothing when pytest died before it wrote one."""
+    if not report.exists():
+        return Count()
+    total = Count()
+    for suite in ET.parse(report).getroot().iter("testsuite"):
+        tests, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
+        failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        total.add(Count(passed=max(0, tests - failed - skipped), failed=failed, skipped=skipped))
+    return total
+
+
+def test_folders() -> list[str]:
+    """The folders that hold tests, in the order they run."""
+    present = {path.relative_to(CHECKOUT / "tests").parts[0] for path in (CHECKOUT / "tests").glob("*/**/test_*.py")}
+    return [folder for folder in FOLDERS if folder in present] + sorted(present - set(FOLDERS))
+
+
+def perform(name: str) -> Outcome:
+    """Runs one phase with its two lines."""
+    print(f"=== {name}", flush=True)
+    start = time.monotonic()
+    match name:
+        case "lint":
+            count, failures = lint()
+        case "shim":
+            count, failures = shim()
+        case "servers":
+            count, failures = servers()
+        case _:
+            count, failures = pytest_folder(name.removeprefix("tests/"))
+    seconds = time.monotonic() - start
+    print(f"=== {name}: {'FAILED' if failures else 'ok'} in {seconds:.1f} s", flush=True)
+    return Outcome(name=name, seconds=seconds, count=count, failures=failures)
+
+
+def main() -> int:
+    """Runs the named phases, or all; exit code 1 when any failed."""
+    phases = ["lint", "shim", "servers", *(f"tests/{folder}" for folder in test_folders())]
+    parser = argparse.ArgumentParser(prog="tests.phases", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("phase", nargs="*", help=f"one of {', '.join(phases)}; all when none is named")
+    wanted = [name if name in phases else f"tests/{name}" for name in parser.parse_args().phase]
+    unknown = set(wanted) - set(phases)
+    if unknown:
+        parser.error(f"no phase {', '.join(sorted(unknown))}; there are {', '.join(phases)}")
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+
+    outcomes: list[Outcome] = []
+    for name in phases:
+        if wanted and name not in wanted:
+            continue
+        outcomes.append(perform(name))
+        if outcomes[-1].failures and name in {"shim", "servers"}:
+            break
+    summarise(outcomes)
+    return 1 if any(outcome.failures for outcome in outcomes) else 0
+
+
+def summarise(outcomes: list[Outcome]) -> None:
+    """Prints what failed and the total."""
+    total = Count()
+    print()
+    for outcome in outcomes:
+        total.add(outcome.count)
+        if outcome.failures and not outcome.count.failed:
+            total.failed += 1
+        verdict = "; ".join(outcome.failures) or "ok"
+        print(f"{outcome.seconds:8.1f} s  {outcome.name:<18} {verdict}")
+    print(f"{sum(outcome.seconds for outcome in outcomes):8.1f} s  in all")
+    print(total, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

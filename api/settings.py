@@ -1,0 +1,319 @@
+"""What the programs are told by their environment, their flags and the ConfigMap file. Pure parsing and validation.
+
+The environment names are Spiderpool's, so that a chart's values and a manifest's `env` carry over. A name that begins
+with SPIDERPOOL_ and is none of them, a value that does not fit, or a required name that is missing raises
+`SettingsError`, whose text is one line; the programs print it on stderr and exit with code 2.
+
+A setting is a field with an `Env` in its annotation: the tables of known names are read from the Structs. Names that
+are documented but have no effect in a program are accepted and listed in `notes`, each with its reason.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from api.configfile import DEFAULT_PATH, ConfigFile, SettingsError, did_you_mean, parse, shown
+from api.environment import OTHER_PROGRAMS, WITHOUT_EFFECT, check_opentelemetry, is_injected
+
+__all__ = [
+    "Address",
+    "AgentSettings",
+    "ControllerSettings",
+    "Flags",
+    "SettingsError",
+    "StandaloneSettings",
+    "load_agent",
+    "load_controller",
+    "load_standalone",
+    "parse_addresses",
+]
+
+LogLevel = Literal["debug", "info", "warn", "warning", "error", "dpanic", "panic", "fatal"]
+
+
+class Env(Struct, frozen=True):
+    """Marks a field: the environment name it comes from, other spellings of it, and what an error says is expected."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    expected: str = ""
+
+
+class Address(Struct, frozen=True):
+    """Where to dial: a host name or an address without brackets, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+_PORT = "a port number, 0 to 65535"  # 0: any free one
+_COUNT = "a whole number above 0"
+_SECONDS = "a number of seconds"
+_SECRETS = "/var/run/secrets/spiderpool"
+
+
+class Flags(Struct, frozen=True, kw_only=True):
+    """The flags of the command line that are settings. Empty: not given."""
+
+    config_path: str = ""
+    tls_server_cert: str = ""
+    tls_server_key: str = ""
+
+
+class _Common(Struct, frozen=True, kw_only=True):
+    """What both programs read."""
+
+    pod_namespace: Annotated[str, Env("SPIDERPOOL_POD_NAMESPACE", expected="the namespace of this pod")]
+    pod_name: Annotated[str, Env("SPIDERPOOL_POD_NAME", expected="the name of this pod")]
+    log_level: Annotated[LogLevel, Env("SPIDERPOOL_LOG_LEVEL", expected="one of debug, info, warn, error")] = "info"
+    enabled_metric: Annotated[bool, Env("SPIDERPOOL_ENABLED_METRIC")] = False
+    enabled_debug_metric: Annotated[bool, Env("SPIDERPOOL_ENABLED_DEBUG_METRIC")] = False
+    ippool_max_allocated_ips: Annotated[int, Meta(ge=1), Env("SPIDERPOOL_IPPOOL_MAX_ALLOCATED_IPS", (), _COUNT)] = 5000
+    """Records that one pool may hold."""
+    kubeconfig: Annotated[str, Env("KUBECONFIG")] = ""
+    """Path; empty: the credentials of the pod."""
+    state_dir: Annotated[str, Meta(pattern="^/"), Env("SPIDERPOOL_STATE_DIR", (), "an absolute path")] = (
+        "/var/lib/spiderpool"
+    )
+    """Path of a folder that survives a restart: the agent's journal, the embedded store."""
+    controller_addresses: Annotated[
+        tuple[Address, ...], Env("SPIDERPOOL_CONTROLLER_ADDRESSES", expected="host:port,... with IPv6 in brackets")
+    ] = ()
+    """The controller's replicas; empty: found by the EndpointSlices of the controller's Service."""
+    controller_token_file: Annotated[str, Env("SPIDERPOOL_CONTROLLER_TOKEN_FILE")] = f"{_SECRETS}/token"
+    """Path of the token that a client shows to a controller, with the audience `spiderpool-controller`."""
+    controller_ca_file: Annotated[str, Env("SPIDERPOOL_CONTROLLER_CA_FILE")] = f"{_SECRETS}/ca.crt"
+    """Path of the certificates that a client trusts a controller by."""
+    controller_name: Annotated[str, Env("SPIDERPOOL_CONTROLLER_NAME")] = "spiderpool-controller"
+    """Of the controller's Service and ServiceAccount, in `pod_namespace`."""
+    config: ConfigFile = ConfigFile()
+    """The ConfigMap file."""
+    notes: tuple[str, ...] = ()
+    """A line for every setting that was given and has no effect, for the log."""
+
+
+class AgentSettings(_Common, frozen=True, kw_only=True):
+    """Everything that `spiderpool-agent` is told."""
+
+    node_name: Annotated[str, Env("SPIDERPOOL_NODE_NAME", expected="the name of this node")]
+    enabled_rdma_metric: Annotated[bool, Env("SPIDERPOOL_ENABLED_RDMA_METRIC")] = False
+    health_port: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_HEALTH_PORT", (), _PORT)] = 5710
+    metric_http_port: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_METRIC_HTTP_PORT", (), _PORT)] = 5711
+    enabled_release_conflict_ips: Annotated[bool, Env("SPIDERPOOL_ENABLED_RELEASE_CONFLICT_IPS")] = True
+    multus_cluster_network: Annotated[str, Env("MULTUS_CLUSTER_NETWORK")] = ""
+    """``namespace/name`` of the network of every pod's first interface; empty: not configured."""
+
+
+class ControllerSettings(_Common, frozen=True, kw_only=True):
+    """Everything that `spiderpool-controller` is told."""
+
+    health_port: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_HEALTH_PORT", (), _PORT)] = 5720
+    metric_http_port: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_METRIC_HTTP_PORT", (), _PORT)] = 5721
+    webhook_port: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_WEBHOOK_PORT", (), _PORT)] = 5722
+    rpc_port: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_RPC_PORT", (), _PORT)] = 5723
+    """Where agents and other replicas connect."""
+    agent_name: Annotated[str, Env("SPIDERPOOL_AGENT_NAME")] = "spiderpool-agent"
+    """Of the agent's ServiceAccount, in `pod_namespace`: the only one that may ask for addresses."""
+    tls_server_cert: str = ""
+    """Path; by `--tls-server-cert`."""
+    tls_server_key: str = ""
+    """Path; by `--tls-server-key`."""
+    gc_ip_enabled: Annotated[bool, Env("SPIDERPOOL_GC_IP_ENABLED")] = True
+    gc_terminating_pod_on_ready_node: Annotated[
+        bool, Env("SPIDERPOOL_GC_STATELESS_TERMINATING_POD_ON_READY_NODE_ENABLED")
+    ] = True
+    gc_terminating_pod_on_not_ready_node: Annotated[
+        bool, Env("SPIDERPOOL_GC_STATELESS_TERMINATING_POD_ON_NOT_READY_NODE_ENABLED")
+    ] = True
+    gc_running_pod_without_addresses: Annotated[
+        bool, Env("SPIDERPOOL_GC_ENABLE_STATELESS_RUNNING_POD_ON_EMPTY_POD_STATUS_IPS")
+    ] = False
+    gc_interval: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_GC_DEFAULT_INTERVAL_DURATION", (), _SECONDS)] = 600.0
+    """Seconds between two audits."""
+    gc_additional_grace: Annotated[float, Meta(ge=0), Env("SPIDERPOOL_GC_ADDITIONAL_GRACE_DELAY", (), _SECONDS)] = 0.0
+    """Seconds that are added to a pod's own grace period."""
+    leader_duration: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_LEADER_DURATION", (), _SECONDS)] = 15.0
+    leader_renew_deadline: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_LEADER_RENEW_DEADLINE", (), _SECONDS)] = 10.0
+    leader_retry_period: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_LEADER_RETRY_PERIOD", (), _SECONDS)] = 2.0
+    coordinator_enabled: Annotated[bool, Env("SPIDERPOOL_COORDINATOR_ENABLED")] = False
+    coordinator_name: Annotated[
+        str, Env("SPIDERPOOL_COORDINATOR_DEFAULT_NAME", ("SPIDERPOOL_COORDINATOR_DEAFULT_NAME",))
+    ] = "default"
+    cni_config_dir: Annotated[str, Env("SPIDERPOOL_CNI_CONFIG_DIR")] = "/etc/cni/net.d"
+    multus_config_enabled: Annotated[bool, Env("SPIDERPOOL_MULTUS_CONFIG_ENABLED")] = False
+    cilium_configmap: Annotated[str, Env("SPIDERPOOL_CILIUM_CONFIGMAP_NAMESPACE_NAME")] = "kube-system/cilium-config"
+    """``namespace/name``."""
+    controller_deployment_name: Annotated[str, Env("SPIDERPOOL_CONTROLLER_DEPLOYMENT_NAME")] = "spiderpool-controller"
+
+
+class StandaloneSettings(Struct, frozen=True, kw_only=True):
+    """What `spiderpool-standalone` is told: both programs' settings from one environment."""
+
+    agent: AgentSettings
+    controller: ControllerSettings
+    notes: tuple[str, ...] = ()
+    """Of the settings that have no effect on either half."""
+
+
+def load_agent(environ: Mapping[str, str], file_text: str | None = None, flags: Flags | None = None) -> AgentSettings:
+    """The agent's settings. `file_text` is what `flags.config_path` holds, None if there is no such file.
+
+    Raises `SettingsError`.
+    """
+    return _load(AgentSettings, environ, file_text, flags or Flags())
+
+
+def load_controller(
+    environ: Mapping[str, str], file_text: str | None = None, flags: Flags | None = None
+) -> ControllerSettings:
+    """The controller's settings, as `load_agent`. Raises `SettingsError`."""
+    given = flags or Flags()
+    if bool(given.tls_server_cert) != bool(given.tls_server_key):
+        missing = "--tls-server-key" if given.tls_server_cert else "--tls-server-cert"
+        message = f"{missing} is missing: a certificate and its key go together"
+        raise SettingsError(message)
+    return _load(
+        ControllerSettings,
+        environ,
+        file_text,
+        given,
+        tls_server_cert=given.tls_server_cert,
+        tls_server_key=given.tls_server_key,
+    )
+
+
+def load_standalone(
+    environ: Mapping[str, str], file_text: str | None = None, flags: Flags | None = None
+) -> StandaloneSettings:
+    """Both programs' settings for one process; the names of node and pod have defaults here. Raises `SettingsError`."""
+    full = {**_STANDALONE_DEFAULTS, **{name: value for name, value in environ.items() if value}}
+    agent, controller = load_agent(full, file_text, flags), load_controller(full, file_text, flags)
+    notes = tuple(note for note in agent.notes if note in controller.notes)
+    return StandaloneSettings(agent=agent, controller=controller, notes=notes)
+
+
+_STANDALONE_DEFAULTS = {
+    "SPIDERPOOL_POD_NAMESPACE": "spiderpool",
+    "SPIDERPOOL_POD_NAME": "spiderpool-standalone",
+    "SPIDERPOOL_NODE_NAME": "localhost",
+}
+
+
+def parse_addresses(text: str) -> tuple[Address, ...]:
+    """The addresses of ``host:port,...``, IPv6 in brackets. Raises ValueError that quotes the part that is wrong."""
+    return tuple(_address(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _address(part: str) -> Address:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:\[\]/]+)):([0-9]{1,5})", part, re.ASCII)
+    if match is None or not 0 < int(match[3]) <= 65535 or (match[1] and ":" not in match[1]):
+        message = f"{part!r} is no host:port"
+        raise ValueError(message)
+    return Address(match[1] or match[2], int(match[3]))
+
+
+# ---------------------------------------------------------------- loading
+
+
+class _Setting(Struct, frozen=True):
+    """A field that the environment fills."""
+
+    field: str
+    env: Env
+    type: Any
+    required: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.env.name, *self.env.aliases)
+
+
+def _settings(kind: type[Struct]) -> tuple[_Setting, ...]:
+    hints = get_type_hints(kind, include_extras=True)
+    return tuple(
+        _Setting(field.name, env, hints[field.name], field.required)
+        for field in msgspec.structs.fields(kind)
+        if get_origin(hints[field.name]) is Annotated
+        for env in get_args(hints[field.name])[1:]
+        if isinstance(env, Env)
+    )
+
+
+AGENT = _settings(AgentSettings)
+CONTROLLER = _settings(ControllerSettings)
+_PROGRAM = {AgentSettings: ("spiderpool-agent", AGENT), ControllerSettings: ("spiderpool-controller", CONTROLLER)}
+
+KNOWN = frozenset(
+    {name for setting in (*AGENT, *CONTROLLER) for name in setting.names} | set(WITHOUT_EFFECT) | OTHER_PROGRAMS
+)
+"""Every name that is documented, for whichever program."""
+
+
+def _load[T: (AgentSettings, ControllerSettings)](
+    kind: type[T], environ: Mapping[str, str], file_text: str | None, flags: Flags, **more: Any
+) -> T:
+    program, settings = _PROGRAM[kind]
+    given = {name: text for name, text in environ.items() if text and not is_injected(name, environ, known=KNOWN)}
+    own = {name for setting in settings for name in setting.names}
+    notes = []
+    for name in sorted(given):
+        if name.startswith("SPIDERPOOL_") and name not in KNOWN:
+            hint = did_you_mean(name, tuple(sorted(KNOWN)))
+            message = f"{name}={shown(given[name])} is not a setting{hint}"
+            raise SettingsError(message)
+        if name in WITHOUT_EFFECT:
+            notes.append(f"{name} has no effect: {WITHOUT_EFFECT[name]}")
+        elif name in KNOWN - own - OTHER_PROGRAMS:
+            notes.append(f"{name} has no effect on {program}")
+    check_opentelemetry(given)
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name = _spelling(setting, given)
+        if name:
+            values[setting.field] = _value(setting, name, given[name])
+        elif setting.required:
+            message = f"{setting.env.name} is missing: {program} needs {setting.env.expected}"
+            raise SettingsError(message)
+    return kind(**values, config=parse(file_text, path=flags.config_path or DEFAULT_PATH), notes=tuple(notes), **more)
+
+
+def _spelling(setting: _Setting, given: Mapping[str, str]) -> str:
+    """The name under which a setting was given; empty if it was not. Two spellings must agree."""
+    found = [name for name in setting.names if name in given]
+    for other in found[1:]:
+        if given[other] != given[found[0]]:
+            message = f"{other}={shown(given[other])} contradicts {found[0]}={shown(given[found[0]])}"
+            raise SettingsError(message)
+    return found[0] if found else ""
+
+
+def _value(setting: _Setting, name: str, text: str) -> Any:
+    try:
+        return _convert(text.strip(), setting.type)
+    except ValueError:
+        message = f"{name}={shown(text)}: expected {setting.env.expected or 'true or false'}"
+        raise SettingsError(message) from None
+
+
+def _convert(text: str, annotated: Any) -> Any:
+    kind = get_args(annotated)[0]
+    if kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise ValueError(text)
+        return _BOOLEANS[text.lower()]
+    if get_origin(kind) is tuple:
+        return parse_addresses(text)
+    value = msgspec.convert(text, annotated, strict=False)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}

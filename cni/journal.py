@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from api.wire import PodRef
 from cni.errors import IoFailure
 from cni.protocol import Role
 from cni.result import Result
@@ -33,14 +34,6 @@ class State(StrEnum):
     """The runtime has, or will have, the result."""
     RELEASING = "releasing"
     """The addresses are still owed to the controller."""
-
-
-class PodRef(Struct, frozen=True, kw_only=True):
-    """Whose sandbox it is."""
-
-    namespace: str
-    name: str
-    uid: str = ""
 
 
 class Key(Struct, frozen=True, order=True):

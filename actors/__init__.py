@@ -1,0 +1,1 @@
+"""Who does what: one file per actor, and the supervision trees of the programs."""

@@ -1,0 +1,73 @@
+"""What a controller replica sees of the cluster: one reflector per kind, and the allocator's view of their snapshots.
+
+Snapshots lag. They choose candidates and save reads; nothing is refused or freed on their word alone.
+"""
+
+from collections.abc import Mapping
+
+from actors.allocator import View
+from api.core import Namespace, Node, Pod
+from api.ippool import SpiderIPPool
+from api.kinds import IPPOOL, NAMESPACE, NODE, POD, RESERVEDIP
+from api.reservedip import SpiderReservedIP
+from ipam.ranges import RangeError, Ranges, parse_ranges
+from runtime.actor import System
+from runtime.store.port import Store
+from runtime.store.reflector import Reflector
+from runtime.supervision import Supervisor
+
+
+class Cluster:
+    """The reflectors of a replica. Add them to a supervisor with `supervise`, then wait for `synced`."""
+
+    def __init__(self, store: Store, system: System) -> None:
+        """Nothing is read before the supervisor runs."""
+        self.pools: Reflector[SpiderIPPool] = Reflector(store, IPPOOL, random=system.random)
+        self.pods: Reflector[Pod] = Reflector(store, POD, random=system.random)
+        self.namespaces: Reflector[Namespace] = Reflector(store, NAMESPACE, random=system.random)
+        self.nodes: Reflector[Node] = Reflector(store, NODE, random=system.random)
+        self.reserved_ips: Reflector[SpiderReservedIP] = Reflector(store, RESERVEDIP, random=system.random)
+
+    def supervise(self, supervisor: Supervisor) -> None:
+        """Make every reflector a child of `supervisor`."""
+        for name, reflector in (
+            ("ippools", self.pools),
+            ("pods", self.pods),
+            ("namespaces", self.namespaces),
+            ("nodes", self.nodes),
+            ("reservedips", self.reserved_ips),
+        ):
+            supervisor.add_service(name, reflector.run)
+
+    async def synced(self) -> None:
+        """Return when every kind has been listed once."""
+        for reflector in (self.pools, self.pods, self.namespaces, self.nodes, self.reserved_ips):
+            await reflector.synced()
+
+    def view(self) -> View:
+        """The allocator's window on the snapshots."""
+        return View(
+            pools=self._pools,
+            pod=lambda namespace, name: self.pods.snapshot.get(name, namespace=namespace),
+            namespace=self.namespaces.snapshot.get,
+            node=self.nodes.snapshot.get,
+        )
+
+    def reserved(self, version: int) -> Ranges:
+        """The addresses of an IP version that SpiderReservedIPs take out of every pool.
+
+        One that does not parse (it was there before any webhook) is left out rather than stopping every pool.
+        """
+        texts: list[str] = []
+        for item in self.reserved_ips.snapshot.values():
+            if item.metadata.deletion_timestamp is not None:
+                continue
+            try:
+                parse_ranges(item.spec.ips, version)
+            except RangeError:
+                continue
+            texts += item.spec.ips
+        return parse_ranges(texts, version)
+
+    def _pools(self) -> Mapping[str, SpiderIPPool]:
+        return {pool.metadata.name: pool for pool in self.pools.snapshot.values()}

@@ -1,0 +1,254 @@
+"""The actor of this node: takes CNI calls, keeps one sandbox actor per container, and brings the journal and the kernel
+together when the agent starts.
+
+Messages: `Invoke` from the socket server; `Recovered`, `Forwarded`, `ForwardFailed` from its own work. State: the sandbox
+actors by container id. Persists: nothing itself. Answers: what the sandbox actor answers.
+
+Before it serves, it deals with what a crash left: interfaces that were being added are taken down and their addresses
+given back; those whose namespace is gone (a reboot) are given back.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import assert_never
+
+import msgspec
+from msgspec import Struct
+
+from actors.controllers import Controllers
+from actors.disk import Journal
+from actors.outbox import Message as OutboxMessage
+from actors.outbox import Owe
+from actors.sandbox import Attach, Detach, SandboxActor, Verify
+from actors.sandbox import Message as SandboxMessage
+from api.wire import Inquire, Ready
+from cni.errors import CniError, InvalidConfig, NotReady, TryAgainLater
+from cni.journal import JournalEntry, State
+from cni.kernel import Kernel
+from cni.protocol import Invocation, PodArgs, Role, Verb
+from cni.result import Result
+from runtime.actor import LATER, Actor, Question, Ref
+from runtime.envelope import Envelope, Reply
+from runtime.errors import ActorError
+from runtime.supervision import Supervisor
+from runtime.transport.port import TransportError
+
+_log = logging.getLogger(__name__)
+
+_CALL_SECONDS = 60.0
+"""The longest that one CNI call may take; kubelet's own limit is 2 minutes."""
+_STATUS_SECONDS = 2.0
+
+
+class Invoke(Question["Result | None"], frozen=True, tag=True):
+    """One CNI call."""
+
+    invocation: Invocation
+
+
+class Recovered(Struct, frozen=True, tag=True):
+    """Journal and kernel agree; `entries` are the interfaces that stand."""
+
+    entries: list[JournalEntry]
+
+
+class Forwarded(Struct, frozen=True, tag=True):
+    """A call has ended."""
+
+    number: int
+    result: Result | None
+
+
+class ForwardFailed(Struct, frozen=True, tag=True):
+    """A call has failed."""
+
+    number: int
+    error: Exception
+
+
+class Retired(Struct, frozen=True, tag=True):
+    """The actor of a container without interfaces has ended."""
+
+    container_id: str
+
+
+Message = Invoke | Recovered | Forwarded | ForwardFailed | Retired
+
+
+class NodeActor(Actor[Message]):
+    """See the module."""
+
+    capacity = 4096
+
+    def __init__(
+        self,
+        *,
+        sandboxes: Supervisor,
+        kernel: Kernel,
+        journal: Journal,
+        controllers: Controllers,
+        outbox: Ref[OutboxMessage],
+        ready: Callable[[], None],
+    ) -> None:
+        """`sandboxes` gets a child for every container; `ready` is called when the journal has been dealt with."""
+        self._sandboxes = sandboxes
+        self._kernel = kernel
+        self._journal = journal
+        self._controllers = controllers
+        self._outbox = outbox
+        self._ready = ready
+        self._refs: dict[str, Ref[SandboxMessage]] = {}
+        self._entries: dict[str, dict[str, JournalEntry]] = {}
+        self._calls: dict[int, tuple[Envelope, str]] = {}
+        self._number = 0
+
+    def __repr__(self) -> str:
+        return f"<NodeActor {len(self._refs)} sandboxes, {len(self._calls)} calls>"
+
+    def started(self) -> None:
+        """Nothing is served before the journal has been dealt with."""
+        self.hold()
+        self.pipe(self._recover(), Recovered)
+
+    def handle(self, message: Message, envelope: Envelope) -> object:
+        """Forward a call to its container's actor, and its answer to the caller."""
+        match message:
+            case Invoke(invocation):
+                self._number += 1
+                number = self._number
+                self._calls[number] = (envelope, invocation.container_id)
+                self.pipe(
+                    self._serve(invocation),
+                    lambda result: Forwarded(number, result),
+                    failed=lambda error: ForwardFailed(number, error),
+                    on_behalf=envelope,
+                )
+                return LATER
+            case Recovered(entries):
+                for entry in entries:
+                    self._entries.setdefault(entry.container_id, {})[entry.ifname] = entry
+                self._ready()
+                self.release()
+            case Forwarded(number, result):
+                self._end(number).resolve(result)
+            case ForwardFailed(number, error):
+                self._end(number).fail(error)
+            case Retired():
+                pass
+            case _:
+                assert_never(message)
+        return None
+
+    def _end(self, number: int) -> Reply:
+        """The caller's end of a call that is over. A container without interfaces and calls needs no actor."""
+        envelope, container_id = self._calls.pop(number)
+        busy = any(other == container_id for _, other in self._calls.values())
+        if container_id and not busy and not self._entries.get(container_id) and container_id in self._refs:
+            del self._refs[container_id]
+            self._entries.pop(container_id, None)
+            self.pipe(self._sandboxes.remove(container_id), lambda _: Retired(container_id))
+        assert envelope.reply is not None
+        return envelope.reply
+
+    async def _serve(self, invocation: Invocation) -> Result | None:
+        match invocation.verb:
+            case Verb.ADD:
+                return await self._sandbox(invocation).ask(Attach(invocation), timeout=_CALL_SECONDS)
+            case Verb.CHECK:
+                return await self._sandbox(invocation).ask(Verify(invocation), timeout=_CALL_SECONDS)
+            case Verb.DEL:
+                return await self._sandbox(invocation).ask(Detach(invocation), timeout=_CALL_SECONDS)
+            case Verb.GC:
+                return await self._collect(invocation)
+            case Verb.STATUS:
+                return await self._status()
+            case Verb.VERSION:
+                return None  # the shim answers this one itself
+            case _:
+                assert_never(invocation.verb)
+
+    def _sandbox(self, invocation: Invocation) -> Ref[SandboxMessage]:
+        container_id = invocation.container_id
+        ref = self._refs.get(container_id)
+        if ref is None:
+            entries = self._entries.setdefault(container_id, {})
+            ref = self._refs[container_id] = self._sandboxes.add_actor(
+                container_id,
+                lambda: SandboxActor(
+                    container_id,
+                    kernel=self._kernel,
+                    journal=self._journal,
+                    controllers=self._controllers,
+                    outbox=self._outbox,
+                    entries=entries,
+                ),
+                capacity=SandboxActor.capacity,
+            )
+        return ref
+
+    async def _collect(self, invocation: Invocation) -> None:
+        """GC: take down every interface of this network that the runtime does not list."""
+        valid = invocation.conf.valid_attachments
+        if valid is None:
+            msg = "cni.dev/valid-attachments: missing from the network configuration, GC needs it"
+            raise InvalidConfig(msg)
+        keep = {(attachment.container_id, attachment.ifname) for attachment in valid}
+        failures: list[str] = []
+        for container_id, entries in list(self._entries.items()):
+            for ifname, entry in list(entries.items()):
+                if entry.network != invocation.conf.name or (container_id, ifname) in keep:
+                    continue
+                gone = msgspec.structs.replace(
+                    invocation,
+                    verb=Verb.DEL,
+                    container_id=container_id,
+                    ifname=ifname,
+                    netns=entry.netns,
+                    role=entry.role,
+                    args=PodArgs(namespace=entry.pod.namespace, name=entry.pod.name, uid=entry.pod.uid),
+                )
+                try:
+                    await self._sandbox(gone).ask(Detach(gone), timeout=_CALL_SECONDS)
+                except (CniError, ActorError) as error:
+                    failures.append(f"{container_id} {ifname}: {error}")
+        if failures:
+            msg = f"GC of network {invocation.conf.name} left {len(failures)} attachments"
+            raise TryAgainLater(msg, "; ".join(failures))
+
+    async def _status(self) -> None:
+        """STATUS: whether a controller would take an ADD."""
+        try:
+            answer = await self._controllers.ask(Inquire(), deadline=self.system.clock.now() + _STATUS_SECONDS)
+        except TransportError as error:
+            msg = "no controller answers"
+            raise NotReady(msg, str(error)) from error
+        if not isinstance(answer, Ready):
+            msg = "the controller is not ready"
+            raise NotReady(msg, str(answer))
+
+    async def _recover(self) -> list[JournalEntry]:
+        """Bring journal and kernel together; returns what stands."""
+        standing: list[JournalEntry] = []
+        for entry in await self._journal.load():
+            if entry.state is State.RELEASING:
+                continue  # the outbox has read it too
+            if entry.state is State.ADDED and await self._kernel.netns_exists(entry.netns):
+                standing.append(entry)
+                continue
+            _log.warning(
+                "taking down %s of container %s (pod %s): %s",
+                entry.ifname,
+                entry.container_id,
+                entry.pod,
+                "its ADD was cut short" if entry.state is State.ADDING else f"{entry.netns} is gone",
+            )
+            try:
+                if entry.role is Role.MAIN and entry.netns:
+                    await self._kernel.detach_link(entry.netns, entry.ifname)
+                owed = msgspec.structs.replace(entry, state=State.RELEASING)
+                await self._journal.put(owed)
+                self._outbox.tell(Owe(owed))
+            except CniError as error:
+                _log.error("could not take down %s of %s: %s", entry.ifname, entry.container_id, error)
+                standing.append(entry)
+        return standing

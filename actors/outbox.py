@@ -1,0 +1,189 @@
+"""The outbox: releases that this node owes the controller, kept until they are acknowledged.
+
+Messages: `Owe` and `Settle` from sandbox actors, `Done` and `Failed` from its own requests, `Look` from its timer. State:
+the owed entries by container and interface. Persists: nothing itself; every entry it holds stands in the node's journal
+as "releasing" before it comes here and leaves the journal when the controller has acknowledged. Answers: `Settle` when
+nothing is owed for that interface any more.
+
+An address is free only when no link carries it (the pool would hand it out while a packet can still leave with it). Our
+own DEL removes the link first. Under a foreign main plugin the link goes after us, so the entry waits here until the
+kernel shows that link or namespace is gone.
+
+What a crash leaves: the journal entry. The next agent puts it back into its outbox. A release that was carried out twice
+finds nothing the second time.
+"""
+
+import logging
+from typing import assert_never
+
+from msgspec import Struct
+
+from actors.controllers import Controllers
+from actors.disk import Journal
+from api.wire import Rejected, Release, Released
+from cni.journal import JournalEntry, Key, State
+from cni.kernel import Kernel
+from runtime.actor import LATER, Actor, Question
+from runtime.envelope import Envelope
+from runtime.transport.port import TransportError
+
+_log = logging.getLogger(__name__)
+
+_REQUEST_SECONDS = 10.0
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 5.0
+
+
+class Owe(Struct, frozen=True, tag=True):
+    """Release what this entry holds, once the kernel carries it no more. The journal has it as "releasing"."""
+
+    entry: JournalEntry
+
+
+class Settle(Question[None], frozen=True, tag=True):
+    """Answered when nothing is owed for this container's interface."""
+
+    key: Key
+
+
+class Inspect(Question[int], frozen=True, tag=True):
+    """How many releases are owed."""
+
+
+class Done(Struct, frozen=True, tag=True):
+    """The controller has acknowledged, and the journal has forgotten."""
+
+    key: Key
+
+
+class Failed(Struct, frozen=True, tag=True):
+    """Not yet: the link is still there, or the controller did not answer."""
+
+    key: Key
+    why: str
+
+
+class Look(Struct, frozen=True, tag=True):
+    """A pause is over."""
+
+    key: Key
+
+
+class Loaded(Struct, frozen=True, tag=True):
+    """The journal was read."""
+
+    entries: list[JournalEntry]
+
+
+Message = Owe | Settle | Inspect | Done | Failed | Look | Loaded
+
+
+class _Owed(Struct):
+    entry: JournalEntry
+    pause: float = _FIRST_PAUSE_SECONDS
+
+
+class _NotYet(Exception):  # noqa: N818
+    """The release has to wait; the text says for what."""
+
+
+class OutboxActor(Actor[Message]):
+    """See the module."""
+
+    capacity = 65536
+
+    def __init__(self, *, kernel: Kernel, journal: Journal, controllers: Controllers) -> None:
+        """All three are ports; the actor itself touches nothing."""
+        self._kernel = kernel
+        self._journal = journal
+        self._controllers = controllers
+        self._owed: dict[Key, _Owed] = {}
+        self._waiting: dict[Key, list[Envelope]] = {}
+
+    def __repr__(self) -> str:
+        return f"<OutboxActor {len(self._owed)} owed>"
+
+    def started(self) -> None:
+        """A new life begins with what the journal says is owed."""
+        self.pipe(self._journal.load(), Loaded)
+
+    def handle(self, message: Message, envelope: Envelope) -> object:
+        """Try at once, then again after growing pauses."""
+        match message:
+            case Loaded(entries):
+                for entry in entries:
+                    if entry.state is State.RELEASING:
+                        self._take(entry, envelope)
+            case Owe(entry):
+                self._take(entry, envelope)
+            case Settle(key):
+                if key not in self._owed:
+                    return None
+                self._waiting.setdefault(key, []).append(envelope)
+                return LATER
+            case Inspect():
+                return len(self._owed)
+            case Done(key):
+                self._owed.pop(key, None)
+                for waiting in self._waiting.pop(key, []):
+                    if waiting.reply is not None:
+                        waiting.reply.resolve(None)
+            case Failed(key, why):
+                owed = self._owed.get(key)
+                if owed is not None:
+                    _log.info("release of %s %s waits: %s", key.container_id, key.ifname, why)
+                    self.timers.start(f"{key.container_id}/{key.ifname}", owed.pause, Look(key))
+                    owed.pause = min(owed.pause * 2, _LONGEST_PAUSE_SECONDS)
+            case Look(key):
+                self._try(key, None)
+            case _:
+                assert_never(message)
+        return None
+
+    def _take(self, entry: JournalEntry, envelope: Envelope) -> None:
+        key = entry.key
+        if key not in self._owed:
+            self._owed[key] = _Owed(entry)
+            self._try(key, envelope)
+
+    def _try(self, key: Key, envelope: Envelope | None) -> None:
+        owed = self._owed.get(key)
+        if owed is not None:
+            self.pipe(
+                self._release(owed.entry),
+                lambda _: Done(key),
+                failed=lambda error: Failed(key, why=str(error)),
+                on_behalf=envelope,
+            )
+
+    async def _release(self, entry: JournalEntry) -> None:
+        if entry.netns and await self._kernel.carries(entry.netns, entry.ifname, entry.addresses):
+            msg = f"a link in {entry.netns} still carries {', '.join(entry.addresses) or entry.ifname}"
+            raise _NotYet(msg)
+        await release(self._controllers, entry, deadline=self.system.clock.now() + _REQUEST_SECONDS)
+        await self._journal.remove(entry.key)
+
+
+async def release(controllers: Controllers, entry: JournalEntry, *, deadline: float) -> Released:
+    """Have the controller free what an entry holds. Raises `TransportError` when that has to be tried again."""
+    answer = await controllers.ask(
+        Release(
+            pod=entry.pod,
+            nic=entry.ifname,
+            container_id=entry.container_id,
+            pools=tuple(dict.fromkeys(entry.pools)),
+        ),
+        deadline=deadline,
+    )
+    match answer:
+        case Released():
+            return answer
+        case Rejected(message, retry):
+            if retry:
+                raise TransportError(message)
+            # Not ours to free, says the controller; its audit log has it. Asking again would change nothing.
+            _log.error("release of %s for pod %s was refused: %s", entry.ifname, entry.pod, message)
+            return Released()
+        case _:
+            msg = f"a controller answered a release with {type(answer).__name__}"
+            raise TransportError(msg)

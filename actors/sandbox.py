@@ -1,0 +1,372 @@
+"""The actor of one pod sandbox on this node: does ADD, CHECK and DEL of that container one after the other.
+
+Messages: `Attach`, `Verify` and `Detach` from the node actor, `Finished` from its own work. State: the container's journal
+entries by interface. Persists: one journal entry an interface, as "adding" before anything is asked or built, as "added"
+with the result before the runtime is answered, as "releasing" from the moment the link is gone. Answers: when the kernel
+and the journal agree with the answer.
+
+What a crash leaves: with "adding", possibly a link and possibly records, which the next agent takes down and gives back
+before it serves; with "added", a working interface; with "releasing", records that the outbox gives back.
+
+An ADD builds the link while the address is being allocated. A failed one is undone in reverse, and what the controller
+may still hold is given back by the outbox.
+"""
+
+import logging
+from typing import assert_never
+
+import anyio
+import msgspec
+from msgspec import Struct
+
+from actors.controllers import Controllers
+from actors.disk import Journal
+from actors.outbox import Message as OutboxMessage
+from actors.outbox import Owe, Settle
+from api.wire import Allocate, Allocated, PodRef, Rejected
+from cni.errors import (
+    AllocationRefused,
+    CniError,
+    InterfaceExists,
+    InternalError,
+    StateDiffers,
+    TryAgainLater,
+    UnknownContainer,
+)
+from cni.journal import JournalEntry, Key, State
+from cni.kernel import Kernel
+from cni.plan import LinkPlan, LinkState, address_plan, link_plan
+from cni.protocol import Invocation, PodArgs, Role
+from cni.result import Interface, IpConfig, Result, RouteConfig
+from runtime.actor import LATER, Actor, Question, Ref
+from runtime.envelope import Envelope
+from runtime.errors import ActorError
+from runtime.transport.port import TransportError, Unreachable
+from telemetry import traces
+
+_log = logging.getLogger(__name__)
+
+ALLOCATE_SECONDS = 20.0
+"""How long an ADD waits for addresses. kubelet gives the whole sandbox 2 minutes and then tries again anyway."""
+_SETTLE_SECONDS = 5.0
+"""How long an ADD waits for an earlier DEL of the same interface to be over."""
+_UNDO_SECONDS = 10.0
+
+
+class Attach(Question[Result], frozen=True, tag=True):
+    """ADD."""
+
+    invocation: Invocation
+
+
+class Verify(Question[None], frozen=True, tag=True):
+    """CHECK."""
+
+    invocation: Invocation
+
+
+class Detach(Question[None], frozen=True, tag=True):
+    """DEL."""
+
+    invocation: Invocation
+
+
+class Finished(Struct, frozen=True, tag=True):
+    """The work for one message has ended, with a result or an error."""
+
+    result: Result | None = None
+    error: Exception | None = None
+
+
+Message = Attach | Verify | Detach | Finished
+
+
+class SandboxActor(Actor[Message]):
+    """See the module."""
+
+    capacity = 16
+    """A runtime calls one verb at a time for a container; more than a few waiting are repetitions."""
+
+    def __init__(
+        self,
+        container_id: str,
+        *,
+        kernel: Kernel,
+        journal: Journal,
+        controllers: Controllers,
+        outbox: Ref[OutboxMessage],
+        entries: dict[str, JournalEntry],
+    ) -> None:
+        """`entries` is what the journal held of this container, by interface; the actor keeps it up to date."""
+        self._container_id = container_id
+        self._kernel = kernel
+        self._journal = journal
+        self._controllers = controllers
+        self._outbox = outbox
+        self._entries = entries
+        self._asker: Envelope | None = None
+
+    def __repr__(self) -> str:
+        held = {ifname: entry.state for ifname, entry in self._entries.items()}
+        return f"<SandboxActor {self._container_id[:12]} {held}{' busy' if self._asker else ''}>"
+
+    def handle(self, message: Message, envelope: Envelope) -> object:
+        """Begin one verb and hold the next ones until it has ended."""
+        match message:
+            case Attach(invocation):
+                work = self._attach(invocation)
+            case Verify(invocation):
+                work = self._verify(invocation)
+            case Detach(invocation):
+                work = self._detach(invocation)
+            case Finished(result, error):
+                asker, self._asker = self._asker, None
+                self.release()
+                if asker is not None and asker.reply is not None:
+                    if error is None:
+                        asker.reply.resolve(result)
+                    else:
+                        asker.reply.fail(error)
+                return None
+            case _:
+                assert_never(message)
+        self._asker = envelope
+        self.hold()
+        self.pipe(work, Finished, failed=lambda error: Finished(error=error), on_behalf=envelope)
+        return LATER
+
+    # -- ADD -----------------------------------------------------------------------------------------------------------
+
+    async def _attach(self, invocation: Invocation) -> Result:
+        ifname = invocation.ifname
+        known = self._entries.get(ifname)
+        if known is not None:
+            if known.result is not None and known.netns == invocation.netns and await self._intact(known):
+                return known.result
+            # Left over from an ADD that could not be undone, or of a namespace that was rebuilt: that goes first.
+            await self._take_down(known)
+        await self._settle(ifname)
+        if invocation.role is Role.MAIN and await self._kernel.inspect(invocation.netns, ifname) is not None:
+            msg = f"CNI_IFNAME: {ifname} exists already in {invocation.netns}"
+            raise InterfaceExists(msg, "an interface of that name was made by somebody else")
+        plan = link_plan(invocation) if invocation.role is Role.MAIN else None
+        entry = self._entry(invocation)
+        await self._put(entry)
+        try:
+            link, allocated = await self._build(invocation, plan)
+            result = _result(invocation, link, allocated)
+            if link is not None:
+                with traces.span("link.configure"):
+                    await self._kernel.configure(invocation.netns, ifname, address_plan(result))
+            entry = msgspec.structs.replace(
+                entry,
+                state=State.ADDED,
+                pod=msgspec.structs.replace(entry.pod, uid=allocated.pod_uid),
+                kind=link.kind if link is not None else "",
+                mac=link.mac if link is not None else "",
+                addresses=tuple(a.address for a in allocated.addresses),
+                pools=tuple(a.pool for a in allocated.addresses),
+                result=result,
+                changed_ns=self._wall_ns(),
+            )
+            await self._put(entry)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
+                await self._undo(entry, asked=not _never_sent(error))
+            raise _as_cni(error, invocation) from error
+        return result
+
+    async def _build(self, invocation: Invocation, plan: LinkPlan | None) -> tuple[LinkState | None, Allocated]:
+        """Link and addresses at the same time."""
+        link: LinkState | None = None
+        allocated: Allocated | None = None
+
+        async def make(wanted: LinkPlan) -> None:
+            nonlocal link
+            with traces.span("link.create"):
+                link = await self._kernel.attach_link(wanted)
+
+        async def ask() -> None:
+            nonlocal allocated
+            allocated = await self._ask(invocation)
+
+        async with anyio.create_task_group() as group:
+            if plan is not None:
+                group.start_soon(make, plan)
+            group.start_soon(ask)
+        assert allocated is not None
+        return link, allocated
+
+    async def _ask(self, invocation: Invocation) -> Allocated:
+        ipam = invocation.conf.ipam
+        answer = await self._controllers.ask(
+            Allocate(
+                pod=_pod(invocation.args),
+                nic=invocation.ifname,
+                container_id=invocation.container_id,
+                default_ipv4=ipam.default_ipv4_ippool,
+                default_ipv6=ipam.default_ipv6_ippool,
+                clean_gateway=ipam.clean_gateway,
+            ),
+            deadline=self.system.clock.now() + ALLOCATE_SECONDS,
+        )
+        match answer:
+            case Allocated():
+                return answer
+            case Rejected(message, retry, _, explanation):
+                details = "" if explanation is None else str(explanation)
+                raise _Rejected(TryAgainLater(message, details) if retry else AllocationRefused(message, details))
+            case _:
+                msg = f"a controller answered an allocation with {type(answer).__name__}"
+                raise InternalError(msg)
+
+    async def _undo(self, entry: JournalEntry, *, asked: bool) -> None:
+        """Take the link away and see to it that the addresses go back."""
+        try:
+            if entry.role is Role.MAIN and entry.netns:
+                await self._kernel.detach_link(entry.netns, entry.ifname)
+            if asked:
+                await self._owe(entry)
+            else:
+                await self._remove(entry.ifname)
+        except (CniError, ActorError) as error:
+            # The entry stays as "adding": a DEL or the next start of the agent goes on from here.
+            _log.warning("could not undo %s of %s: %s", entry.ifname, entry.container_id, error)
+
+    async def _settle(self, ifname: str) -> None:
+        try:
+            await self._outbox.ask(
+                Settle(Key(self._container_id, ifname)), timeout=_SETTLE_SECONDS
+            )
+        except ActorError as error:
+            msg = f"the release of {ifname} of an earlier DEL of this container is not over"
+            raise TryAgainLater(msg, str(error)) from error
+
+    # -- CHECK ---------------------------------------------------------------------------------------------------------
+
+    async def _verify(self, invocation: Invocation) -> None:
+        entry = self._entries.get(invocation.ifname)
+        if entry is None or entry.state is not State.ADDED:
+            msg = f"CNI_CONTAINERID: no interface {invocation.ifname} was added for container {invocation.container_id}"
+            raise UnknownContainer(msg)
+        if entry.role is Role.IPAM:
+            return
+        seen = await self._kernel.inspect(entry.netns, entry.ifname)
+        if seen is None:
+            msg = f"interface {entry.ifname} is gone from {entry.netns}"
+            raise StateDiffers(msg)
+        if seen.link.mac != entry.mac:
+            msg = f"interface {entry.ifname}: MAC is {seen.link.mac}, expected {entry.mac}"
+            raise StateDiffers(msg)
+        missing = [address for address in entry.addresses if address not in seen.addresses]
+        if missing:
+            msg = f"interface {entry.ifname} lacks {', '.join(missing)}"
+            raise StateDiffers(msg, f"it has {', '.join(seen.addresses) or 'no address'}")
+        lost = [dst for dst, gw in _expected_routes(entry) if (dst, gw) not in seen.routes]
+        if lost:
+            msg = f"interface {entry.ifname} lacks the route to {', '.join(lost)}"
+            raise StateDiffers(msg, f"it has {', '.join(dst for dst, _ in seen.routes) or 'no route'}")
+
+    # -- DEL -----------------------------------------------------------------------------------------------------------
+
+    async def _detach(self, invocation: Invocation) -> None:
+        entry = self._entries.get(invocation.ifname)
+        if entry is None:
+            # Unknown here: done already, or the journal was lost. Kernel and controller are asked all the same.
+            entry = self._entry(invocation)
+        await self._take_down(entry)
+
+    async def _take_down(self, entry: JournalEntry) -> None:
+        if entry.role is Role.MAIN and entry.netns:
+            with traces.span("link.delete"):
+                await self._kernel.detach_link(entry.netns, entry.ifname)
+        if entry.pod.name:
+            await self._owe(entry)
+
+    async def _intact(self, entry: JournalEntry) -> bool:
+        return entry.role is Role.IPAM or await self._kernel.inspect(entry.netns, entry.ifname) is not None
+
+    # -- journal -------------------------------------------------------------------------------------------------------
+
+    async def _owe(self, entry: JournalEntry) -> None:
+        """From here on the outbox sees to the release."""
+        owed = msgspec.structs.replace(entry, state=State.RELEASING, changed_ns=self._wall_ns())
+        await self._put(owed)
+        self._entries.pop(entry.ifname, None)
+        self._outbox.tell(Owe(owed))
+
+    def _entry(self, invocation: Invocation) -> JournalEntry:
+        return JournalEntry(
+            container_id=invocation.container_id,
+            ifname=invocation.ifname,
+            netns=invocation.netns,
+            network=invocation.conf.name,
+            role=invocation.role,
+            pod=_pod(invocation.args),
+            changed_ns=self._wall_ns(),
+        )
+
+    async def _put(self, entry: JournalEntry) -> None:
+        await self._journal.put(entry)
+        self._entries[entry.ifname] = entry
+
+    async def _remove(self, ifname: str) -> None:
+        await self._journal.remove(Key(self._container_id, ifname))
+        self._entries.pop(ifname, None)
+
+    def _wall_ns(self) -> int:
+        return int(self.system.clock.wall() * 1e9)
+
+
+class _Rejected(Exception):  # noqa: N818
+    """The controller said no: nothing is held there."""
+
+    def __init__(self, error: CniError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _never_sent(error: BaseException) -> bool:
+    """Whether the controller surely holds nothing because of this failure."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_never_sent(inner) for inner in error.exceptions)
+    return isinstance(error, _Rejected | Unreachable)
+
+
+def _as_cni(error: BaseException, invocation: Invocation) -> BaseException:
+    leaf = _leaf(error)
+    match leaf:
+        case _Rejected():
+            return leaf.error
+        case TransportError():
+            return TryAgainLater(f"pod {_pod(invocation.args)}: no controller could be asked for addresses", str(leaf))
+        case ActorError():
+            return TryAgainLater(f"pod {_pod(invocation.args)}: the agent is overloaded or stopping", str(leaf))
+        case _:
+            return leaf
+
+
+def _pod(args: PodArgs) -> PodRef:
+    return PodRef(namespace=args.namespace, name=args.name, uid=args.uid)
+
+
+def _expected_routes(entry: JournalEntry) -> tuple[tuple[str, str], ...]:
+    return () if entry.result is None else address_plan(entry.result).routes
+
+
+def _result(invocation: Invocation, link: LinkState | None, allocated: Allocated) -> Result:
+    interfaces = (
+        (Interface(name=invocation.ifname, mac=link.mac, mtu=link.mtu, sandbox=invocation.netns),) if link else ()
+    )
+    index = 0 if link else None
+    return Result(
+        interfaces=interfaces,
+        ips=tuple(IpConfig(address=a.address, gateway=a.gateway, interface=index) for a in allocated.addresses),
+        routes=tuple(RouteConfig(dst=r.dst, gw=r.gw) for r in allocated.routes),
+    )

@@ -164,6 +164,9 @@ def parse(text: str | None, *, path: str = "conf.yml") -> ConfigFile:
         config = msgspec.convert(data, ConfigFile)
     except msgspec.ValidationError as error:
         raise SettingsError(_explain(error, data, path)) from None
+    except UnicodeEncodeError:
+        message = f"{path}: {shown(text)}: half of a surrogate pair"
+        raise SettingsError(message) from None
     _check(config, path)
     return config
 

@@ -1,0 +1,356 @@
+"""The calling side over TLS: one connection that is made again whenever it breaks, and many requests on it at once.
+
+The serving side is `runtime.transport.server`.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+from pathlib import Path
+from random import Random
+
+import anyio
+import anyio.lowlevel
+from msgspec import Struct
+
+from runtime.transport.connection import Connection
+from runtime.transport.credentials import TokenSource, Trust, one_line
+from runtime.transport.frames import (
+    PROTOCOL,
+    Cancel,
+    Failure,
+    Frame,
+    FrameError,
+    Hello,
+    RefusedFrame,
+    ReplyFrame,
+    Request,
+    Token,
+    Welcome,
+)
+from runtime.transport.port import (
+    DeadlineExceeded,
+    Disconnected,
+    Overloaded,
+    Refused,
+    RemoteFailure,
+    TransportError,
+    Unreachable,
+)
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_MS = 2**31 - 1
+"""What is sent for a deadline that never comes: 24 days."""
+
+
+class Timing(Struct, frozen=True, kw_only=True):
+    """How patient a channel is. All in seconds."""
+
+    connect: float = 5.0
+    """For TCP, TLS and the server's look at our token, together."""
+    backoff_first: float = 0.02
+    backoff_most: float = 2.0
+    """Pauses between attempts double from the first to the most; each is cut by up to half, at random."""
+    ping: float = 1.0
+    silence: float = 3.0
+    """A server that says nothing for `ping` is pinged; after `silence` the connection counts as broken."""
+    token_check: float = 10.0
+    """How often the token source is asked whether there is a newer token."""
+
+
+class _Link:
+    """One accepted connection, with the requests that wait on it."""
+
+    def __init__(self, connection: Connection, server: str, token: str) -> None:
+        self.connection = connection
+        self.server = server
+        self.token = token
+        self.ids = itertools.count(1)
+        self.waiting: dict[int, asyncio.Future[bytes]] = {}
+        self.since = asyncio.get_running_loop().time()
+
+    def fail_all(self, why: str) -> None:
+        for future in self.waiting.values():
+            if not future.done():
+                future.set_exception(Disconnected(why))
+
+
+class TlsChannel:
+    """`runtime.transport.port.Channel` to one server. `run` must be running; it is a service for a supervisor."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        server_name: str,
+        ca_file: Path,
+        token: TokenSource,
+        random: Random,
+        timing: Timing | None = None,
+    ) -> None:
+        """Say where to connect.
+
+        `host` is an address or a name to dial. `server_name` is what the certificate must be for, whatever was dialled.
+        `ca_file` is read again before each attempt. `token` proves who we are (`credentials.token_file`); `random`
+        spreads the attempts of many clients.
+        """
+        self._host = host
+        self._port = port
+        self._server_name = server_name
+        self._trust = Trust(ca_file)
+        self._token = token
+        self._random = random
+        self._timing = timing or Timing()
+        self._link: _Link | None = None
+        self._refusal = ""
+        self._last_failure = "not tried yet"
+        self._ended = False
+        self._changed = anyio.Event()
+
+    def __repr__(self) -> str:
+        link = self._link
+        state = f"connected to {link.server}" if link is not None else f"down: {self._last_failure}"
+        waiting = len(link.waiting) if link is not None else 0
+        return f"<TlsChannel {self.address} {state}, {waiting} waiting>"
+
+    @property
+    def address(self) -> str:
+        """`host:port` as dialled."""
+        return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+
+    @property
+    def connected(self) -> bool:
+        """See the port."""
+        return self._link is not None
+
+    @property
+    def server(self) -> str:
+        """What the server calls itself; empty without a connection."""
+        return self._link.server if self._link is not None else ""
+
+    @property
+    def last_failure(self) -> str:
+        """Why the last connection or attempt ended, for health pages; empty while there is a connection."""
+        return self._last_failure
+
+    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "") -> bytes:
+        """See the port.
+
+        Raises besides: `FrameTooLarge` (a `TransportError`): the payload is larger than the protocol allows. When the
+        server refuses our credentials, `Refused` comes at once and does not wait for the deadline.
+        """
+        link = await self._ready(deadline)
+        loop = asyncio.get_running_loop()
+        remaining = deadline - loop.time()
+        if remaining <= 0:
+            msg = f"{self.address}: the deadline had passed before the request could be sent"
+            raise Unreachable(msg)
+        number = next(link.ids)
+        remaining_ms = _LONGEST_MS if math.isinf(remaining) else min(math.ceil(remaining * 1000), _LONGEST_MS)
+        link.connection.send(Request(number, remaining_ms, traceparent, payload))
+        future: asyncio.Future[bytes] = loop.create_future()
+        link.waiting[number] = future
+        # A timer and not a cancel scope: a reply and the deadline in the same tick cannot then lose the reply.
+        timer = loop.call_at(deadline, self._expire, future)
+        answered = False
+        try:
+            reply = await future
+            answered = True
+        except TransportError as error:
+            answered = not isinstance(error, DeadlineExceeded)
+            raise
+        finally:
+            timer.cancel()
+            del link.waiting[number]
+            if not answered:
+                link.connection.send(Cancel(number))
+                if future.done() and not future.cancelled():
+                    future.exception()  # we were cancelled in the tick in which it came: it counts as seen
+        return reply
+
+    async def run(self) -> None:
+        """Connect, and connect again, until cancelled. Requests under way then get `Disconnected`.
+
+        Raises nothing of its own: what goes wrong is logged, and told to whoever asks in vain.
+        """
+        self._ended = False
+        failures = 0
+        try:
+            while True:
+                began = asyncio.get_running_loop().time()
+                try:
+                    await self._live()
+                except (TransportError, OSError) as error:
+                    self._down(error)
+                if asyncio.get_running_loop().time() - began > self._timing.backoff_most:
+                    failures = 0  # it held for a while: not a server that accepts us and drops us
+                pause = min(self._timing.backoff_first * 2**failures, self._timing.backoff_most)
+                failures = min(failures + 1, 30)
+                await anyio.sleep(pause * self._random.uniform(0.5, 1.0))
+        finally:
+            self._ended = True
+            self._last_failure = "closed"
+            self._change()
+
+    # ------------------------------------------------------------------ one connection
+
+    async def _live(self) -> None:
+        """One connection from its making to its end. Raises what ended it."""
+        connection, welcome, token = await self._connect()
+        try:
+            link = _Link(connection, welcome.server, token)
+            _log.info("connected to %s (%s)", self.address, welcome.server)
+            self._link, self._refusal, self._last_failure = link, "", ""
+            self._change()
+            ended: TransportError = Disconnected("closed")
+            try:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._watch, connection)
+                    group.start_soon(self._renew_token, link)
+                    try:
+                        await self._read(link)
+                    except TransportError as error:
+                        ended = error
+                    group.cancel_scope.cancel()
+            finally:
+                self._link = None
+                link.fail_all(f"{self.address}: {one_line(ended)}")
+            raise ended
+        finally:
+            await connection.close()
+
+    async def _connect(self) -> tuple[Connection, Welcome, str]:
+        with anyio.CancelScope(deadline=anyio.current_time() + self._timing.connect) as scope:
+            try:
+                token = await self._token()
+            except TransportError:
+                raise
+            except Exception as error:
+                msg = f"no token: {one_line(error)}"
+                raise Unreachable(msg) from error
+            reader, writer = await asyncio.open_connection(
+                self._host,
+                self._port,
+                ssl=await self._trust.context(),
+                server_hostname=self._server_name,
+                ssl_handshake_timeout=self._timing.connect,
+                ssl_shutdown_timeout=self._timing.connect,
+            )
+            connection = Connection(reader, writer)
+            accepted = False
+            try:
+                connection.send(Hello(PROTOCOL, token))
+                welcome = _welcome(await connection.receive_one())
+                accepted = True
+                return connection, welcome, token
+            finally:
+                if not accepted:
+                    await connection.close()
+        assert scope.cancelled_caught
+        msg = f"no welcome within {self._timing.connect:g} s"
+        raise Unreachable(msg)
+
+    async def _watch(self, connection: Connection) -> None:
+        await connection.watch(ping=self._timing.ping, silence=self._timing.silence)
+
+    async def _renew_token(self, link: _Link) -> None:
+        while True:
+            await anyio.sleep(self._timing.token_check)
+            try:
+                token = await self._token()
+            except Exception as error:  # noqa: BLE001  (a source may raise anything; the token that we have may do)
+                _log.warning("%s: no newer token: %s", self.address, one_line(error))
+                continue
+            if token != link.token:
+                link.token = token
+                link.connection.send(Token(token))
+
+    async def _read(self, link: _Link) -> None:
+        """Give every reply to who waits for it, until the connection ends."""
+        while True:
+            for frame in await link.connection.receive():
+                match frame:
+                    case ReplyFrame():
+                        future = link.waiting.get(frame.id)
+                        if future is not None and not future.done():
+                            future.set_result(frame.payload)
+                    case Failure():
+                        future = link.waiting.get(frame.id)
+                        if future is not None and not future.done():
+                            future.set_exception(self._failure(frame))
+                    case RefusedFrame():
+                        raise Refused(frame.reason)
+                    case _:
+                        msg = f"the server sent {type(frame).__name__}, which is not for a client"
+                        raise FrameError(msg)
+
+    # ------------------------------------------------------------------ state
+
+    async def _ready(self, deadline: float) -> _Link:
+        """The connection, when it takes more data. Raises `Unreachable` or `Refused`."""
+        waits_for = "no connection"
+        with anyio.CancelScope(deadline=deadline):
+            while True:
+                link = self._link
+                if link is not None:
+                    waits_for = "takes no more data"
+                    try:
+                        await link.connection.flush()
+                    except Disconnected:
+                        await anyio.lowlevel.checkpoint()
+                        continue
+                    if link is self._link:
+                        return link
+                elif self._refusal:
+                    msg = f"{self.address}: {self._refusal}"
+                    raise Refused(msg)
+                elif self._ended:
+                    break
+                else:
+                    waits_for = "no connection"
+                    await self._changed.wait()
+        msg = f"{self.address}: {waits_for}" + (f" ({self._last_failure})" if self._last_failure else "")
+        raise Unreachable(msg)
+
+    def _down(self, error: Exception) -> None:
+        text = one_line(error)
+        self._refusal = text if isinstance(error, Refused) else ""
+        level = logging.DEBUG if text == self._last_failure else logging.WARNING
+        _log.log(level, "%s: %s", self.address, text)
+        self._last_failure = text
+        self._change()
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def _expire(self, future: asyncio.Future[bytes]) -> None:
+        if not future.done():
+            future.set_exception(DeadlineExceeded(f"{self.address}: no reply in time"))
+
+    def _failure(self, frame: Failure) -> TransportError:
+        text = f"{self.address}: {frame.text}"
+        match frame.kind:
+            case "overloaded":
+                return Overloaded(text)
+            case "deadline":
+                return DeadlineExceeded(text)
+            case "internal":
+                return RemoteFailure(text)
+
+
+def _welcome(frame: Frame) -> Welcome:
+    """The server's answer to `Hello`, if it is a welcome. Raises `Refused`, `Unreachable` and `FrameError`."""
+    match frame:
+        case Welcome():
+            return frame
+        case RefusedFrame(reason=reason):
+            raise Refused(reason)
+        case Failure(text=text):
+            raise Unreachable(text)
+        case _:
+            msg = f"the server began with {type(frame).__name__} instead of Welcome"
+            raise FrameError(msg)

@@ -14,6 +14,7 @@ GET /v1/runtime/liveness  200 unless something has failed, else 500
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from types import TracebackType
@@ -87,7 +88,10 @@ class HttpServer:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, self._host, self._port, limit=_HEAD_LIMIT)
+        if self._host is None:
+            self._server = await asyncio.start_server(self._accept, sock=_any_address(self._port), limit=_HEAD_LIMIT)
+        else:
+            self._server = await asyncio.start_server(self._accept, self._host, self._port, limit=_HEAD_LIMIT)
         return self
 
     async def __aexit__(
@@ -157,6 +161,13 @@ class HttpServer:
             body = await asyncio.to_thread(metrics.render, self._program)
             return Response(body=body, content_type=metrics.CONTENT_TYPE)
         return Response(b"not found\n", HTTPStatus.NOT_FOUND)
+
+
+def _any_address(port: int) -> socket.socket:
+    """One socket for both families, so that port 0 is one port."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
 
 
 def _health_routes(health: HealthTree) -> dict[str, Route]:

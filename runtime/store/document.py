@@ -269,6 +269,23 @@ def decode[T](kind: Kind[T], data: bytes) -> T:
         raise Invalid(msg) from error
 
 
+def selectable(resource: str, document: Document) -> Document:
+    """Keep of a document what field selectors can ask for: what it was like before a change, in few bytes."""
+    metadata = document["metadata"]
+    part: Document = {"metadata": {name: metadata[name] for name in ("name", "namespace") if name in metadata}}
+    for path in sorted(SELECTABLE.get(resource, ())):
+        *parents, leaf = path.split(".")
+        value: Any = document
+        for name in (*parents, leaf):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None:
+            inner = part
+            for name in parents:
+                inner = inner.setdefault(name, {})
+            inner[leaf] = value
+    return part
+
+
 def timestamp(wall: float) -> str:
     """Format seconds since the epoch as the API server does, in whole seconds of UTC."""
     return datetime.fromtimestamp(int(wall), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

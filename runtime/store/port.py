@@ -38,7 +38,7 @@ class Conflict(StoreError):
 
 
 class Invalid(StoreError):
-    """The store refuses the object itself: schema, admission or an unknown kind. Nothing was written, a retry is useless."""
+    """The store refuses the object: schema, admission or an unknown kind. Nothing was written, a retry is useless."""
 
 
 class Denied(StoreError):
@@ -110,11 +110,14 @@ class Store(Protocol):
         fields: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Listing[T]:
-        """Read all objects of a kind, in one namespace or (empty) in all, current, in pages of 500 where the adapter pages."""
+        """Read all objects of a kind, current, in one namespace or (empty) in all. An adapter that pages takes 500."""
         ...
 
     async def create[T](self, kind: Kind[T], item: T) -> T:
-        """Store a new object under its `metadata.name`; uid, resourceVersion and creationTimestamp are the store's to fill."""
+        """Store a new object under its `metadata.name`. The store fills in uid, resourceVersion, creationTimestamp.
+
+        A kind that has a status subresource starts without a status. Raises `AlreadyExists`, `Invalid`.
+        """
         ...
 
     async def patch[T](

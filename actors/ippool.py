@@ -265,7 +265,7 @@ class IPPoolActor(Actor[Message]):
     def _write(self, attempt: _Attempt) -> None:
         assert self._ledger is not None and self._pool is not None
         status = self._ledger.status()
-        change = {
+        change: dict[str, object] = {
             "status": {
                 "allocatedIPs": status.allocated_ips,
                 "allocatedIPCount": status.allocated_ip_count,

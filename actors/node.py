@@ -101,6 +101,8 @@ class NodeActor(Actor[Message]):
         self._entries: dict[str, dict[str, JournalEntry]] = {}
         self._calls: dict[int, tuple[Envelope, str]] = {}
         self._number = 0
+        self._names: dict[str, str] = {}
+        self._children = 0
 
     def __repr__(self) -> str:
         return f"<NodeActor {len(self._refs)} sandboxes, {len(self._calls)} calls>"
@@ -146,7 +148,7 @@ class NodeActor(Actor[Message]):
         if container_id and not busy and not self._entries.get(container_id) and container_id in self._refs:
             del self._refs[container_id]
             self._entries.pop(container_id, None)
-            self.pipe(self._sandboxes.remove(container_id), lambda _: Retired(container_id))
+            self.pipe(self._sandboxes.remove(self._names.pop(container_id)), lambda _: Retired(container_id))
         assert envelope.reply is not None
         return envelope.reply
 
@@ -159,11 +161,13 @@ class NodeActor(Actor[Message]):
             case Verb.DEL:
                 return await self._sandbox(invocation).ask(Detach(invocation), timeout=_CALL_SECONDS)
             case Verb.GC:
-                return await self._collect(invocation)
+                await self._collect(invocation)
+                return None
             case Verb.STATUS:
-                return await self._status()
+                await self._status()
+                return None
             case Verb.VERSION:
-                return None  # the shim answers this one itself
+                return None  # the shim answers this one by itself
             case _:
                 assert_never(invocation.verb)
 
@@ -172,8 +176,10 @@ class NodeActor(Actor[Message]):
         ref = self._refs.get(container_id)
         if ref is None:
             entries = self._entries.setdefault(container_id, {})
+            self._children += 1
+            name = self._names[container_id] = f"{container_id[:12]}-{self._children}"
             ref = self._refs[container_id] = self._sandboxes.add_actor(
-                container_id,
+                name,
                 lambda: SandboxActor(
                     container_id,
                     kernel=self._kernel,

@@ -9,6 +9,9 @@ An address is free only when no link carries it (the pool would hand it out whil
 own DEL removes the link first. Under a foreign main plugin the link goes after us, so the entry waits here until the
 kernel shows that link or namespace is gone.
 
+An ADD that was never answered may still be on its way to a pool when its release arrives there by another replica. So an
+entry without addresses is released twice, the second time when the first attempt's writes can no longer land.
+
 What a crash leaves: the journal entry. The next agent puts it back into its outbox. A release that was carried out twice
 finds nothing the second time.
 """
@@ -32,6 +35,8 @@ _log = logging.getLogger(__name__)
 _REQUEST_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 5.0
+ECHO_SECONDS = 40.0
+"""After that no write of an unanswered ADD can land any more: its own 20 s, and the store's 10 s, with a margin."""
 
 
 class Owe(Struct, frozen=True, tag=True):
@@ -56,6 +61,12 @@ class Done(Struct, frozen=True, tag=True):
     key: Key
 
 
+class Echo(Struct, frozen=True, tag=True):
+    """The controller has acknowledged once; a second time is due later."""
+
+    key: Key
+
+
 class Failed(Struct, frozen=True, tag=True):
     """Not yet: the link is still there, or the controller did not answer."""
 
@@ -75,12 +86,16 @@ class Loaded(Struct, frozen=True, tag=True):
     entries: list[JournalEntry]
 
 
-Message = Owe | Settle | Inspect | Done | Failed | Look | Loaded
+Message = Owe | Settle | Inspect | Done | Echo | Failed | Look | Loaded
 
 
 class _Owed(Struct):
     entry: JournalEntry
     pause: float = _FIRST_PAUSE_SECONDS
+    echoing: bool = False
+    """Acknowledged once; only the second release is due."""
+    busy: bool = False
+    """A request is under way."""
 
 
 class _NotYet(Exception):  # noqa: N818
@@ -117,7 +132,13 @@ class OutboxActor(Actor[Message]):
             case Owe(entry):
                 self._take(entry, envelope)
             case Settle(key):
-                if key not in self._owed:
+                owed = self._owed.get(key)
+                if owed is None:
+                    return None
+                if owed.echoing and not owed.busy:
+                    # A new ADD of the very same sandbox: what may still land is what it will ask for.
+                    self.timers.cancel(str(key))
+                    del self._owed[key]
                     return None
                 self._waiting.setdefault(key, []).append(envelope)
                 return LATER
@@ -125,14 +146,19 @@ class OutboxActor(Actor[Message]):
                 return len(self._owed)
             case Done(key):
                 self._owed.pop(key, None)
-                for waiting in self._waiting.pop(key, []):
-                    if waiting.reply is not None:
-                        waiting.reply.resolve(None)
+                self._wake(key)
+            case Echo(key):
+                owed = self._owed.get(key)
+                if owed is not None:
+                    owed.echoing, owed.busy = True, False
+                    self.timers.start(str(key), ECHO_SECONDS, Look(key))
+                    self._wake(key)
             case Failed(key, why):
                 owed = self._owed.get(key)
                 if owed is not None:
+                    owed.busy = False
                     _log.info("release of %s %s waits: %s", key.container_id, key.ifname, why)
-                    self.timers.start(f"{key.container_id}/{key.ifname}", owed.pause, Look(key))
+                    self.timers.start(str(key), owed.pause, Look(key))
                     owed.pause = min(owed.pause * 2, _LONGEST_PAUSE_SECONDS)
             case Look(key):
                 self._try(key, None)
@@ -148,20 +174,33 @@ class OutboxActor(Actor[Message]):
 
     def _try(self, key: Key, envelope: Envelope | None) -> None:
         owed = self._owed.get(key)
-        if owed is not None:
+        if owed is not None and not owed.busy:
+            owed.busy = True
             self.pipe(
-                self._release(owed.entry),
-                lambda _: Done(key),
+                self._release(owed.entry, last=owed.echoing or bool(owed.entry.addresses)),
+                lambda last: Done(key) if last else Echo(key),
                 failed=lambda error: Failed(key, why=str(error)),
                 on_behalf=envelope,
             )
 
-    async def _release(self, entry: JournalEntry) -> None:
+    def _wake(self, key: Key) -> None:
+        owed = self._owed.get(key)
+        waiting = self._waiting.pop(key, [])
+        if waiting and owed is not None:
+            self.timers.cancel(str(key))
+            del self._owed[key]
+        for envelope in waiting:
+            if envelope.reply is not None:
+                envelope.reply.resolve(None)
+
+    async def _release(self, entry: JournalEntry, *, last: bool) -> bool:
         if entry.netns and await self._kernel.carries(entry.netns, entry.ifname, entry.addresses):
             msg = f"a link in {entry.netns} still carries {', '.join(entry.addresses) or entry.ifname}"
             raise _NotYet(msg)
         await release(self._controllers, entry, deadline=self.system.clock.now() + _REQUEST_SECONDS)
-        await self._journal.remove(entry.key)
+        if last:
+            await self._journal.remove(entry.key)
+        return last
 
 
 async def release(controllers: Controllers, entry: JournalEntry, *, deadline: float) -> Released:

@@ -13,7 +13,8 @@ may still hold is given back by the outbox.
 """
 
 import logging
-from typing import assert_never
+from collections.abc import Coroutine
+from typing import Any, assert_never
 
 import anyio
 import msgspec
@@ -112,6 +113,7 @@ class SandboxActor(Actor[Message]):
 
     def handle(self, message: Message, envelope: Envelope) -> object:
         """Begin one verb and hold the next ones until it has ended."""
+        work: Coroutine[Any, Any, Result | None]
         match message:
             case Attach(invocation):
                 work = self._attach(invocation)

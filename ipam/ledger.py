@@ -17,16 +17,14 @@ from typing import Final
 import msgspec
 from msgspec import Struct, structs
 
-from api.ippool import AllocationRecord, IPPoolStatus, SpiderIPPool, decode_records, encode_records
+from api.ippool import AllocationRecord, IPPoolStatus, SpiderIPPool
 from api.reasons import Reason
 from ipam.addresses import BITS, FreeAddresses, format_address, parse_address
 from ipam.ranges import MAX_INT64, RangeError, Ranges, parse_ranges
+from ipam.records import RecordError, read_records, record_bytes, write_records
 
 MAX_OBJECT_BYTES: Final = 1_200_000
 """A pool grants while its encoded object stays below this: etcd refuses 1.5 MB, and unmodelled fields must fit too."""
-
-_KEY_BYTES: Final = {4: 15 + 6, 6: 39 + 6}
-"""Of a record's key: the longest text of an address, two escaped quotes, a colon and a comma."""
 
 
 class LedgerError(Exception):
@@ -84,11 +82,13 @@ class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):
         uid: the pod's uid; an empty one matches nothing.
         nic: name of the interface inside the pod.
         cid: as in `Claim`; empty means any sandbox.
+        node: the node that asks. A record that says another one is refused, not released; empty means any node.
     """
 
     uid: str
     nic: str
     cid: str = ""
+    node: str = ""
 
 
 type Operation = Claim | Surrender
@@ -123,10 +123,11 @@ class Surrendered(Struct, frozen=True, tag="surrendered", kw_only=True):
 
 
 class Refused(Struct, frozen=True, tag="refused", kw_only=True):
-    """A claim this pool cannot serve. Whatever its holder had stays.
+    """A claim that this pool cannot serve, or a release by a node that does not hold it. What there was stays.
 
     Attributes:
-        reason: its predicate is one of `disable`, `terminating`, `max-records`, `object-size` and `full`.
+        reason: its predicate is one of `disable`, `terminating`, `max-records`, `object-size` and `full`; for a release
+            it is `node`.
     """
 
     reason: Reason
@@ -233,18 +234,24 @@ class Ledger:
         name = pool.metadata.name
         version, prefix = _subnet(pool)
         try:
-            allocatable = parse_ranges(pool.spec.ips, version, field="spec.ips").difference(
-                parse_ranges(pool.spec.exclude_ips, version, field="spec.excludeIPs")
+            allocatable = parse_ranges(pool.spec.ips or (), version, field="spec.ips").difference(
+                parse_ranges(pool.spec.exclude_ips or (), version, field="spec.excludeIPs")
             )
         except RangeError as error:
             raise LedgerError(pool=name, field=error.field, content=error.value, problem=error.problem) from None
+        try:
+            records = read_records(pool.status.allocated_ips, version)
+        except RecordError as error:
+            raise LedgerError(
+                pool=name, field="status.allocatedIPs", content=error.content, problem=error.problem
+            ) from None
         return cls(
             pool=pool,
             version=version,
             prefix=prefix,
             allocatable=allocatable,
             grantable=allocatable.difference(reserved),
-            records=_records(pool, version),
+            records=records,
             max_records=max_records,
         )
 
@@ -276,7 +283,7 @@ class Ledger:
         """The status to write: records (None when there are none, never `{}`) and counts; the rest as loaded."""
         return structs.replace(
             self._pool.status,
-            allocated_ips=encode_records({self._text(ip): record for ip, record in self._records.items()}),
+            allocated_ips=write_records(self._records, self._version),
             allocated_ip_count=len(self._records),
             total_ip_count=min(self._total, MAX_INT64),
         )
@@ -286,8 +293,8 @@ class Ledger:
 
         A claim is answered with what its holder has already. That is rewritten where another sandbox had it (`cid`,
         `node`) or no NIC was noted, and given up for a new address where the ranges no longer hold it. Otherwise it
-        gets the lowest free address. A pool that is disabled or terminating refuses every claim, also one whose holder
-        has an address: selection would not have come here, and that holder is about to be moved.
+        gets the lowest free address, unless the pool is disabled, terminating or full: that concerns new addresses,
+        what is in use stays in use.
 
         Returns:
             The answers, and what `revert` needs. Every other record and every other field stays as it was.
@@ -317,22 +324,23 @@ class Ledger:
             self._put(ip, record)
         self._last = None
 
-    def _surrender(self, wanted: Surrender, undo: list[tuple[int, AllocationRecord | None]]) -> Surrendered:
-        freed: list[str] = []
+    def _surrender(
+        self, wanted: Surrender, undo: list[tuple[int, AllocationRecord | None]]
+    ) -> Surrendered | Refused:
+        freed: list[int] = []
         for ip in self._matching(wanted.uid, wanted.nic):
-            cid = self._records[ip].cid
-            if not wanted.cid or not cid or cid == wanted.cid:
-                self._change(ip, None, undo)
-                freed.append(self._text(ip))
-        return Surrendered(ips=tuple(freed))
+            record = self._records[ip]
+            if wanted.cid and record.cid and record.cid != wanted.cid:
+                continue
+            if wanted.node and record.node and record.node != wanted.node:
+                seen = f"{record.node}, for {self._text(ip)}"
+                return Refused(reason=Reason(predicate="node", pool=self._pool.metadata.name, wanted=wanted.node, seen=seen))
+            freed.append(ip)
+        for ip in freed:
+            self._change(ip, None, undo)
+        return Surrendered(ips=tuple(map(self._text, freed)))
 
     def _claim(self, claim: Claim, undo: list[tuple[int, AllocationRecord | None]]) -> Granted | Refused:
-        if self._pool.spec.disable:
-            return self._refused("disable", wanted="false", seen="true")
-        if self._pool.metadata.deletion_timestamp is not None:
-            return self._refused(
-                "terminating", wanted="no deletionTimestamp", seen=self._pool.metadata.deletion_timestamp
-            )
         held = self._matching(claim.uid, claim.nic)
         kept = next((ip for ip in held if ip in self._allocatable), None)
         if kept is not None:
@@ -348,7 +356,7 @@ class Ledger:
         old = self._records[ip]
         new = structs.replace(old, nic=claim.nic, node=claim.node, cid=claim.cid)
         if new != old:
-            growth = self._record_bytes(new) - self._record_bytes(old)
+            growth = record_bytes(new, self._version) - record_bytes(old, self._version)
             if growth > 0 and self._object_bytes + growth >= MAX_OBJECT_BYTES:
                 return self._too_big()
             self._change(ip, new, undo)
@@ -358,6 +366,11 @@ class Ledger:
         self, claim: Claim, undo: list[tuple[int, AllocationRecord | None]], *, replaced: int
     ) -> Granted | Refused:
         """A new record; `replaced` is how many of the holder's go if this succeeds."""
+        deleted = self._pool.metadata.deletion_timestamp
+        if self._pool.spec.disable:
+            return self._refused("disable", wanted="false", seen="true")
+        if deleted is not None:
+            return self._refused("terminating", wanted="no deletionTimestamp", seen=deleted)
         if len(self._records) - replaced >= self._max_records:
             return self._refused(
                 "max-records", wanted=f"fewer than {self._max_records} records", seen=f"{len(self._records)}"
@@ -367,7 +380,7 @@ class Ledger:
             size, reserved = self._grantable_size, self._total - self._grantable_size
             return self._refused("full", wanted="a free address", seen=f"all {size} taken, {reserved} more reserved")
         record = AllocationRecord(pod=claim.pod, pod_uid=claim.uid, nic=claim.nic, node=claim.node, cid=claim.cid)
-        if self._object_bytes + self._record_bytes(record) >= MAX_OBJECT_BYTES:
+        if self._object_bytes + record_bytes(record, self._version) >= MAX_OBJECT_BYTES:
             return self._too_big()
         self._change(ip, record, undo)
         return self._granted(ip, fresh=True)
@@ -392,7 +405,7 @@ class Ledger:
         """Make `record` the record of `ip`, None: free it; keeps the indexes and the size in step."""
         old = self._records.get(ip)
         if old is not None:
-            self._bytes -= self._record_bytes(old)
+            self._bytes -= record_bytes(old, self._version)
             mine = self._holders.get(old.pod_uid, [])
             if mine == [ip]:
                 del self._holders[old.pod_uid]
@@ -406,21 +419,13 @@ class Ledger:
             self._free.released(ip)
 
     def _index(self, ip: int, record: AllocationRecord) -> None:
-        self._bytes += self._record_bytes(record)
+        self._bytes += record_bytes(record, self._version)
         if record.pod_uid:
             self._holders.setdefault(record.pod_uid, []).append(ip)
 
     @property
     def _object_bytes(self) -> int:
         return self._base_bytes + self._bytes
-
-    def _record_bytes(self, record: AllocationRecord) -> int:
-        """Bytes of one record inside the encoded object, its key taken as long as the family allows.
-
-        JSON within a JSON string: a quote becomes two bytes.
-        """
-        text = msgspec.json.encode(record)
-        return _KEY_BYTES[self._version] + len(text) + text.count(b'"') + text.count(b"\\")
 
     def _held(self, ip: int) -> Held:
         return Held(ip=ip, address=f"{self._text(ip)}/{self._prefix}", record=self._records[ip])
@@ -459,32 +464,3 @@ def _subnet(pool: SpiderIPPool) -> tuple[int, int]:
             pool=name, field="spec.ipVersion", content=str(pool.spec.ip_version), problem=f"spec.subnet is {subnet}"
         )
     return version, int(length)
-
-
-def _records(pool: SpiderIPPool, version: int) -> dict[int, AllocationRecord]:
-    """The decoded records by address.
-
-    Raises:
-        LedgerError: not the documented encoding, or a key that is not the canonical text of an address of the family.
-    """
-    name, text = pool.metadata.name, pool.status.allocated_ips
-    try:
-        decoded = decode_records(text)
-    except ValueError as error:
-        raise LedgerError(
-            pool=name, field="status.allocatedIPs", content=text or "", problem=f"not decodable ({error})"
-        ) from None
-    records: dict[int, AllocationRecord] = {}
-    for key, record in decoded.items():
-        try:
-            family, ip = parse_address(key)
-        except ValueError as error:
-            raise LedgerError(
-                pool=name, field="status.allocatedIPs", content=key, problem=f"this key {error}"
-            ) from None
-        if family != version:
-            raise LedgerError(pool=name, field="status.allocatedIPs", content=key, problem=f"not an IPv{version} key")
-        if format_address(ip, version) != key:
-            raise LedgerError(pool=name, field="status.allocatedIPs", content=key, problem="not in canonical form")
-        records[ip] = record
-    return records

@@ -24,6 +24,7 @@ from runtime.envelope import Envelope, Reply
 from runtime.errors import ActorStopped, AskCycle, AskTimeout
 from runtime.mailbox import Mailbox, MailboxStatistics
 from runtime.timers import Timers
+from telemetry.health import HealthTree
 
 _FAIRNESS = 64
 """After so many messages in a row an actor lets the rest of the loop run."""
@@ -62,11 +63,13 @@ class System(Struct, frozen=True):
     clock: Clock
     random: random.Random
     observer: Observer | None = None
+    health: HealthTree | None = None
+    """Where supervisors report their children."""
 
     @classmethod
-    def real(cls) -> "System":
+    def real(cls, *, health: HealthTree | None = None) -> "System":
         """The machine's clock and an unseeded source of randomness."""
-        return cls(clock=SystemClock(), random=random.Random())  # noqa: S311  (jitter, not secrets)
+        return cls(clock=SystemClock(), random=random.Random(), health=health)  # noqa: S311  (jitter, not secrets)
 
 
 class _Behalf(Struct, frozen=True):

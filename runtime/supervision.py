@@ -19,8 +19,17 @@ from msgspec import Struct
 from runtime.actor import Actor, Cell, Ref, System
 from runtime.errors import Escalated
 from runtime.mailbox import MailboxStatistics
+from telemetry.health import State
 
 _log = logging.getLogger(__name__)
+
+
+_HEALTH = {
+    "running": State.OK,
+    "restarting": State.DEGRADED,
+    "stopped": State.STOPPED,
+    "failed": State.FAILED,
+}
 
 
 class Strategy(Enum):
@@ -172,6 +181,8 @@ class Supervisor:
         if child is not None:
             await self._stop_child(child)
             self._children.pop(name, None)
+            if self.system.health is not None:
+                self.system.health.forget(f"{self.name}/{name}")
 
     def status(self) -> ChildStatus:
         """The supervision tree below and including this supervisor."""
@@ -233,7 +244,7 @@ class Supervisor:
         try:
             while True:
                 failure: Exception | None = None
-                child.state = "running"
+                self._report(child, "running")
                 child.restarting = False
                 with anyio.CancelScope() as child.scope:
                     try:
@@ -242,21 +253,21 @@ class Supervisor:
                         failure = error
                 child.scope = None
                 if child.stopping or self._stopping:
-                    child.state = "stopped"
+                    self._report(child, "stopped")
                     return
                 if child.restarting:
                     child.restarts += 1
                     continue
                 if failure is None and child.restart is not Restart.PERMANENT:
-                    child.state = "stopped"
+                    self._report(child, "stopped")
                     return
                 child.last_failure = _one_line(failure) if failure is not None else "ended by itself"
                 _log.error("%s/%s failed: %s", self.name, child.name, child.last_failure, exc_info=failure)
                 if child.restart is Restart.TEMPORARY:
-                    child.state = "failed"
+                    self._report(child, "failed")
                     return
                 self._count_failure(child, failure)
-                child.state = "restarting"
+                self._report(child, "restarting")
                 child.restarts += 1
                 if self._strategy is Strategy.REST_FOR_ONE:
                     self._restart_after(child)
@@ -266,13 +277,20 @@ class Supervisor:
                 child.cell.close()
             child.ended.set()
 
+    def _report(self, child: _Child, state: str) -> None:
+        child.state = state
+        health = self.system.health
+        if health is not None and child.supervisor is None:
+            detail = f"{child.restarts} restarts, last failure: {child.last_failure}" if child.last_failure else ""
+            health.report(f"{self.name}/{child.name}", _HEALTH[state], detail)
+
     def _count_failure(self, child: _Child, failure: Exception | None) -> None:
         now = self.system.clock.now()
         self._failures.append(now)
         while self._failures and self._failures[0] < now - self._intensity.seconds:
             self._failures.popleft()
         if len(self._failures) > self._intensity.failures:
-            child.state = "failed"
+            self._report(child, "failed")
             raise Escalated(self.name, child.name, len(self._failures), self._intensity.seconds) from failure
 
     def _restart_after(self, failed: _Child) -> None:

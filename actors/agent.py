@@ -1,0 +1,189 @@
+"""The agent's supervision tree, and the program `spiderpool-agent`.
+
+    agent
+      controllers  one channel per controller replica
+      outbox       releases that this node owes
+      sandboxes    one actor per pod sandbox
+      node         takes CNI calls, keeps the sandboxes
+      cni          the unix socket that the shim talks to
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+
+from actors import program
+from actors.controllers import Controllers
+from actors.disk import DiskJournal, Journal
+from actors.node import Invoke, NodeActor
+from actors.outbox import OutboxActor
+from api.settings import AgentSettings, SettingsError, load_agent
+from cni import journal
+from cni.errors import CniError, TryAgainLater
+from cni.kernel import Kernel, LinuxKernel
+from cni.protocol import Invocation, Verb
+from cni.result import encode_result
+from cni.server import CniServer
+from runtime.actor import System
+from runtime.errors import ActorError
+from runtime.supervision import Intensity, Supervisor
+from runtime.transport.credentials import token_file
+from runtime.transport.port import Channel
+from runtime.transport.tls import TlsChannel
+from telemetry import attributes, metrics, traces
+
+_log = logging.getLogger(__name__)
+
+NAME = "spiderpool-agent"
+_CALL_SECONDS = 65.0
+"""A little longer than the node actor's own limit, whose error is the better one."""
+
+
+class Agent:
+    """The part of the tree that does not depend on how the controller is reached."""
+
+    def __init__(
+        self,
+        system: System,
+        *,
+        path: str,
+        kernel: Kernel,
+        journal: Journal,
+        channels: Sequence[Channel],
+    ) -> None:
+        """`path` is the name of the subtree."""
+        self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
+        self.controllers = Controllers(channels, clock=system.clock)
+        self._system = system
+        self._recovered = anyio.Event()
+        outbox = self.supervisor.add_actor(
+            "outbox",
+            lambda: OutboxActor(kernel=kernel, journal=journal, controllers=self.controllers),
+            capacity=OutboxActor.capacity,
+        )
+        sandboxes = Supervisor(f"{path}/sandboxes", system, intensity=Intensity(failures=50, seconds=10.0))
+        self.supervisor.add_supervisor(sandboxes)
+        self.node = self.supervisor.add_actor(
+            "node",
+            lambda: NodeActor(
+                sandboxes=sandboxes,
+                kernel=kernel,
+                journal=journal,
+                controllers=self.controllers,
+                outbox=outbox,
+                ready=self._recovered.set,
+            ),
+            capacity=NodeActor.capacity,
+        )
+
+    def serve_cni(self, socket: Path) -> None:
+        """Have the shims served at `socket`, from when the journal has been dealt with: until then they wait for it."""
+
+        async def serve() -> None:
+            await self._recovered.wait()
+            async with CniServer(socket, self.invoke):
+                _log.info("serving CNI on %s", socket)
+                await anyio.sleep_forever()
+
+        self.supervisor.add_service("cni", serve, shutdown=2.0)
+
+    async def invoke(self, invocation: Invocation) -> bytes:
+        """One CNI call: the bytes for the plugin's stdout. Raises `CniError`.
+
+        Its span begins where the shim was executed, and everything else of the call is below it.
+        """
+        clock = self._system.clock
+        now_ns = int(clock.wall() * 1e9)
+        start_ns = min(invocation.shim_start_ns or now_ns, now_ns)
+        parent = traces.extract(invocation.traceparent) if invocation.traceparent else traces.ROOT
+        code = 0
+        with traces.span(
+            f"cni {invocation.verb}", parent=parent, start_time_ns=start_ns, attributes=_attributes(invocation)
+        ):
+            traces.record("shim exec", start_ns=start_ns, end_ns=now_ns)
+            try:
+                result = await self.node.ask(Invoke(invocation), timeout=_CALL_SECONDS)
+            except CniError as error:
+                code = error.code
+                raise
+            except ActorError as error:
+                code = 11
+                msg = f"{invocation.verb}: the agent could not deal with it in time"
+                raise TryAgainLater(msg, str(error)) from error
+            finally:
+                seconds = clock.wall() - start_ns / 1e9
+                metrics.CNI_REQUESTS.labels(verb=invocation.verb, type=invocation.type, code=str(code)).inc()
+                metrics.CNI_REQUEST_SECONDS.labels(verb=invocation.verb).observe(seconds)
+                if invocation.verb is Verb.ADD:
+                    metrics.IPAM_ALLOCATION_COUNTS.inc()
+                    metrics.IPAM_ALLOCATION_DURATION.observe(seconds)
+                    if code:
+                        metrics.IPAM_ALLOCATION_FAILURE_COUNTS.inc()
+        if result is None:
+            return b""
+        return encode_result(result.for_ipam() if invocation.role == "ipam" else result, invocation.version)
+
+
+def _attributes(invocation: Invocation) -> dict[str, str]:
+    return {
+        attributes.K8S_POD_NAME: invocation.args.name,
+        attributes.K8S_NAMESPACE_NAME: invocation.args.namespace,
+        attributes.K8S_POD_UID: invocation.args.uid,
+        attributes.CONTAINER_ID: invocation.container_id,
+        attributes.NETWORK_INTERFACE_NAME: invocation.ifname,
+        attributes.CNI_TYPE: invocation.type,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program."""
+    arguments = program.parse_arguments(NAME, "Gives pods of this node their interfaces and addresses.", argv)
+    try:
+        settings = load_agent(program.environment(), arguments.file_text, arguments.flags)
+        if not settings.controller_addresses:
+            msg = "SPIDERPOOL_CONTROLLER_ADDRESSES is missing: no controller is known"
+            raise SettingsError(msg)
+    except SettingsError as error:
+        program.refuse(NAME, error)
+
+    async def build(system: System, root: Supervisor) -> None:
+        channels = channels_to(settings, system)
+        for channel in channels:
+            root.add_service(f"controller {channel.address}", channel.run)
+        agent = Agent(
+            system,
+            path="agent",
+            kernel=LinuxKernel(),
+            journal=DiskJournal(journal.Journal(Path(settings.state_dir) / "journal")),
+            channels=channels,
+        )
+        agent.serve_cni(Path(settings.config.ipam_unix_socket_path))
+        root.add_supervisor(agent.supervisor)
+
+    return program.run(
+        NAME,
+        build,
+        log_level=settings.log_level,
+        node=settings.node_name,
+        health_port=settings.health_port,
+        metric_port=settings.metric_http_port if settings.enabled_metric else None,
+        program=metrics.Program.AGENT,
+        notes=settings.notes,
+    )
+
+
+def channels_to(settings: AgentSettings, system: System) -> list[TlsChannel]:
+    """A channel to every configured replica; all show the certificate of the controller's Service."""
+    return [
+        TlsChannel(
+            address.host,
+            address.port,
+            server_name=f"{settings.controller_name}.{settings.pod_namespace}.svc",
+            ca_file=Path(settings.controller_ca_file),
+            token=token_file(Path(settings.controller_token_file)),
+            random=system.random,
+        )
+        for address in settings.controller_addresses
+    ]

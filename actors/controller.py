@@ -1,0 +1,133 @@
+"""The controller's supervision tree, and the program `spiderpool-controller`.
+
+A replica sees the cluster through reflectors, owns pools, and serves agents over TLS:
+
+    controller
+      cluster      reflectors of pools, pods, namespaces, nodes, reserved addresses
+      ippools      one actor per pool, made when first asked for
+      allocator    selection, and claims on pools, all or nothing
+      rpc          the agents' connections
+"""
+
+import logging
+from pathlib import Path
+
+import anyio
+
+from actors import program
+from actors.allocator import AllocatorActor, Policy, Serve
+from actors.cluster import Cluster
+from actors.ippools import IPPools
+from api import wire
+from api.settings import ControllerSettings, SettingsError, load_controller
+from runtime.actor import System
+from runtime.errors import ActorError, MailboxFull
+from runtime.store.port import Store
+from runtime.supervision import Intensity, Supervisor
+from runtime.transport.port import Call, Overloaded
+from telemetry import metrics, traces
+
+_log = logging.getLogger(__name__)
+
+NAME = "spiderpool-controller"
+AUDIENCE = "spiderpool-controller"
+"""Of the tokens that agents show."""
+
+
+class Controller:
+    """The part of the tree that does not depend on how agents connect."""
+
+    def __init__(
+        self, system: System, store: Store, *, settings: ControllerSettings, pods_exist: bool = True, path: str
+    ) -> None:
+        """`path` is the name of the subtree. Nothing runs before `supervise` and the supervisor."""
+        self.store = store
+        self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
+        self.cluster = Cluster(store, system)
+        reflectors = Supervisor(f"{path}/cluster", system, intensity=Intensity(failures=50, seconds=10.0))
+        self.cluster.supervise(reflectors)
+        self.supervisor.add_supervisor(reflectors)
+        self.pools = IPPools(
+            f"{path}/ippools",
+            system,
+            store,
+            reserved=self.cluster.reserved,
+            max_records=settings.ippool_max_allocated_ips,
+        )
+        self.supervisor.add_supervisor(self.pools.supervisor)
+        policy = Policy(
+            enable_ipv4=settings.config.enable_ipv4, enable_ipv6=settings.config.enable_ipv6, pods_exist=pods_exist
+        )
+        self._clock = system.clock
+        self._allocator = self.supervisor.add_actor(
+            "allocator",
+            lambda: AllocatorActor(store, pools=self.pools, view=self.cluster.view(), policy=policy),
+            capacity=AllocatorActor.capacity,
+        )
+
+    async def serve(self, call: Call) -> bytes:
+        """The transport's handler: one request of an agent. Raises `Overloaded`."""
+        request = wire.decode_request(call.payload)
+        method = type(request).__name__
+        begun = self._clock.now()
+        with traces.attach(traces.extract(call.traceparent)), traces.span(f"serve {method}"):
+            try:
+                answer = await self._allocator.ask(Serve(request, call.peer), deadline=call.deadline)
+            except MailboxFull as error:
+                raise Overloaded(str(error)) from error
+            except ActorError as error:
+                answer = wire.Rejected(message=str(error), retry=True, cause="internal")
+        outcome = answer.cause or "rejected" if isinstance(answer, wire.Rejected) else "ok"
+        metrics.RPC_REQUESTS.labels(side="server", method=method, outcome=outcome).inc()
+        metrics.RPC_REQUEST_SECONDS.labels(side="server", method=method).observe(self._clock.now() - begun)
+        return wire.encode(answer)
+
+
+async def _rpc(system: System, controller: Controller, settings: ControllerSettings, store: "KubernetesStore") -> None:
+    """Serve agents once the cluster has been seen."""
+    await controller.cluster.synced()
+    authenticator = TokenAuthenticator(
+        lambda token: review_token(store.server, token, audiences=(AUDIENCE,)),
+        accounts={f"system:serviceaccount:{settings.pod_namespace}:{settings.agent_name}": "agent"},
+        clock=system.clock,
+    )
+    server = TlsServer(
+        "",
+        settings.rpc_port,
+        cert_file=Path(settings.tls_server_cert),
+        key_file=Path(settings.tls_server_key),
+        authenticate=authenticator,
+        handler=controller.serve,
+        name=settings.pod_name,
+    )
+    async with anyio.create_task_group() as group:
+        group.start_soon(server.run)
+        _log.info("serving agents on port %d", await server.listening())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program."""
+    arguments = program.parse_arguments(NAME, "Allocates addresses for the agents of a cluster.", argv, tls=True)
+    try:
+        settings = load_controller(program.environment(), arguments.file_text, arguments.flags)
+        if not settings.tls_server_cert:
+            msg = "--tls-server-cert is missing: agents connect over TLS"
+            raise SettingsError(msg)
+    except SettingsError as error:
+        program.refuse(NAME, error)
+
+    async def build(system: System, root: Supervisor) -> None:
+        store = KubernetesStore(await credentials(settings.kubeconfig), agent=f"{NAME}/{program.VERSION}")
+        controller = Controller(system, store, settings=settings, path="controller")
+        root.add_supervisor(controller.supervisor)
+        root.add_service("rpc", lambda: _rpc(system, controller, settings, store))
+
+    return program.run(
+        NAME,
+        build,
+        log_level=settings.log_level,
+        health_port=settings.health_port,
+        metric_port=settings.metric_http_port if settings.enabled_metric else None,
+        program=metrics.Program.CONTROLLER,
+        notes=settings.notes,
+    )

@@ -1,0 +1,130 @@
+"""What the programs have in common: command line, settings, logs, traces, signals and an orderly end.
+
+A setting that is wrong ends the program with one line on stderr and exit code 2, before anything is opened.
+"""
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+import anyio
+import anyio.to_thread
+from msgspec import Struct
+
+from api.configfile import DEFAULT_PATH
+from api.settings import Flags, SettingsError
+from runtime.actor import System
+from runtime.supervision import Supervisor
+from telemetry import logs, metrics, traces
+from telemetry.health import HealthTree
+from telemetry.http import HttpServer
+from telemetry.metrics import Program
+
+_log = logging.getLogger(__name__)
+
+VERSION = version("spiderpool")
+
+
+class Arguments(Struct, frozen=True):
+    """The command line."""
+
+    flags: Flags
+    file_text: str | None
+
+
+def parse_arguments(name: str, description: str, argv: Sequence[str] | None, *, tls: bool = False) -> Arguments:
+    """Read flags and the ConfigMap file. Ends the process with code 2 when they are wrong."""
+    parser = argparse.ArgumentParser(prog=name, description=description)
+    parser.add_argument("command", nargs="?", default="daemon", choices=["daemon"], help="run in the foreground")
+    parser.add_argument("--config-path", default="", metavar="FILE", help=f"the ConfigMap file (default {DEFAULT_PATH})")
+    parser.add_argument("--version", action="version", version=f"{name} {VERSION}")
+    if tls:
+        parser.add_argument("--tls-server-cert", default="", metavar="FILE", help="certificate of the server, PEM")
+        parser.add_argument("--tls-server-key", default="", metavar="FILE", help="private key of the server, PEM")
+    given = parser.parse_args(argv)
+    path = Path(given.config_path or DEFAULT_PATH)
+    text: str | None = None
+    if given.config_path or path.exists():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            refuse(name, SettingsError(f"--config-path: {path}: {error}"))
+    flags = Flags(
+        config_path=str(path),
+        tls_server_cert=given.tls_server_cert if tls else "",
+        tls_server_key=given.tls_server_key if tls else "",
+    )
+    return Arguments(flags=flags, file_text=text)
+
+
+def refuse(name: str, error: Exception) -> NoReturn:
+    """End the process because of its settings: one line on stderr, exit code 2."""
+    sys.stderr.write(f"{name}: {' '.join(str(error).split())}\n")
+    raise SystemExit(2)
+
+
+def run(
+    name: str,
+    build: Callable[[System, Supervisor], Awaitable[None]],
+    *,
+    log_level: str,
+    node: str = "",
+    health_port: int,
+    metric_port: int | None,
+    program: Program,
+    notes: Sequence[str] = (),
+) -> int:
+    """Run a supervision tree until SIGTERM or SIGINT; returns the exit code.
+
+    `build` fills the root supervisor with children. Exit code 1 means that the root gave up, and the platform is
+    to start the process again.
+    """
+    logs.setup(log_level)
+    attributes = {"k8s.node.name": node} if node else {}
+    traces.setup(service=name, version=VERSION, attributes=attributes)
+    metrics.BUILD_INFO.labels(version=VERSION).set(1)
+    for note in notes:
+        _log.warning("%s", note)
+
+    async def main() -> int:
+        health = HealthTree(name)
+        system = System.real(health=health)
+        root = Supervisor(name.removeprefix("spiderpool-"), system)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: loop.create_task(root.stop()))
+        root.add_service("probes", lambda: _http("", health_port, health, None))
+        if metric_port is not None:
+            root.add_service("metrics", lambda: _http("", metric_port, health, program))
+        await build(system, root)
+        # What the imports and the set-up have made lives until the end: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        try:
+            await root.run()
+        except Exception:
+            _log.critical("giving up", exc_info=True)
+            return 1
+        finally:
+            await anyio.to_thread.run_sync(traces.shutdown)
+        return 0
+
+    return asyncio.run(main())
+
+
+async def _http(host: str, port: int, health: HealthTree, program: Program | None) -> None:
+    async with HttpServer(host, port, health=health, program=program):
+        await anyio.sleep_forever()
+
+
+def environment() -> dict[str, str]:
+    """The process's environment, the one place that reads it."""
+    return dict(os.environ)

@@ -1,0 +1,64 @@
+"""The program `spiderpool-standalone`: both supervision trees in one process, on the embedded store.
+
+For a laptop, a CI job or a host without Kubernetes: the pools are objects in one SQLite file under the state folder,
+and the CNI socket works as on a node. Nobody creates Pod objects there, so the runtime's word on a pod is taken.
+"""
+
+from pathlib import Path
+
+from actors import program
+from actors.agent import Agent
+from actors.controller import Controller
+from actors.disk import DiskJournal
+from api.settings import SettingsError, load_standalone
+from cni import journal
+from cni.kernel import LinuxKernel
+from runtime.actor import System
+from runtime.store.sqlite import SQLiteStore
+from runtime.supervision import Supervisor
+from runtime.transport.local import LocalChannel
+from runtime.transport.port import Peer
+from telemetry import metrics
+
+NAME = "spiderpool-standalone"
+STORE_FILE = "store.sqlite"
+"""In the state folder."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program."""
+    arguments = program.parse_arguments(NAME, "Agent and controller in one process, on an embedded store.", argv)
+    try:
+        settings = load_standalone(program.environment(), arguments.file_text, arguments.flags)
+    except SettingsError as error:
+        program.refuse(NAME, error)
+
+    async def build(system: System, root: Supervisor) -> None:
+        state = Path(settings.agent.state_dir)
+        state.mkdir(parents=True, exist_ok=True)
+        store = SQLiteStore(state / STORE_FILE, wall=system.clock.wall)
+        controller = Controller(
+            system, store, settings=settings.controller, pods_exist=False, path="standalone/controller"
+        )
+        root.add_supervisor(controller.supervisor)
+        peer = Peer(account=NAME, node=settings.agent.node_name)
+        agent = Agent(
+            system,
+            path="standalone/agent",
+            kernel=LinuxKernel(),
+            journal=DiskJournal(journal.Journal(state / "journal")),
+            channels=[LocalChannel(controller.serve, peer)],
+        )
+        agent.serve_cni(Path(settings.agent.config.ipam_unix_socket_path))
+        root.add_supervisor(agent.supervisor)
+
+    return program.run(
+        NAME,
+        build,
+        log_level=settings.agent.log_level,
+        node=settings.agent.node_name,
+        health_port=settings.agent.health_port,
+        metric_port=settings.agent.metric_http_port if settings.agent.enabled_metric else None,
+        program=metrics.Program.BOTH,
+        notes=settings.notes,
+    )

@@ -1,0 +1,378 @@
+"""A cluster in one process: the real actors of replicas and nodes, on a virtual clock, over a store and a network that fail.
+
+Two replicas own every pool at the same time, as two that both believe in their ownership would. Three nodes run the real
+node, sandbox and outbox actors over a kernel and a journal in memory that survive a crash of their agent, as the real
+ones do. A kubelet per pod calls ADD until it succeeds (a new sandbox for every try, a DEL for every failure), lets the
+pod live, and calls DEL until that succeeds.
+"""
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from actors.agent import Agent
+from actors.controller import Controller
+from api.core import Namespace, Node, Pod, PodSpec
+from api.ippool import IPPoolSpec, SpiderIPPool, decode_records
+from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NODE, POD
+from api.meta import ObjectMeta
+from api.settings import ControllerSettings
+from cni.config import IpamConfig, NetConfig
+from cni.errors import CniError
+from cni.journal import JournalEntry, Key
+from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
+from cni.protocol import Invocation, PodArgs, Verb
+from cni.result import Result
+from runtime.actor import System
+from runtime.store.memory import MemoryStore
+from runtime.store.port import Store
+from runtime.supervision import Supervisor
+from runtime.testing import EventRecord, VirtualClock
+from runtime.testing.store import Chances, FaultyStore, Policy
+from runtime.testing.transport import SimulatedNetwork, Weather
+from runtime.transport.port import Peer
+
+NODES = ("n1", "n2", "n3")
+REPLICAS = ("c1", "c2")
+
+
+class Violation(AssertionError):
+    """An invariant of the protocol does not hold."""
+
+
+class MemoryJournal:
+    """`actors.disk.Journal` whose content survives its agent."""
+
+    def __init__(self) -> None:
+        self.entries: dict[Key, JournalEntry] = {}
+
+    async def load(self) -> list[JournalEntry]:
+        await anyio.sleep(0)
+        return list(self.entries.values())
+
+    async def put(self, entry: JournalEntry) -> None:
+        await anyio.sleep(0.0002)
+        self.entries[entry.key] = entry
+
+    async def remove(self, key: Key) -> None:
+        await anyio.sleep(0.0002)
+        self.entries.pop(key, None)
+
+
+class MemoryKernel:
+    """`cni.kernel.Kernel` that knows namespaces, links and addresses, and whether the whole segment is free of doubles."""
+
+    def __init__(self, segment: dict[str, str]) -> None:
+        """`segment` maps every address that a link of any node carries to where that is."""
+        self._segment = segment
+        self._links: dict[tuple[str, str], tuple[LinkState, list[str]]] = {}
+        self._index = 0
+
+    async def attach_link(self, plan: LinkPlan) -> LinkState:
+        await anyio.sleep(0.001)
+        self._index += 1
+        mac = f"02:00:00:00:{self._index // 256:02x}:{self._index % 256:02x}"
+        link = LinkState(ifname=plan.ifname, index=self._index, kind=plan.kind, mac=mac, mtu=1500)
+        self._links[plan.netns, plan.ifname] = (link, [])
+        return link
+
+    async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
+        await anyio.sleep(0.001)
+        _, carried = self._links[netns, ifname]
+        for address in plan.addresses:
+            holder = self._segment.get(address)
+            if holder is not None:
+                msg = f"{address} is given to {netns} while {holder} carries it"
+                raise Violation(msg)
+            self._segment[address] = netns
+            carried.append(address)
+
+    async def detach_link(self, netns: str, ifname: str, *, kind: str = "", mac: str = "") -> bool:
+        await anyio.sleep(0.005)
+        _, carried = self._links.pop((netns, ifname), (None, []))
+        for address in carried:
+            del self._segment[address]
+        return bool(carried)
+
+    async def inspect(self, netns: str, ifname: str) -> Inspection | None:
+        await anyio.sleep(0)
+        found = self._links.get((netns, ifname))
+        return None if found is None else Inspection(link=found[0], addresses=tuple(found[1]))
+
+    async def netns_exists(self, netns: str) -> bool:
+        await anyio.sleep(0)
+        return True
+
+    async def carries(self, netns: str, ifname: str, addresses: Sequence[str] = ()) -> bool:
+        await anyio.sleep(0)
+        return (netns, ifname) in self._links
+
+
+class Unfenced:
+    """The negative control: a store whose writes demand no resourceVersion."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def patch(self, *args: object, resource_version: str = "", **options: object) -> object:
+        return await self._store.patch(*args, **options)  # type: ignore[arg-type]
+
+
+class World:
+    """Everything of one simulated cluster. Use `run`."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        chances: Chances | None = None,
+        weather: Weather | None = None,
+        pods: int = 12,
+        addresses: int = 20,
+        wrap: Callable[[Store], Store] = lambda store: store,
+    ) -> None:
+        """`chances` are the store's faults and `weather` the network's; `wrap` puts something before each store."""
+        self.random = random.Random(seed)
+        self.record = EventRecord(keep=400)
+        self.truth = MemoryStore()
+        self.network = SimulatedNetwork(self.random, weather=weather or Weather(), record=self.record)
+        self.segment: dict[str, str] = {}
+        self.held: dict[str, tuple[str, tuple[str, ...]]] = {}
+        """Acknowledged ADDs whose DEL has not begun: container id to pod uid and addresses."""
+        self.pods = pods
+        self.addresses = addresses
+        self.stores: dict[str, FaultyStore] = {}
+        self._chances: Policy = chances or Chances()
+        self._wrap = wrap
+        self._kernels = {node: MemoryKernel(self.segment) for node in NODES}
+        self._journals = {node: MemoryJournal() for node in NODES}
+        self._agents: dict[str, Agent] = {}
+        self._scopes: dict[str, anyio.CancelScope] = {}
+        self._group: TaskGroup | None = None
+        self._calm = False
+
+    # -- processes -----------------------------------------------------------------------------------------------------
+
+    def _system(self) -> System:
+        return System(clock=VirtualClock(), random=self.random, observer=self.record)
+
+    async def start_replica(self, name: str) -> None:
+        """A controller process, with its own connection to the store."""
+        policy: Policy = Chances() if self._calm else self._chances
+        faulty = self.stores[name] = FaultyStore(self._wrap(self.truth), policy=policy, random=self.random)
+        settings = ControllerSettings(pod_namespace="spiderpool", pod_name=name)
+        controller = Controller(self._system(), faulty, settings=settings, path=name)
+        self._spawn(name, controller.supervisor)
+        self.network.serve(name, controller.serve)
+
+    async def start_agent(self, node: str) -> None:
+        """An agent process, on the kernel and the journal that its predecessor left."""
+        peer = Peer(account="system:serviceaccount:spiderpool:spiderpool-agent", node=node)
+        order = REPLICAS if node != "n2" else REPLICAS[::-1]
+        agent = self._agents[node] = Agent(
+            self._system(),
+            path=node,
+            kernel=self._kernels[node],
+            journal=self._journals[node],
+            channels=[self.network.channel(node, replica, peer=peer) for replica in order],
+        )
+        self._spawn(node, agent.supervisor)
+
+    def crash(self, name: str) -> None:
+        """kill -9: everything that the process was doing ends where it is."""
+        self.record.event("crash", name)
+        self.network.withdraw(name)
+        self._scopes[name].cancel()
+        self._agents.pop(name, None)
+
+    def _spawn(self, name: str, supervisor: Supervisor) -> None:
+        assert self._group is not None
+        scope = self._scopes[name] = anyio.CancelScope()
+
+        async def process() -> None:
+            with scope:
+                await supervisor.run()
+
+        self._group.start_soon(process)
+
+    # -- the run -------------------------------------------------------------------------------------------------------
+
+    async def run(self, disturb: Callable[["World"], Awaitable[None]] | None = None) -> str:
+        """Let the pods live and die while `disturb` does its worst, then have peace, and judge. Returns the event hash."""
+        await self._populate()
+        async with AsyncExitStack() as stack, anyio.create_task_group() as group:
+            await stack.enter_async_context(self.network)
+            self._group = group
+            for replica in REPLICAS:
+                await self.start_replica(replica)
+            for node in NODES:
+                await self.start_agent(node)
+            trouble = anyio.CancelScope()
+
+            async def make_trouble() -> None:
+                with trouble:
+                    if disturb is not None:
+                        await disturb(self)
+
+            group.start_soon(make_trouble)
+            with anyio.fail_after(2000):
+                async with anyio.create_task_group() as kubelets:
+                    for number in range(self.pods):
+                        kubelets.start_soon(self._kubelet, number)
+                trouble.cancel()
+                await self.peace()
+                await self._settled()
+            self.check(final=True)
+            group.cancel_scope.cancel()
+        return self.record.digest()
+
+    async def peace(self) -> None:
+        """No more faults, and everybody alive."""
+        self._calm = True
+        self.network.weather = Weather()
+        for store in self.stores.values():
+            store.policy = Chances()
+            store.heal()
+            await store.settle()
+        for name in (*REPLICAS, *NODES):
+            if self._scopes[name].cancel_called:
+                await (self.start_replica(name) if name in REPLICAS else self.start_agent(name))
+
+    async def _settled(self) -> None:
+        """Wait until nothing is owed any more."""
+        while any(journal.entries for journal in self._journals.values()):
+            await anyio.sleep(1.0)
+        await anyio.sleep(60.0)
+
+    async def _populate(self) -> None:
+        for node in NODES:
+            await self.truth.create(NODE, Node(metadata=ObjectMeta(name=node)))
+        await self.truth.create(NAMESPACE, Namespace(metadata=ObjectMeta(name="default")))
+        last = self.addresses - 1
+        for name, version, subnet, ips in (
+            ("v4", 4, "10.6.0.0/16", f"10.6.0.10-10.6.0.{10 + last}"),
+            ("v6", 6, "fd00:6::/64", f"fd00:6::a-fd00:6::{10 + last:x}"),
+        ):
+            spec = IPPoolSpec(ip_version=version, subnet=subnet, ips=[ips], default=True)
+            await self.truth.create(IPPOOL, SpiderIPPool(metadata=ObjectMeta(name=name), spec=spec))
+
+    async def _kubelet(self, number: int) -> None:
+        node = NODES[number % len(NODES)]
+        await anyio.sleep(self.random.uniform(0, 0.05))
+        name = f"pod-{number}"
+        pod = await self.truth.create(
+            POD, Pod(metadata=ObjectMeta(name=name, namespace="default"), spec=PodSpec(node_name=node))
+        )
+        sandbox = 0
+        while True:
+            sandbox += 1
+            cid = f"{number:06x}{sandbox:06x}".ljust(64, "f")
+            result = await self._call(node, self._invocation(Verb.ADD, pod, cid))
+            if result is not None:
+                break
+            await self._delete(node, pod, cid)
+            await anyio.sleep(1.0)
+        addresses = tuple(ip.address for ip in result.ips)
+        self.held[cid] = (pod.metadata.uid, addresses)
+        self.check()
+        await anyio.sleep(self.random.uniform(1.0, 3.0))
+        self.check()
+        del self.held[cid]
+        await self._delete(node, pod, cid)
+        if self.random.random() < 0.3:
+            await self._delete(node, pod, cid)  # kubelet repeats DELs
+        await self.truth.delete(POD, name, namespace="default")
+
+    async def _delete(self, node: str, pod: Pod, cid: str) -> None:
+        while await self._call(node, self._invocation(Verb.DEL, pod, cid)) is None:
+            await anyio.sleep(1.0)
+
+    async def _call(self, node: str, invocation: Invocation) -> Result | None:
+        """One exec of the shim: a result, or None for any failure, an agent that dies meanwhile included."""
+        agent = self._agents.get(node)
+        scope = self._scopes[node]
+        if agent is None:
+            return None
+        outcome: list[Result] = []
+        async with anyio.create_task_group() as group:
+
+            async def call() -> None:
+                try:
+                    body = await agent.invoke(invocation)
+                    outcome.append(msgspec.json.decode(body, type=Result) if body else Result())
+                except CniError as error:
+                    self.record.event(f"cni {node}", f"{error}")
+                group.cancel_scope.cancel()
+
+            async def watch() -> None:
+                while not scope.cancel_called:
+                    await anyio.sleep(0.05)
+                group.cancel_scope.cancel()
+
+            group.start_soon(call)
+            group.start_soon(watch)
+        return outcome[0] if outcome else None
+
+    def _invocation(self, verb: Verb, pod: Pod, cid: str) -> Invocation:
+        meta = pod.metadata
+        return Invocation(
+            verb=verb,
+            type="macvlan",
+            container_id=cid,
+            netns=f"/run/netns/{cid[:12]}",
+            ifname="eth0",
+            args=PodArgs(namespace=meta.namespace, name=meta.name, uid=meta.uid),
+            conf=NetConfig(
+                cni_version="1.1.0", name="lan", type="macvlan", master="eth0", ipam=IpamConfig(type="spiderpool")
+            ),
+        )
+
+    # -- invariants ----------------------------------------------------------------------------------------------------
+
+    def records(self) -> dict[str, str]:
+        """Address to pod uid, as committed."""
+        found: dict[str, str] = {}
+        for pool in self.truth.peek(IPPOOL):
+            for ip, record in decode_records(pool.status.allocated_ips).items():
+                found[ip] = record.pod_uid
+        return found
+
+    def check(self, *, final: bool = False) -> None:
+        """Acknowledged means stored; no address twice; in the end nothing is left."""
+        records = self.records()
+        for cid, (uid, addresses) in self.held.items():
+            for address in addresses:
+                holder = records.get(address.partition("/")[0])
+                if holder != uid:
+                    msg = f"{cid[:12]} was told that it holds {address}, which the store says is held by {holder}"
+                    raise Violation(msg)
+        if final:
+            left = {"records": records, "links": self.segment, "endpoints": len(self.truth.peek(ENDPOINT))}
+            if any(left.values()):
+                msg = f"left behind: {left}"
+                raise Violation(msg)
+
+
+async def crashes(world: World) -> None:
+    """Kill a process now and then, and start it again."""
+    while True:
+        await anyio.sleep(world.random.uniform(0.02, 2.0))
+        name = world.random.choice((*REPLICAS, *NODES))
+        world.crash(name)
+        await anyio.sleep(world.random.uniform(0.01, 1.0))
+        await (world.start_replica(name) if name in REPLICAS else world.start_agent(name))
+
+
+ROUGH_STORE = Chances(
+    lost_request=0.03, lost_reply=0.05, duplicate=0.02, conflict=0.05, unavailable=0.02, before=(0.001, 0.004),
+    after=(0.001, 0.004),
+)  # fmt: skip
+ROUGH_NETWORK = Weather(delay=(0.0002, 0.01), lose_request=0.02, lose_reply=0.03, double_request=0.03, cut=0.03)
+

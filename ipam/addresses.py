@@ -6,6 +6,7 @@ Go's `net.IP.String` prints. Two spellings of one address would be two records, 
 
 import heapq
 import ipaddress
+import re
 from bisect import bisect_right
 from collections.abc import Container, Sequence
 from typing import Final
@@ -18,6 +19,8 @@ MAPPED_FIRST: Final = 0xFFFF << 32
 MAPPED_LAST: Final = MAPPED_FIRST | 0xFFFFFFFF
 
 _BEYOND: Final = 1 << 129
+_IPV4: Final = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(?:\.(?!$)|$)){4}").fullmatch
+"""Five times as fast as `ipaddress`, and a big pool has thousands of these to read after every lost race."""
 
 
 def parse_address(text: str) -> tuple[int, int]:
@@ -30,16 +33,20 @@ def parse_address(text: str) -> tuple[int, int]:
         ValueError: not an address; a zone (`%eth0`); an IPv4-mapped address, whose text would be that of an IPv4
             address. The message is a predicate without subject (`is not an IP address`): the caller knows what to name.
     """
+    if ":" not in text:
+        if not _IPV4(text):
+            raise ValueError("is not an IP address")
+        first, second, third, fourth = map(int, text.split("."))
+        return 4, first << 24 | second << 16 | third << 8 | fourth
     if "%" in text:
         raise ValueError("has a zone")
     try:
-        address = ipaddress.IPv6Address(text) if ":" in text else ipaddress.IPv4Address(text)
+        number = int(ipaddress.IPv6Address(text))
     except ValueError:
         raise ValueError("is not an IP address") from None
-    number = int(address)
-    if address.version == 6 and MAPPED_FIRST <= number <= MAPPED_LAST:
+    if MAPPED_FIRST <= number <= MAPPED_LAST:
         raise ValueError("is an IPv4-mapped address, write it as IPv4")
-    return address.version, number
+    return 6, number
 
 
 def format_address(number: int, version: int) -> str:

@@ -14,6 +14,8 @@ from api.meta import API_VERSION, LabelSelector, ObjectMeta
 from api.route import Route
 from api.schema import REQUIRED, Count
 
+type Atomic = Annotated[LabelSelector, Meta(extra_json_schema={"x-kubernetes-map-type": "atomic"})]
+"""A selector that server-side apply replaces as a whole."""
 type IPVersion = Annotated[Literal[4, 6], Meta(extra_json_schema={"format": "int64"})]
 
 
@@ -32,13 +34,13 @@ class IPPoolSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """Next hop of the default route, inside the subnet and never given to a pod."""
     routes: list[Route] = []
     """Further routes of pods that get an address of this pool."""
-    pod_affinity: LabelSelector | None = None
+    pod_affinity: Atomic | None = None
     """Only pods with these labels."""
-    namespace_affinity: LabelSelector | None = None
+    namespace_affinity: Atomic | None = None
     """Only pods in namespaces with these labels. Ignored when namespaceName is given."""
     namespace_name: list[str] = []
     """Only pods in namespaces with these names."""
-    node_affinity: LabelSelector | None = None
+    node_affinity: Atomic | None = None
     """Only pods on nodes with these labels. Ignored when nodeName is given."""
     node_name: list[str] = []
     """Only pods on nodes with these names."""

@@ -54,12 +54,12 @@ class SelectorError(ValueError):
 
 
 class LabelSelectorRequirement(Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """A label selector requirement is a selector that contains values, a key, and an operator that relates them."""
+    """A condition on one label."""
 
     key: str
-    """The label key that the selector applies to."""
+    """The label that is looked at."""
     operator: str
-    """How the label relates to the values: In, NotIn, Exists or DoesNotExist."""
+    """What must hold of the label: In, NotIn, Exists or DoesNotExist."""
     values: list[str] = []
     """The values for In and NotIn; empty for Exists and DoesNotExist."""
 

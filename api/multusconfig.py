@@ -9,7 +9,6 @@ from msgspec import Meta, Struct, field
 
 from api.coordinator import CoordinatorSpec
 from api.meta import API_VERSION, ObjectMeta
-from api.schema import REQUIRED
 
 type VlanID = Annotated[int, Meta(ge=0, le=4094, extra_json_schema={"format": "int32"})]
 """0 means none."""
@@ -33,71 +32,52 @@ class SpiderpoolPools(Struct, frozen=True, omit_defaults=True, rename="camel"):
 class BondConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """A bond that is made of the masters on the node."""
 
-    name: Annotated[str, REQUIRED] = ""
+    name: str
     """Name of the bond."""
-    mode: Annotated[Annotated[int, Meta(ge=0, le=6, extra_json_schema={"format": "int32"})], REQUIRED] = 0
+    mode: Annotated[int, Meta(ge=0, le=6, extra_json_schema={"format": "int32"})]
     """Bonding mode as the kernel counts them: 0 balance-rr, 1 active-backup, 4 802.3ad and so on."""
     options: str | None = None
     """Further options of the kernel's bonding driver, as key=value;key=value."""
 
 
-class MacvlanConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
+class _OnMaster(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """A NIC on top of an interface of the node."""
+
+    master: list[str]
+    """Interfaces of the node; several need a bond."""
+    mtu: MTU | None = 0
+    """MTU of the pod's NIC; 0 means the master's."""
+    vlan_id: VlanID | None = field(default=None, name="vlanID")
+    """VLAN of the master, 0 for none."""
+    bond: BondConfig | None = None
+    """How several masters are bonded."""
+    rdma_resource_name: str | None = None
+    """Resource of the RDMA shared device plugin that pods ask for."""
+    ippools: SpiderpoolPools | None = None
+    """The pools of these NICs."""
+
+
+class MacvlanConfig(_OnMaster, frozen=True):
     """NICs of type macvlan, in bridge mode."""
 
-    master: Annotated[list[str], REQUIRED] = []
-    """Interfaces of the node; several need a bond."""
-    mtu: MTU | None = 0
-    """MTU of the pod's NIC; 0 means the master's."""
-    vlan_id: VlanID | None = field(default=None, name="vlanID")
-    """VLAN of the master, 0 for none."""
-    bond: BondConfig | None = None
-    """How several masters are bonded."""
-    rdma_resource_name: str | None = None
-    """Resource of the RDMA shared device plugin that pods ask for."""
-    ippools: SpiderpoolPools | None = None
-    """The pools of these NICs."""
 
-
-class IPvlanConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
+class IPvlanConfig(_OnMaster, frozen=True):
     """NICs of type ipvlan, in L2 mode."""
 
-    master: Annotated[list[str], REQUIRED] = []
-    """Interfaces of the node; several need a bond."""
-    mtu: MTU | None = 0
-    """MTU of the pod's NIC; 0 means the master's."""
-    vlan_id: VlanID | None = field(default=None, name="vlanID")
-    """VLAN of the master, 0 for none."""
-    bond: BondConfig | None = None
-    """How several masters are bonded."""
-    rdma_resource_name: str | None = None
-    """Resource of the RDMA shared device plugin that pods ask for."""
-    ippools: SpiderpoolPools | None = None
-    """The pools of these NICs."""
 
-
-class VlanConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
+class VlanConfig(_OnMaster, frozen=True):
     """NICs of type vlan, one pod per master and VLAN id on a node."""
 
-    master: Annotated[list[str], REQUIRED] = []
-    """Interfaces of the node; several need a bond."""
-    mtu: MTU | None = 0
-    """MTU of the pod's NIC; 0 means the master's."""
-    vlan_mode: Literal["manual", "auto"] | None = "manual"
-    """Whether the VLAN id is vlanID (manual) or comes with the address from the infrastructure (auto)."""
     vlan_id: VlanID | None = field(default=None, name="vlanID")
     """VLAN of the NIC; needed in mode manual, forbidden in mode auto."""
-    bond: BondConfig | None = None
-    """How several masters are bonded."""
-    rdma_resource_name: str | None = None
-    """Resource of the RDMA shared device plugin that pods ask for."""
-    ippools: SpiderpoolPools | None = None
-    """The pools of these NICs."""
+    vlan_mode: Literal["manual", "auto"] | None = "manual"
+    """Whether the VLAN id is vlanID (manual) or comes with the address from the infrastructure (auto)."""
 
 
 class SriovConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """NICs that are SR-IOV virtual functions of an Ethernet device."""
 
-    resource_name: Annotated[str, REQUIRED] = ""
+    resource_name: str
     """Resource of the SR-IOV device plugin that pods ask for."""
     vlan_id: VlanID | None = field(default=None, name="vlanID")
     """VLAN of the virtual function, 0 for none."""
@@ -116,7 +96,7 @@ class SriovConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
 class IBSriovConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """NICs that are SR-IOV virtual functions of an InfiniBand device."""
 
-    resource_name: Annotated[str, REQUIRED] = ""
+    resource_name: str
     """Resource of the SR-IOV device plugin that pods ask for."""
     pkey: str | None = None
     """InfiniBand partition key."""
@@ -133,7 +113,7 @@ class IBSriovConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
 class IpoibConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """NICs of type IP over InfiniBand."""
 
-    master: Annotated[str, REQUIRED] = ""
+    master: str
     """InfiniBand interface of the node."""
     ippools: SpiderpoolPools | None = None
     """The pools of these NICs."""
@@ -153,7 +133,7 @@ class Trunk(Struct, frozen=True, omit_defaults=True, rename="camel"):
 class OvsConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """NICs on an Open vSwitch bridge."""
 
-    bridge: Annotated[str, REQUIRED] = ""
+    bridge: str
     """Name of the bridge on the node."""
     vlan: VlanID | None = None
     """VLAN of the port, 0 for none."""

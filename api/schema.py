@@ -1,4 +1,4 @@
-"""Marks on fields that only a CRD's schema has a word for, and number types with the width that Go programs expect."""
+"""Marks on fields that only a CRD's schema has a word for, such as the width of a number that Go programs expect."""
 
 from typing import Annotated
 
@@ -7,7 +7,5 @@ from msgspec import Meta
 REQUIRED = Meta(extra={"crd": "required"})
 """The API server refuses an object without this field, though our Structs would read it."""
 
-type Int32 = Annotated[int, Meta(extra_json_schema={"format": "int32"})]
-type Int64 = Annotated[int, Meta(extra_json_schema={"format": "int64"})]
 type Count = Annotated[int, Meta(ge=0, extra_json_schema={"format": "int64"})]
 """How many addresses: at most what an int64 holds."""

@@ -6,11 +6,13 @@ some seed will show it. Threads, sockets and subprocesses are refused: they woul
 """
 
 import asyncio
+import itertools
 import random
 import selectors
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 _EPOCH = 1_750_000_000.0
 """Where the virtual wall clock starts: any fixed moment serves."""
@@ -62,6 +64,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         selector = _Selector()
         selector.loop = self
         super().__init__(selector)
+        self._numbers: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
+        self._count = itertools.count(1)
+        self.set_task_factory(self._numbered)
         # Timers that fall together within float error must be seen as due together.
         self._clock_resolution = 1e-6
 
@@ -83,11 +88,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _run_once(self) -> None:
         ready: deque[Any] = self._ready  # type: ignore[attr-defined]
         if len(ready) > 1:
-            handles = list(ready)
+            # Cancelling a group walks a set of tasks, whose order is that of their addresses: so first by number.
+            handles = sorted(ready, key=self._number)
             self._order.shuffle(handles)
             ready.clear()
             ready.extend(handles)
         super()._run_once()  # type: ignore[misc]
+
+    def _numbered(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
+        self._numbers[task] = next(self._count)
+        return task
+
+    def _number(self, handle: Any) -> int:
+        owner = getattr(handle._callback, "__self__", None)
+        return self._numbers.get(owner, 0) if isinstance(owner, asyncio.Task) else 0
 
 
 class VirtualClock:

@@ -2,7 +2,11 @@
 
 Messages: `Serve` from the agents' connections, `Served` from its own work. State: none between requests. Persists: nothing
 itself; pools persist their records, and the SpiderEndpoint is written last. Answers: when every address is committed and
-the endpoint written, or when what had been claimed is given back.
+the endpoint written; or with a rejection, which says whether records may be held.
+
+A failed allocation is undone by the agent, never here. The same request may be under way twice (doubled, or sent to another
+replica when a connection broke), and both find the same records: the copy that fails would take away what the other has
+answered with. The agent asks for one sandbox at a time and knows when no copy has answered.
 
 Each request is one coroutine beside the actor, so that one slow pool holds up nobody else. What a crash leaves: records
 of a pod whose agent got no answer. That agent repeats the request elsewhere (it finds them) or releases by pod uid, NIC
@@ -37,8 +41,8 @@ from telemetry import metrics, traces
 _log = logging.getLogger(__name__)
 _audit = logging.getLogger("spiderpool.audit")
 
-_GIVE_BACK_SECONDS = 10.0
-"""How long a failed allocation may take to give back what it had claimed."""
+_POOL_SECONDS = 60.0
+"""The longest wait for a pool; the asker's own deadline is nearer."""
 CONTAINER_PREFIX = 12
 """How much of a container id a record keeps (design of the record: 12 hex digits)."""
 
@@ -150,7 +154,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
         except _Refusal as refusal:
             return refusal.rejected
         except (StoreError, ActorError, EndpointContended) as error:
-            return Rejected(message=f"{type(error).__name__}: {error}", retry=True, cause="internal")
+            return Rejected(message=f"{type(error).__name__}: {error}", retry=True, cause="internal", held=True)
 
     # -- allocate ------------------------------------------------------------------------------------------------------
 
@@ -161,15 +165,13 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
             span.set_attribute("spiderpool.explanation", str(explanation))
         granted: dict[int, tuple[str, Granted]] = {}
         refused: dict[int, Explanation] = {}
-        owed: set[str] = set()
 
         async def claim(version: int, names: tuple[str, ...]) -> None:
-            won, verdicts = await self._claim_one(request, pod, peer, names, owed)
+            won, verdicts = await self._claim_one(request, pod, peer, names)
             if won is not None:
                 granted[version] = won
             refused[version] = Explanation(considered=verdicts)
 
-        answered: Allocated | None = None
         try:
             async with anyio.create_task_group() as group:
                 for version, names in candidates.items():
@@ -177,7 +179,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
             why = explanation.merged(*refused.values())
             missing = [version for version in candidates if version not in granted]
             if missing:
-                raise _Refusal(_exhausted(request.pod, missing, why))
+                raise _Refusal(_exhausted(request.pod, missing, why, held=bool(granted)))
             answer = _allocated(granted, why, pod, clean_gateway=request.clean_gateway)
             await endpoint.write(
                 self._store,
@@ -187,32 +189,23 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                 granted=answer,
                 clean_gateway=request.clean_gateway,
             )
-            answered = answer
         except BaseExceptionGroup as error:
             raise _first(error) from error
-        finally:
-            if answered is None:
-                await self._give_back(request, pod, peer, owed)
-        return answered
+        return answer
 
     async def _claim_one(
-        self, request: Allocate, pod: Pod, peer: Peer, names: tuple[str, ...], owed: set[str]
+        self, request: Allocate, pod: Pod, peer: Peer, names: tuple[str, ...]
     ) -> tuple[tuple[str, Granted] | None, tuple[Verdict, ...]]:
-        """An address from the first candidate that has one; a candidate that already serves this NIC goes first.
-
-        `owed` collects the pools that must be told to release if the allocation fails: those that granted a fresh
-        record and those that gave no answer. A record that was there before is a running sandbox's and stays.
-        """
+        """An address from the first candidate that has one; a candidate that already serves this NIC goes first."""
         if len(names) > 1:
             holding = [
                 name
                 for name in names
-                if await self._pool(name).ask(Peek(uid=pod.metadata.uid, nic=request.nic), timeout=_GIVE_BACK_SECONDS)
+                if await self._pool(name).ask(Peek(uid=pod.metadata.uid, nic=request.nic), timeout=_POOL_SECONDS)
             ]
             names = (*holding, *(name for name in names if name not in holding))
         verdicts: list[Verdict] = []
         for name in names:
-            owed.add(name)
             answer = await self._pool(name).ask(
                 Claim(
                     pod=str(request.pod),
@@ -221,26 +214,14 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                     node=peer.node,
                     cid=request.container_id[:CONTAINER_PREFIX],
                 ),
-                timeout=60.0,
+                timeout=_POOL_SECONDS,
             )
             match answer:
                 case Granted():
-                    if not answer.fresh:
-                        owed.discard(name)
                     return (name, answer), tuple(verdicts)
                 case Refused(reason):
-                    owed.discard(name)
                     verdicts.append(Verdict(pool=name, accepted=False, reason=reason))
         return None, tuple(verdicts)
-
-    async def _give_back(self, request: Allocate, pod: Pod, peer: Peer, owed: set[str]) -> None:
-        """Undo a failed allocation, even when it failed because its asker went away."""
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_GIVE_BACK_SECONDS):
-            for name in sorted(owed):
-                try:
-                    await self._surrender(name, pod.metadata.uid, request.nic, request.container_id, peer)
-                except (ActorError, _Refusal) as error:
-                    _log.warning("pool %s: could not give back what %s had claimed: %s", name, request.pod, error)
 
     async def _select(
         self, request: Allocate, pod: Pod, peer: Peer
@@ -347,7 +328,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
 
     async def _surrender(self, name: str, uid: str, nic: str, container_id: str, peer: Peer) -> Surrendered:
         answer = await self._pool(name).ask(
-            Surrender(uid=uid, nic=nic, cid=container_id[:CONTAINER_PREFIX], node=peer.node), timeout=60.0
+            Surrender(uid=uid, nic=nic, cid=container_id[:CONTAINER_PREFIX], node=peer.node), timeout=_POOL_SECONDS
         )
         match answer:
             case Surrendered():
@@ -367,11 +348,15 @@ def _same(pod: Pod, uid: str) -> bool:
     return not uid or pod.metadata.uid == uid or pod.metadata.annotations.get("kubernetes.io/config.hash") == uid
 
 
-def _exhausted(pod: PodRef, versions: list[int], why: Explanation) -> Rejected:
+def _exhausted(pod: PodRef, versions: list[int], why: Explanation, *, held: bool) -> Rejected:
     families = " and ".join(f"IPv{version}" for version in sorted(versions))
     retry = any(v.reason is not None and v.reason.predicate in {"conflict", "store"} for v in why.considered)
     return Rejected(
-        message=f"pod {pod}: no {families} address: {why}", retry=retry, cause="ip_used_out", explanation=why
+        message=f"pod {pod}: no {families} address: {why}",
+        retry=retry,
+        cause="ip_used_out",
+        explanation=why,
+        held=held or retry,
     )
 
 

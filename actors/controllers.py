@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import anyio
 import msgspec
+from msgspec import Struct
 
 from api import wire
 from runtime.clock import Clock
@@ -19,6 +20,14 @@ _log = logging.getLogger(__name__)
 
 _ROUND_SECONDS = 0.05
 """Pause after a round in which no replica answered."""
+
+
+class Answer(Struct, frozen=True):
+    """What a replica said."""
+
+    response: wire.Response
+    doubtful: bool
+    """Whether another copy of the request may still be under way, at a replica that gave no answer."""
 
 
 class Controllers:
@@ -37,7 +46,7 @@ class Controllers:
         """Whether any replica would be asked at once."""
         return any(channel.connected for channel in self._channels)
 
-    async def ask(self, request: wire.Request, *, deadline: float) -> wire.Response:
+    async def ask(self, request: wire.Request, *, deadline: float) -> Answer:
         """Send a request to one replica after another until one answers, by `deadline` (clock port, seconds).
 
         Raises `Unreachable` when none took the request, and another `TransportError` when it may have been carried out.
@@ -55,13 +64,12 @@ class Controllers:
                     # A replica that is not connected gets a share of the time only: the next one may be.
                     until = deadline if channel.connected else self._clock.now() + left / (1 + len(channels))
                     try:
-                        return wire.decode_response(
-                            await channel.request(payload, deadline=until, traceparent=traces.inject())
-                        )
+                        reply = await channel.request(payload, deadline=until, traceparent=traces.inject())
+                        return Answer(wire.decode_response(reply), doubtful=ambiguous is not None)
                     except Unreachable as error:
                         last = error
                     except DeadlineExceeded as error:
-                        raise ambiguous or error from None
+                        ambiguous = error
                     except Overloaded as error:
                         raise error from None
                     except TransportError as error:

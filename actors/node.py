@@ -224,13 +224,13 @@ class NodeActor(Actor[Message]):
     async def _status(self) -> None:
         """STATUS: whether a controller would take an ADD."""
         try:
-            answer = await self._controllers.ask(Inquire(), deadline=self.system.clock.now() + _STATUS_SECONDS)
+            answered = await self._controllers.ask(Inquire(), deadline=self.system.clock.now() + _STATUS_SECONDS)
         except TransportError as error:
             msg = "no controller answers"
             raise NotReady(msg, str(error)) from error
-        if not isinstance(answer, Ready):
+        if not isinstance(answered.response, Ready):
             msg = "the controller is not ready"
-            raise NotReady(msg, str(answer))
+            raise NotReady(msg, str(answered.response))
 
     async def _recover(self) -> list[JournalEntry]:
         """Bring journal and kernel together; returns what stands."""

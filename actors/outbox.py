@@ -9,8 +9,8 @@ An address is free only when no link carries it (the pool would hand it out whil
 own DEL removes the link first. Under a foreign main plugin the link goes after us, so the entry waits here until the
 kernel shows that link or namespace is gone.
 
-An ADD that was never answered may still be on its way to a pool when its release arrives there by another replica. So an
-entry without addresses is released twice, the second time when the first attempt's writes can no longer land.
+A copy of an ADD that was never answered may still be on its way to a pool when the release arrives there by another
+replica. So a doubtful entry is released twice, the second time when that copy's writes can no longer land.
 
 What a crash leaves: the journal entry. The next agent puts it back into its outbox. A release that was carried out twice
 finds nothing the second time.
@@ -177,7 +177,7 @@ class OutboxActor(Actor[Message]):
         if owed is not None and not owed.busy:
             owed.busy = True
             self.pipe(
-                self._release(owed.entry, last=owed.echoing or bool(owed.entry.addresses)),
+                self._release(owed.entry, last=owed.echoing or not owed.entry.doubtful),
                 lambda last: Done(key) if last else Echo(key),
                 failed=lambda error: Failed(key, why=str(error)),
                 on_behalf=envelope,
@@ -205,7 +205,7 @@ class OutboxActor(Actor[Message]):
 
 async def release(controllers: Controllers, entry: JournalEntry, *, deadline: float) -> Released:
     """Have the controller free what an entry holds. Raises `TransportError` when that has to be tried again."""
-    answer = await controllers.ask(
+    answered = await controllers.ask(
         Release(
             pod=entry.pod,
             nic=entry.ifname,
@@ -214,9 +214,9 @@ async def release(controllers: Controllers, entry: JournalEntry, *, deadline: fl
         ),
         deadline=deadline,
     )
-    match answer:
-        case Released():
-            return answer
+    match answered.response:
+        case Released() as released:
+            return released
         case Rejected(message, retry):
             if retry:
                 raise TransportError(message)
@@ -224,5 +224,5 @@ async def release(controllers: Controllers, entry: JournalEntry, *, deadline: fl
             _log.error("release of %s for pod %s was refused: %s", entry.ifname, entry.pod, message)
             return Released()
         case _:
-            msg = f"a controller answered a release with {type(answer).__name__}"
+            msg = f"a controller answered a release with {type(answered.response).__name__}"
             raise TransportError(msg)

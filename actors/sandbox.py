@@ -155,7 +155,7 @@ class SandboxActor(Actor[Message]):
         entry = self._entry(invocation)
         await self._put(entry)
         try:
-            link, allocated = await self._build(invocation, plan)
+            link, allocated, doubtful = await self._build(invocation, plan)
             result = _result(invocation, link, allocated)
             if link is not None:
                 with traces.span("link.configure"):
@@ -168,20 +168,22 @@ class SandboxActor(Actor[Message]):
                 mac=link.mac if link is not None else "",
                 addresses=tuple(a.address for a in allocated.addresses),
                 pools=tuple(a.pool for a in allocated.addresses),
+                doubtful=doubtful,
                 result=result,
                 changed_ns=self._wall_ns(),
             )
             await self._put(entry)
         except BaseException as error:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
-                await self._undo(entry, asked=not _never_sent(error))
+                await self._undo(entry, asked=not _holds_nothing(error))
             raise _as_cni(error, invocation) from error
         return result
 
-    async def _build(self, invocation: Invocation, plan: LinkPlan | None) -> tuple[LinkState | None, Allocated]:
+    async def _build(self, invocation: Invocation, plan: LinkPlan | None) -> tuple[LinkState | None, Allocated, bool]:
         """Link and addresses at the same time."""
         link: LinkState | None = None
         allocated: Allocated | None = None
+        doubtful = True
 
         async def make(wanted: LinkPlan) -> None:
             nonlocal link
@@ -189,19 +191,19 @@ class SandboxActor(Actor[Message]):
                 link = await self._kernel.attach_link(wanted)
 
         async def ask() -> None:
-            nonlocal allocated
-            allocated = await self._ask(invocation)
+            nonlocal allocated, doubtful
+            allocated, doubtful = await self._ask(invocation)
 
         async with anyio.create_task_group() as group:
             if plan is not None:
                 group.start_soon(make, plan)
             group.start_soon(ask)
         assert allocated is not None
-        return link, allocated
+        return link, allocated, doubtful
 
-    async def _ask(self, invocation: Invocation) -> Allocated:
+    async def _ask(self, invocation: Invocation) -> tuple[Allocated, bool]:
         ipam = invocation.conf.ipam
-        answer = await self._controllers.ask(
+        answered = await self._controllers.ask(
             Allocate(
                 pod=_pod(invocation.args),
                 nic=invocation.ifname,
@@ -212,14 +214,15 @@ class SandboxActor(Actor[Message]):
             ),
             deadline=self.system.clock.now() + ALLOCATE_SECONDS,
         )
-        match answer:
-            case Allocated():
-                return answer
-            case Rejected(message, retry, _, explanation):
-                details = "" if explanation is None else str(explanation)
-                raise _Rejected(TryAgainLater(message, details) if retry else AllocationRefused(message, details))
+        match answered.response:
+            case Allocated() as allocated:
+                return allocated, answered.doubtful
+            case Rejected(message, retry, _, explanation, held):
+                details = "" if explanation is None else explanation.summary()
+                error = TryAgainLater(message, details) if retry else AllocationRefused(message, details)
+                raise _Rejected(error, held=held or answered.doubtful)
             case _:
-                msg = f"a controller answered an allocation with {type(answer).__name__}"
+                msg = f"a controller answered an allocation with {type(answered.response).__name__}"
                 raise InternalError(msg)
 
     async def _undo(self, entry: JournalEntry, *, asked: bool) -> None:
@@ -321,11 +324,12 @@ class SandboxActor(Actor[Message]):
 
 
 class _Rejected(Exception):  # noqa: N818
-    """The controller said no: nothing is held there."""
+    """The controller said no."""
 
-    def __init__(self, error: CniError) -> None:
+    def __init__(self, error: CniError, *, held: bool) -> None:
         super().__init__(str(error))
         self.error = error
+        self.held = held
 
 
 def _leaf(error: BaseException) -> BaseException:
@@ -334,11 +338,11 @@ def _leaf(error: BaseException) -> BaseException:
     return error
 
 
-def _never_sent(error: BaseException) -> bool:
+def _holds_nothing(error: BaseException) -> bool:
     """Whether the controller surely holds nothing because of this failure."""
     if isinstance(error, BaseExceptionGroup):
-        return any(_never_sent(inner) for inner in error.exceptions)
-    return isinstance(error, _Rejected | Unreachable)
+        return any(_holds_nothing(inner) for inner in error.exceptions)
+    return isinstance(error, Unreachable) or (isinstance(error, _Rejected) and not error.held)
 
 
 def _as_cni(error: BaseException, invocation: Invocation) -> BaseException:

@@ -85,7 +85,7 @@ class Ready(Struct, frozen=True, tag=True):
 
 
 class Rejected(Struct, frozen=True, tag=True):
-    """The request was not carried out and left nothing behind."""
+    """The request was not, or not wholly, carried out."""
 
     message: str
     """For the operator: names the field and the value."""
@@ -94,6 +94,8 @@ class Rejected(Struct, frozen=True, tag=True):
     cause: str = ""
     """Short stable word for metrics: ``wrong_input``, ``no_available_pool``, ``ip_used_out``, ``internal``, ..."""
     explanation: Explanation | None = None
+    held: bool = False
+    """Whether records may be there all the same: the agent sends a `Release`."""
 
 
 Request = Allocate | Release | Inquire

@@ -61,6 +61,8 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     """With prefix lengths."""
     pools: tuple[str, ...] = ()
     """The pool of each address, in the same order."""
+    doubtful: bool = True
+    """Whether a copy of the request for addresses may be under way that nobody answered."""
     result: Result | None = None
     """What ADD answers, the same each time it is asked again."""
     changed_ns: int = 0

@@ -7,8 +7,9 @@ pod live, and calls DEL until that succeeds.
 """
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 import anyio
 import msgspec
@@ -18,7 +19,7 @@ from actors.agent import Agent
 from actors.controller import Controller
 from api.core import Namespace, Node, Pod, PodSpec
 from api.ippool import IPPoolSpec, SpiderIPPool, decode_records
-from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NODE, POD
+from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NODE, POD, Kind
 from api.meta import ObjectMeta
 from api.settings import ControllerSettings
 from cni.config import IpamConfig, NetConfig
@@ -44,43 +45,56 @@ class Violation(AssertionError):
     """An invariant of the protocol does not hold."""
 
 
+type Point = Callable[[str], Awaitable[None]]
+"""Called before and after everything that lasts: the process that does it may be made to die right there."""
+
+
 class MemoryJournal:
     """`actors.disk.Journal` whose content survives its agent."""
 
-    def __init__(self) -> None:
+    def __init__(self, point: Point) -> None:
         self.entries: dict[Key, JournalEntry] = {}
+        self._point = point
 
     async def load(self) -> list[JournalEntry]:
         await anyio.sleep(0)
         return list(self.entries.values())
 
     async def put(self, entry: JournalEntry) -> None:
+        await self._point(f"before journal.put {entry.state}")
         await anyio.sleep(0.0002)
         self.entries[entry.key] = entry
+        await self._point(f"after journal.put {entry.state}")
 
     async def remove(self, key: Key) -> None:
+        await self._point("before journal.remove")
         await anyio.sleep(0.0002)
         self.entries.pop(key, None)
+        await self._point("after journal.remove")
 
 
 class MemoryKernel:
     """`cni.kernel.Kernel` that knows namespaces, links and addresses, and whether the whole segment is free of doubles."""
 
-    def __init__(self, segment: dict[str, str]) -> None:
+    def __init__(self, segment: dict[str, str], point: Point) -> None:
         """`segment` maps every address that a link of any node carries to where that is."""
         self._segment = segment
+        self._point = point
         self._links: dict[tuple[str, str], tuple[LinkState, list[str]]] = {}
         self._index = 0
 
     async def attach_link(self, plan: LinkPlan) -> LinkState:
+        await self._point("before link.create")
         await anyio.sleep(0.001)
         self._index += 1
         mac = f"02:00:00:00:{self._index // 256:02x}:{self._index % 256:02x}"
         link = LinkState(ifname=plan.ifname, index=self._index, kind=plan.kind, mac=mac, mtu=1500)
         self._links[plan.netns, plan.ifname] = (link, [])
+        await self._point("after link.create")
         return link
 
     async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
+        await self._point("before link.configure")
         await anyio.sleep(0.001)
         _, carried = self._links[netns, ifname]
         for address in plan.addresses:
@@ -90,12 +104,15 @@ class MemoryKernel:
                 raise Violation(msg)
             self._segment[address] = netns
             carried.append(address)
+        await self._point("after link.configure")
 
     async def detach_link(self, netns: str, ifname: str, *, kind: str = "", mac: str = "") -> bool:
+        await self._point("before link.delete")
         await anyio.sleep(0.005)
         _, carried = self._links.pop((netns, ifname), (None, []))
         for address in carried:
             del self._segment[address]
+        await self._point("after link.delete")
         return bool(carried)
 
     async def inspect(self, netns: str, ifname: str) -> Inspection | None:
@@ -112,17 +129,41 @@ class MemoryKernel:
         return (netns, ifname) in self._links
 
 
-class Unfenced:
-    """The negative control: a store whose writes demand no resourceVersion."""
+class Watched:
+    """A store that tells of every request before it is carried out, and before its answer is given."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, point: Point, *, fenced: bool) -> None:
+        """Without `fenced`, writes demand no resourceVersion: the negative control."""
         self._store = store
+        self._point = point
+        self._fenced = fenced
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    async def patch(self, *args: object, resource_version: str = "", **options: object) -> object:
-        return await self._store.patch(*args, **options)  # type: ignore[arg-type]
+    async def get(self, kind: Kind[Any], *args: Any, **options: Any) -> Any:
+        return await self._tell(f"get {kind.plural}", self._store.get(kind, *args, **options))
+
+    async def create(self, kind: Kind[Any], *args: Any, **options: Any) -> Any:
+        return await self._tell(f"create {kind.plural}", self._store.create(kind, *args, **options))
+
+    async def delete(self, kind: Kind[Any], *args: Any, **options: Any) -> Any:
+        return await self._tell(f"delete {kind.plural}", self._store.delete(kind, *args, **options))
+
+    async def patch(self, kind: Kind[Any], *args: Any, **options: Any) -> Any:
+        if not self._fenced:
+            options.pop("resource_version", None)
+        return await self._tell(f"patch {kind.plural}", self._store.patch(kind, *args, **options))
+
+    async def _tell(self, what: str, work: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            await self._point(f"before {what}")
+        except BaseException:
+            work.close()
+            raise
+        answer = await work
+        await self._point(f"after {what}")
+        return answer
 
 
 class World:
@@ -136,9 +177,14 @@ class World:
         weather: Weather | None = None,
         pods: int = 12,
         addresses: int = 20,
-        wrap: Callable[[Store], Store] = lambda store: store,
+        fenced: bool = True,
+        crash_at: int = 0,
     ) -> None:
-        """`chances` are the store's faults and `weather` the network's; `wrap` puts something before each store."""
+        """Say what goes wrong.
+
+        `chances` are the store's faults and `weather` the network's. Without `fenced` the pools' writes demand no
+        resourceVersion. `crash_at` counts the points at which a crash leaves something: whoever reaches that one dies there.
+        """
         self.random = random.Random(seed)
         self.record = EventRecord(keep=400)
         self.truth = MemoryStore()
@@ -150,9 +196,12 @@ class World:
         self.addresses = addresses
         self.stores: dict[str, FaultyStore] = {}
         self._chances: Policy = chances or Chances()
-        self._wrap = wrap
-        self._kernels = {node: MemoryKernel(self.segment) for node in NODES}
-        self._journals = {node: MemoryJournal() for node in NODES}
+        self._fenced = fenced
+        self._crash_at = crash_at
+        self.points = 0
+        self.crashed_at = ""
+        self._kernels = {node: MemoryKernel(self.segment, self._point(node)) for node in NODES}
+        self._journals = {node: MemoryJournal(self._point(node)) for node in NODES}
         self._agents: dict[str, Agent] = {}
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._group: TaskGroup | None = None
@@ -166,7 +215,9 @@ class World:
     async def start_replica(self, name: str) -> None:
         """A controller process, with its own connection to the store."""
         policy: Policy = Chances() if self._calm else self._chances
-        faulty = self.stores[name] = FaultyStore(self._wrap(self.truth), policy=policy, random=self.random)
+        faulty = self.stores[name] = FaultyStore(
+            Watched(self.truth, self._point(name), fenced=self._fenced), policy=policy, random=self.random
+        )
         settings = ControllerSettings(pod_namespace="spiderpool", pod_name=name)
         controller = Controller(self._system(), faulty, settings=settings, path=name)
         self._spawn(name, controller.supervisor)
@@ -191,6 +242,21 @@ class World:
         self.network.withdraw(name)
         self._scopes[name].cancel()
         self._agents.pop(name, None)
+
+    def _point(self, name: str) -> Point:
+        async def point(what: str) -> None:
+            self.points += 1
+            if self.points == self._crash_at:
+                self.crashed_at = f"{name} {what}"
+                self.crash(name)
+                self._group.start_soon(self._revive, name)  # type: ignore[union-attr]
+                await anyio.sleep(0.001)
+
+        return point
+
+    async def _revive(self, name: str) -> None:
+        await anyio.sleep(0.3)
+        await (self.start_replica(name) if name in REPLICAS else self.start_agent(name))
 
     def _spawn(self, name: str, supervisor: Supervisor) -> None:
         assert self._group is not None

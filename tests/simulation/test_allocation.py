@@ -1,0 +1,86 @@
+"""The allocation protocol under faults, many seeds, with the invariants judged while it runs and at the end.
+
+Two replicas own both pools at the same time; what each seed does repeats to the letter. A failing test names its seed.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from runtime.testing import run
+from tests.simulation.world import ROUGH_NETWORK, ROUGH_STORE, Violation, World, crashes
+
+SEEDS = range(1, 41)
+
+
+def play(world: World, seed: int, disturb: Callable[[World], Awaitable[None]] | None = None) -> str:
+    """Run one world in the deterministic loop and return its event hash."""
+    return run(lambda: world.run(disturb), seed=seed)
+
+
+def test_without_faults_every_pod_gets_and_gives_back_its_addresses() -> None:
+    world = World(1)
+    play(world, 1)
+    committed = [call for call in world.stores["c1"].outcomes if call[0] == "patch" and call[1] == "spiderippools"]
+    assert committed, "the world wrote no pool at all"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_lost_doubled_and_late_messages(seed: int) -> None:
+    play(World(seed, chances=ROUGH_STORE, weather=ROUGH_NETWORK), seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_crashes_of_replicas_and_agents_on_top(seed: int) -> None:
+    play(World(seed, chances=ROUGH_STORE, weather=ROUGH_NETWORK), seed, crashes)
+
+
+def test_a_crash_at_every_await_that_leaves_something() -> None:
+    calm = World(7, pods=4)
+    play(calm, 7)
+    assert calm.points > 100
+    died: set[str] = set()
+    for point in range(1, calm.points + 1):
+        world = World(7, pods=4, crash_at=point)
+        try:
+            play(world, 7)
+        except BaseException as error:
+            msg = f"crash at point {point}: {world.crashed_at}"
+            raise AssertionError(msg) from error
+        died.add(world.crashed_at.partition(" ")[2])
+    assert {
+        "before patch spiderippools",
+        "after patch spiderippools",
+        "after create spiderendpoints",
+        "before journal.put adding",
+        "after journal.put added",
+        "after journal.put releasing",
+        "after link.create",
+        "before link.delete",
+    } <= died
+
+
+def test_the_same_seed_gives_the_same_hash() -> None:
+    def digest(seed: int) -> str:
+        return play(World(seed, chances=ROUGH_STORE, weather=ROUGH_NETWORK), seed, crashes)
+
+    digests = [digest(seed) for seed in range(1, 7)]
+    assert digests == [digest(seed) for seed in range(1, 7)]
+    assert len(set(digests)) == len(digests)
+
+
+def test_more_pods_than_addresses_wait_their_turn() -> None:
+    play(World(3, pods=24, addresses=8, chances=ROUGH_STORE, weather=ROUGH_NETWORK), 3)
+
+
+def test_negative_control_without_the_fence_an_invariant_breaks() -> None:
+    broken = 0
+    for seed in range(1, 9):
+        try:
+            play(World(seed, fenced=False), seed)
+        except BaseExceptionGroup as error:
+            assert error.subgroup(Violation) is not None
+            broken += 1
+        except Violation:
+            broken += 1
+    assert broken >= 6

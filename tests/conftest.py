@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from blockbuster import blockbuster_ctx
 
+from tests.isolation import isolate
 from tests.servers import CniBinaries, ControlPlane, JaegerServer, cni_binaries
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ CHECKOUT: Final = Path(__file__).resolve().parents[1]
 ROOMS: Final = ("api", "ipam", "telemetry", "runtime", "cni", "actors", "ctl")
 SERVER_FIXTURES: Final = frozenset({"control_plane", "jaeger", "namespace", "cni_binaries"})
 LOGS: Final = CHECKOUT / "build" / "logs"
+
+
+def pytest_configure() -> None:
+    """Cuts the run off from the machine's network; ``make servers`` has fetched what it needs before."""
+    isolate()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,435 @@
+"""A cluster of real processes: API server and etcd, a controller, two agents, the shim, links on the real kernel.
+
+What is missing of a cluster is played: nodes and pods are objects that the test creates, kubelet is a thread that runs the
+shim, the token volume is a file. Everything runs in the test run's own network namespace.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+from pyroute2 import IPRoute
+
+from tests.netns import Netns
+from tests.servers import ControlPlane, ServerProcess, free_port
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CHART = CHECKOUT / "helm" / "spiderpool"
+PROGRAMS = Path(sys.executable).parent
+AUDIENCE = "spiderpool-controller"
+NODES = ("n1", "n2")
+
+
+def shim() -> Path:
+    """The CNI executable for this machine, as ``make shim`` leaves it."""
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    return CHECKOUT / "build" / "cni" / machine / "spiderpool"
+
+
+class CniError(Exception):
+    """The shim exited with an error: what it printed."""
+
+    def __init__(self, document: dict[str, Any], code: int) -> None:
+        super().__init__(f"exit {code}: {json.dumps(document)}")
+        self.document = document
+        self.code = code
+
+
+def call(
+    binary: Path, verb: str, config: Mapping[str, Any] | bytes, environment: Mapping[str, str], *, timeout: float = 60
+) -> dict[str, Any]:
+    """Run a plugin as libcni does and return what it prints; an empty object for verbs that print nothing.
+
+    Raises `CniError` with the error object.
+    """
+    body = config if isinstance(config, bytes) else json.dumps(config).encode()
+    done = subprocess.run(
+        [str(binary)],
+        input=body,
+        capture_output=True,
+        timeout=timeout,
+        check=False,
+        env={"CNI_COMMAND": verb, "CNI_PATH": str(binary.parent), **environment},
+    )
+    document: dict[str, Any] = json.loads(done.stdout) if done.stdout.strip() else {}
+    if done.returncode:
+        raise CniError(document, done.returncode)
+    return document
+
+
+class Pod:
+    """A pod object, and the namespace of its present sandbox."""
+
+    def __init__(self, lab: "Lab", name: str, node: str, *, annotations: Mapping[str, str] | None = None) -> None:
+        self.lab = lab
+        self.name = name
+        self.node = node
+        self.uid = lab.create_pod(name, node, annotations=annotations or {})
+        self.sandboxes = 0
+        self.cid = ""
+        self.netns: Netns | None = None
+        self.result: dict[str, Any] = {}
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of the acknowledged ADD, without prefix length."""
+        return [ip["address"].partition("/")[0] for ip in self.result.get("ips", ())]
+
+    def environment(self) -> dict[str, str]:
+        """What the runtime sets."""
+        assert self.netns is not None
+        args = {
+            "IgnoreUnknown": "1",
+            "K8S_POD_NAMESPACE": self.lab.namespace,
+            "K8S_POD_NAME": self.name,
+            "K8S_POD_UID": self.uid,
+            "K8S_POD_INFRA_CONTAINER_ID": self.cid,
+        }
+        return {
+            "CNI_CONTAINERID": self.cid,
+            "CNI_NETNS": str(self.netns.path),
+            "CNI_IFNAME": "eth0",
+            "CNI_ARGS": ";".join(f"{key}={value}" for key, value in args.items()),
+            "SPIDERPOOL_SOCKET": str(self.lab.socket(self.node)),
+        }
+
+    def new_sandbox(self) -> None:
+        """What the runtime does before ADD."""
+        self.sandboxes += 1
+        self.cid = f"{self.uid.replace('-', '')}{self.sandboxes:032x}"
+        self.netns = Netns(self.lab.folder / "netns", f"{self.name}-{self.sandboxes}").__enter__()
+
+    def add(self, *, binary: Path | None = None, config: Mapping[str, Any] | bytes | None = None) -> dict[str, Any]:
+        """One exec of ADD. Raises `CniError`."""
+        self.result = call(
+            binary or self.lab.plugins / "macvlan", "ADD", config or self.lab.config(self.node), self.environment()
+        )
+        return self.result
+
+    def delete(self, *, binary: Path | None = None, config: Mapping[str, Any] | bytes | None = None) -> None:
+        """One exec of DEL. Raises `CniError`."""
+        call(binary or self.lab.plugins / "macvlan", "DEL", config or self.lab.config(self.node), self.environment())
+
+    def start(self, *, seconds: float = 120) -> None:
+        """As kubelet does it: sandbox after sandbox until one ADD succeeds."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.new_sandbox()
+            try:
+                self.add()
+            except CniError:
+                self.stop(seconds=seconds)
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.3)
+            else:
+                return
+
+    def stop(self, *, seconds: float = 120) -> None:
+        """As kubelet does it: DEL until it succeeds, then the namespace goes."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.delete()
+            except CniError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.3)
+            else:
+                break
+        self.result = {}
+        assert self.netns is not None
+        self.netns.__exit__(None, None, None)
+        self.netns = None
+
+
+class Lab:
+    """See the module. A context manager; `control_plane` outlives it."""
+
+    def __init__(self, control_plane: ControlPlane, *, environment: Mapping[str, str] | None = None) -> None:
+        """`environment` is added to that of every program."""
+        self.control_plane = control_plane
+        self.folder = Path(tempfile.mkdtemp(prefix="spiderpool-lab-"))
+        self.namespace = control_plane.create_namespace()
+        self.plugins = self.folder / "bin"
+        self.rpc_port = free_port()
+        self.health_ports = {name: free_port() for name in ("controller", *NODES)}
+        self.metric_ports = {name: free_port() for name in ("controller", *NODES)}
+        self._environment = dict(environment or {})
+        self.processes: dict[str, ServerProcess] = {}
+        self._pools: list[str] = []
+        self._lock = threading.Lock()
+
+    # -- set-up --------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        try:
+            (self.folder / "netns").mkdir()
+            self._install_plugins()
+            self._wire()
+            self._install_chart()
+            self.start_controller()
+            for node in NODES:
+                self.start_agent(node)
+            self.wait_ready()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self.processes.values():
+            process.stop()
+        if kind is not None:
+            for process in self.processes.values():
+                sys.stderr.write(f"---- {process.name}\n{process.tail(60)}\n")
+        for path in (self.folder / "netns").glob("*"):
+            namespace = Netns(path.parent, path.name)
+            namespace.__exit__(None, None, None)
+        with IPRoute() as route:
+            for name in ("lan", *(f"{node}-up" for node in NODES)):
+                for index in route.link_lookup(ifname=name):
+                    route.link("del", index=index)
+        for name in self._pools:
+            self.control_plane.request("DELETE", f"{IPPOOLS}/{name}", check=False)
+            self.control_plane.request("PATCH", f"{IPPOOLS}/{name}", {"metadata": {"finalizers": None}}, check=False)
+        self.control_plane.kubectl("delete", "clusterrole,clusterrolebinding", "-l", f"lab={self.namespace}")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _install_plugins(self) -> None:
+        self.plugins.mkdir()
+        for name in ("macvlan", "spiderpool"):
+            shutil.copy2(shim(), self.plugins / name)
+
+    def _wire(self) -> None:
+        """One segment: a bridge, and per node an uplink that the pods' links are made on."""
+        with IPRoute() as route:
+            route.link("add", ifname="lan", kind="bridge")
+            lan = route.link_lookup(ifname="lan")[0]
+            route.link("set", index=lan, state="up")
+            for node in NODES:
+                route.link("add", ifname=f"{node}-up", kind="veth", peer={"ifname": f"{node}-port"})
+                for name in (f"{node}-up", f"{node}-port"):
+                    index = route.link_lookup(ifname=name)[0]
+                    if name.endswith("-port"):
+                        route.link("set", index=index, master=lan)
+                    route.link("set", index=index, state="up")
+
+    def _install_chart(self) -> None:
+        """The chart's accounts and rights, as rendered, and what they are for."""
+        rendered = self.control_plane.helm("template", "spiderpool", str(CHART), "--namespace", self.namespace)
+        kinds = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
+        documents = [d for d in yaml.safe_load_all(rendered) if d and d["kind"] in kinds]
+        for document in documents:
+            document["metadata"].setdefault("labels", {})["lab"] = self.namespace
+            if document["kind"].startswith("Cluster"):
+                document["metadata"]["name"] += f"-{self.namespace}"
+                if "roleRef" in document:
+                    document["roleRef"]["name"] += f"-{self.namespace}"
+            if document["kind"] in {"ServiceAccount", "Role", "RoleBinding"}:
+                document["metadata"]["namespace"] = self.namespace
+        self.control_plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(documents))
+        for node in NODES:
+            self.control_plane.request("POST", "/api/v1/nodes", {"metadata": {"name": node}}, check=False)
+            self.create_pod(f"agent-{node}", node, account="spiderpool-agent")
+        self.create_pod("controller-0", NODES[0], account="spiderpool-controller")
+        self.write_tokens()
+        pair = self.control_plane.authority.issue(
+            "spiderpool", hosts=(f"spiderpool-controller.{self.namespace}.svc",), file=f"rpc-{self.namespace}"
+        )
+        self.certificate, self.key = pair.certificate, pair.key
+
+    def write_tokens(self) -> None:
+        """What kubelet's projected volumes hold: tokens bound to the agents' pods."""
+        for node in NODES:
+            token = self.control_plane.service_account_token(
+                self.namespace, "spiderpool-agent", audience=AUDIENCE, pod=f"agent-{node}"
+            )
+            (self.folder / f"{node}.token").write_text(token)
+
+    # -- programs ------------------------------------------------------------------------------------------------------
+
+    def start_controller(self) -> None:
+        """The real program, with the rights of its ServiceAccount only."""
+        token = self.control_plane.service_account_token(self.namespace, "spiderpool-controller", pod="controller-0")
+        kubeconfig = self.control_plane.kubeconfig_for(token=token, name=f"controller-{self.namespace}")
+        self._start(
+            "controller",
+            [
+                PROGRAMS / "spiderpool-controller",
+                "daemon",
+                f"--tls-server-cert={self.certificate}",
+                f"--tls-server-key={self.key}",
+            ],
+            {
+                "KUBECONFIG": str(kubeconfig),
+                "SPIDERPOOL_POD_NAME": "controller-0",
+                "SPIDERPOOL_RPC_PORT": str(self.rpc_port),
+            },
+        )
+
+    def start_agent(self, node: str) -> None:
+        """The real program, with its own state folder."""
+        config = self.folder / f"{node}.yml"
+        config.write_text(f"ipamUnixSocketPath: {self.socket(node)}\ntuneSysctlConfig: false\n")
+        self._start(
+            node,
+            [PROGRAMS / "spiderpool-agent", "daemon", f"--config-path={config}"],
+            {
+                "SPIDERPOOL_POD_NAME": f"agent-{node}",
+                "SPIDERPOOL_NODE_NAME": node,
+                "SPIDERPOOL_STATE_DIR": str(self.folder / node),
+                "SPIDERPOOL_CONTROLLER_ADDRESSES": f"127.0.0.1:{self.rpc_port}",
+                "SPIDERPOOL_CONTROLLER_TOKEN_FILE": str(self.folder / f"{node}.token"),
+                "SPIDERPOOL_CONTROLLER_CA_FILE": str(self.control_plane.ca_file),
+            },
+        )
+
+    def _start(self, name: str, argv: list[str | Path], environment: Mapping[str, str]) -> None:
+        if name not in self.processes:
+            common = {
+                "PATH": os.environ["PATH"],
+                "SPIDERPOOL_POD_NAMESPACE": self.namespace,
+                "SPIDERPOOL_HEALTH_PORT": str(self.health_ports[name]),
+                "SPIDERPOOL_METRIC_HTTP_PORT": str(self.metric_ports[name]),
+                "SPIDERPOOL_ENABLED_METRIC": "true",
+            }
+            self.processes[name] = ServerProcess(
+                name, argv, folder=self.folder, env={**common, **environment, **self._environment}
+            )
+        self.processes[name].start()
+
+    def kill(self, name: str) -> None:
+        """kill -9 of a program."""
+        self.processes[name].stop(kill=True)
+
+    def wait_ready(self) -> None:
+        """Until every agent's STATUS says that an ADD would be served."""
+        for node in NODES:
+
+            def ready(node: str = node) -> bool:
+                try:
+                    call(
+                        self.plugins / "macvlan",
+                        "STATUS",
+                        self.config(node),
+                        {"SPIDERPOOL_SOCKET": str(self.socket(node))},
+                    )
+                except CniError:
+                    return False
+                return True
+
+            self.processes[node].wait_until(ready, seconds=30)
+
+    def socket(self, node: str) -> Path:
+        """Of a node's agent."""
+        return self.folder / f"{node}.sock"
+
+    # -- objects -------------------------------------------------------------------------------------------------------
+
+    def config(self, node: str, **changes: Any) -> dict[str, Any]:
+        """A network configuration on a node's uplink."""
+        return {
+            "cniVersion": "1.1.0",
+            "name": "lan",
+            "type": "macvlan",
+            "master": f"{node}-up",
+            "ipam": {"type": "spiderpool"},
+            **changes,
+        }
+
+    def create_pod(
+        self, name: str, node: str, *, account: str = "", annotations: Mapping[str, str] | None = None
+    ) -> str:
+        """A Pod object bound to a node; returns its uid."""
+        spec: dict[str, Any] = {"nodeName": node, "containers": [{"name": "c", "image": "none"}]}
+        if account:
+            spec["serviceAccountName"] = account
+        answer = self.control_plane.request(
+            "POST",
+            f"/api/v1/namespaces/{self.namespace}/pods",
+            {"metadata": {"name": name, "annotations": dict(annotations or {})}, "spec": spec},
+        )
+        return str(answer.body["metadata"]["uid"])
+
+    def pod(self, name: str, node: str = NODES[0], *, pools: Mapping[str, list[str]] | None = None) -> Pod:
+        """A pod that asks for pools by annotation; by default for all pools of the lab."""
+        wanted = pools if pools is not None else self._wanted
+        return Pod(self, name, node, annotations={"ipam.spidernet.io/ippool": json.dumps(wanted)})
+
+    def create_pools(self, size: int, *, prefix: str = "") -> None:
+        """An IPv4 and an IPv6 pool of so many addresses, which the pods of the lab then ask for."""
+        stem = f"{prefix}{self.namespace}"
+        self._wanted = {"ipv4": [f"{stem}-v4"], "ipv6": [f"{stem}-v6"]}
+        first4, first6 = 0x0A060010, 0x10
+        last4 = first4 + size - 1
+        self.create_pool(
+            f"{stem}-v4",
+            ipVersion=4,
+            subnet="10.6.0.0/16",
+            gateway="10.6.0.1",
+            ips=[f"{_v4(first4)}-{_v4(last4)}"],
+        )
+        self.create_pool(
+            f"{stem}-v6",
+            ipVersion=6,
+            subnet="fd00:6::/64",
+            gateway="fd00:6::1",
+            ips=[f"fd00:6::{first6:x}-fd00:6::{first6 + size - 1:x}"],
+        )
+
+    def create_pool(self, name: str, **spec: Any) -> None:
+        """A SpiderIPPool; gone with the lab."""
+        self.control_plane.request("POST", IPPOOLS, {**POOL_TYPE, "metadata": {"name": name}, "spec": spec})
+        self._pools.append(name)
+
+    def status(self, name: str) -> dict[str, Any]:
+        """A pool's status."""
+        return dict(self.control_plane.request("GET", f"{IPPOOLS}/{name}").body.get("status", {}))
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Address to record, over all pools of the lab."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in self._pools:
+            for address, record in json.loads(self.status(name).get("allocatedIPs") or "{}").items():
+                assert address not in found, f"{address} is recorded in two pools"
+                found[address] = record
+        return found
+
+    def endpoints(self) -> dict[str, dict[str, Any]]:
+        """SpiderEndpoints of the lab by pod name."""
+        path = f"/apis/spiderpool.spidernet.io/v2beta1/namespaces/{self.namespace}/spiderendpoints"
+        return {item["metadata"]["name"]: item for item in self.control_plane.request("GET", path).body["items"]}
+
+    def wait_for(self, what: Any, *, seconds: float = 30) -> None:
+        """Until `what()` is true; the release after a DEL is a moment behind it."""
+        deadline = time.monotonic() + seconds
+        while not what():
+            if time.monotonic() > deadline:
+                msg = f"still not after {seconds:g} s: {what}"
+                raise AssertionError(msg)
+            time.sleep(0.05)
+
+    def journal(self, node: str) -> list[Path]:
+        """The entries that an agent keeps."""
+        return list((self.folder / node / "journal").glob("*.json"))
+
+
+IPPOOLS = "/apis/spiderpool.spidernet.io/v2beta1/spiderippools"
+POOL_TYPE = {"apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": "SpiderIPPool"}
+
+
+def _v4(number: int) -> str:
+    return ".".join(str(number >> shift & 255) for shift in (24, 16, 8, 0))

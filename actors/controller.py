@@ -13,6 +13,7 @@ import logging
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 from actors import program
 from actors.allocator import AllocatorActor, Policy, Serve
@@ -22,9 +23,15 @@ from api import wire
 from api.settings import ControllerSettings, SettingsError, load_controller
 from runtime.actor import System
 from runtime.errors import ActorError, MailboxFull
+from runtime.store.cluster_credentials import from_kubernetes_asyncio
+from runtime.store.credentials import Credentials, CredentialsError, in_cluster
+from runtime.store.kubernetes import KubernetesStore
 from runtime.store.port import Store
+from runtime.store.tokens import review_token
 from runtime.supervision import Intensity, Supervisor
+from runtime.transport.identity import TokenAuthenticator
 from runtime.transport.port import Call, Overloaded
+from runtime.transport.server import TlsServer
 from telemetry import metrics, traces
 
 _log = logging.getLogger(__name__)
@@ -83,7 +90,7 @@ class Controller:
         return wire.encode(answer)
 
 
-async def _rpc(system: System, controller: Controller, settings: ControllerSettings, store: "KubernetesStore") -> None:
+async def _rpc(system: System, controller: Controller, settings: ControllerSettings, store: KubernetesStore) -> None:
     """Serve agents once the cluster has been seen."""
     await controller.cluster.synced()
     authenticator = TokenAuthenticator(
@@ -105,6 +112,16 @@ async def _rpc(system: System, controller: Controller, settings: ControllerSetti
         _log.info("serving agents on port %d", await server.listening())
 
 
+async def _credentials(kubeconfig: str) -> Credentials:
+    """A kubeconfig with everything that kubectl does for it, else the pod's own account."""
+    try:
+        if kubeconfig:
+            return await from_kubernetes_asyncio(kubeconfig)
+        return await anyio.to_thread.run_sync(in_cluster)
+    except CredentialsError as error:
+        program.refuse(NAME, error)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The program."""
     arguments = program.parse_arguments(NAME, "Allocates addresses for the agents of a cluster.", argv, tls=True)
@@ -117,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         program.refuse(NAME, error)
 
     async def build(system: System, root: Supervisor) -> None:
-        store = KubernetesStore(await credentials(settings.kubeconfig), agent=f"{NAME}/{program.VERSION}")
+        store = KubernetesStore(await _credentials(settings.kubeconfig), agent=f"{NAME}/{program.VERSION}")
         controller = Controller(system, store, settings=settings, path="controller")
         root.add_supervisor(controller.supervisor)
         root.add_service("rpc", lambda: _rpc(system, controller, settings, store))

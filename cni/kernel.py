@@ -1,8 +1,15 @@
 """The node's kernel as the actors see it: a handful of asynchronous verbs, each idempotent or undone on failure."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
+import anyio
+from anyio import to_thread
+
+from cni.netlink import attachment
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
 
 
@@ -54,3 +61,56 @@ class Kernel(Protocol):
         Addresses are with or without prefix length.
         """
         ...
+
+
+class LinuxKernel:
+    """The kernel of this machine. Implements `Kernel` on worker threads.
+
+    A netlink request runs inside `sendmsg` under the kernel's rtnl lock and would hold up the loop for as long as
+    anybody else has it. Cancelling a call does not stop the kernel: the cancelled caller is released when the request
+    has ended, so that what it undoes afterwards is really there to be undone.
+    """
+
+    def __init__(self, *, threads: int = 8) -> None:
+        """`threads` requests at a time; deleting links gets cheaper up to about eight, everything else is serial."""
+        self._limiter = anyio.CapacityLimiter(threads)
+
+    def __repr__(self) -> str:
+        return f"<LinuxKernel {self._limiter.borrowed_tokens:g} of {self._limiter.total_tokens:g} threads busy>"
+
+    async def attach_link(self, plan: LinkPlan) -> LinkState:
+        """See `Kernel.attach_link`."""
+        return await self._run(attachment.make_link, plan)
+
+    async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
+        """See `Kernel.configure`."""
+        await self._run(attachment.configure_link, netns, ifname, plan)
+
+    async def detach_link(self, netns: str, ifname: str, *, kind: str = "", mac: str = "") -> bool:
+        """See `Kernel.detach_link`."""
+        return await self._run(partial(attachment.delete_link, netns, ifname, kind=kind, mac=mac))
+
+    async def inspect(self, netns: str, ifname: str) -> Inspection | None:
+        """See `Kernel.inspect`."""
+        return await self._run(attachment.inspect_link, netns, ifname)
+
+    async def netns_exists(self, netns: str) -> bool:
+        """See `Kernel.netns_exists`."""
+        return await self._run(attachment.is_netns, netns)
+
+    async def carries(self, netns: str, ifname: str, addresses: Sequence[str] = ()) -> bool:
+        """See `Kernel.carries`."""
+        return await self._run(attachment.carries, netns, ifname, addresses)
+
+    async def _run[*Args, T](self, function: Callable[[*Args], T], *args: *Args) -> T:
+        work = asyncio.ensure_future(to_thread.run_sync(function, *args, limiter=self._limiter))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True):
+                while not work.done():
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()  # nobody is left to be told
+            raise

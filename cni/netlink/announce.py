@@ -1,0 +1,62 @@
+"""Telling the segment where an address is now, so that nobody keeps a former holder's MAC address in a cache.
+
+IPv4: the kernel sends a gratuitous ARP request per address when a link with arp_notify comes up
+(`cni.netlink.link.announce_on_up`). It costs nothing; a packet socket of our own would take 16 ms to close, and until
+then keep the container's namespace alive.
+
+IPv6: the kernel would announce after duplicate address detection, which we leave out, so we send the unsolicited
+neighbour advertisement (RFC 4861, section 7.2.6) from an ICMPv6 socket in the namespace.
+"""
+
+import socket
+import struct
+from ipaddress import IPv6Address
+from typing import Self
+
+from cni.errors import KernelRefused
+from cni.plan import LinkState
+
+_ADVERTISEMENT = 136
+_OVERRIDE = 0x20000000
+_TARGET_LINK_ADDRESS = 2
+_ALL_NODES = "ff02::1"
+_HOPS = 255
+"""What receivers insist on: it proves that no router passed the packet on."""
+
+
+class Advertiser:
+    """An ICMPv6 socket. Close it, best with `with`."""
+
+    def __init__(self) -> None:
+        """It lives in the namespace that the calling thread is in now."""
+        self._socket = socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMPV6)
+        self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, _HOPS)
+        self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def advertise(self, link: LinkState, address: IPv6Address) -> None:
+        """Send one advertisement from `address` out of `link`, which must be up.
+
+        Raises:
+            KernelRefused: it could not be sent.
+        """
+        source = struct.pack("=16sI", address.packed, link.index)
+        control = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, source)]
+        try:
+            self._socket.sendmsg([advertisement(address, link.mac)], control, 0, (_ALL_NODES, 0, 0, link.index))
+        except OSError as error:
+            number = error.errno or 0
+            raise KernelRefused(
+                f"{address} could not be announced on {link.ifname}", str(error), errno=number
+            ) from None
+
+
+def advertisement(address: IPv6Address, mac: str) -> bytes:
+    """The ICMPv6 message; its checksum is the kernel's business."""
+    head = struct.pack("!BBHI", _ADVERTISEMENT, 0, 0, _OVERRIDE)
+    return head + address.packed + bytes((_TARGET_LINK_ADDRESS, 1)) + bytes.fromhex(mac.replace(":", ""))

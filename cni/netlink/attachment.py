@@ -1,0 +1,151 @@
+"""What the actors want done to a container's interface, each as one blocking call on one thread."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from ipaddress import IPv6Interface, ip_address, ip_interface, ip_network
+
+from cni.errors import CniError, InvalidNetns, KernelRefused
+from cni.netlink import address, link, route
+from cni.netlink.announce import Advertiser
+from cni.netlink.route import Address
+from cni.netlink.socket import Netns, RouteSocket, route_socket
+from cni.netlink.sysctl import ipv6_setting
+from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
+from telemetry import traces
+from telemetry.attributes import LINK_KIND, LINK_PARENT, NETLINK_STEP, NETWORK_INTERFACE_NAME
+
+_log = logging.getLogger(__name__)
+
+
+def make_link(plan: LinkPlan) -> LinkState:
+    """See `cni.kernel.Kernel.attach_link`."""
+    with ExitStack() as stack:
+        netns = stack.enter_context(Netns.open(plan.netns))
+        if netns.is_own:
+            raise InvalidNetns(f"CNI_NETNS: {plan.netns} is the node's own network namespace")
+        inside = stack.enter_context(route_socket(netns))
+        beside = inside if plan.link_in_container else stack.enter_context(route_socket())
+        parent = link.parent(beside, plan)
+        attributes = {
+            NETLINK_STEP: "newlink",
+            NETWORK_INTERFACE_NAME: plan.ifname,
+            LINK_KIND: plan.kind,
+            LINK_PARENT: parent.ifname,
+        }
+        with traces.span("netlink create link", attributes=attributes):
+            link.create(beside, plan, parent_index=parent.index, netns=netns)
+        made = link.get(inside, plan.ifname)
+        if made is None:
+            raise KernelRefused(f"{plan.kind} {plan.ifname} was made in {plan.netns} and is not there")
+        return made
+
+
+def configure_link(netns_path: str, ifname: str, plan: AddressPlan) -> None:
+    """See `cni.kernel.Kernel.configure`."""
+    interfaces = [ip_interface(text) for text in plan.addresses]
+    six = [one for one in interfaces if isinstance(one, IPv6Interface)]
+    gateways: dict[int, Address] = {gateway.version: gateway for gateway in map(ip_address, plan.gateways)}
+    with ExitStack() as stack:
+        netns = stack.enter_context(Netns.open(netns_path))
+        advertiser = None
+        with netns.entered():
+            sockets = stack.enter_context(RouteSocket())
+            if six:
+                _prepare_ipv6(ifname)
+                advertiser = stack.enter_context(Advertiser())
+        found = link.get(sockets, ifname)
+        if found is None:
+            raise KernelRefused(f"there is no interface {ifname} in {netns_path}")
+        if len(six) < len(interfaces):
+            link.announce_on_up(sockets, found)
+        with traces.span("netlink add addresses", attributes={NETLINK_STEP: "newaddr"}):
+            for text in plan.addresses:
+                address.add(sockets, found, text)
+        with traces.span("netlink set link up", attributes={NETLINK_STEP: "setlink"}):
+            link.set_up(sockets, found)
+        with traces.span("netlink add routes", attributes={NETLINK_STEP: "newroute"}):
+            for destination, gateway in plan.routes:
+                network = ip_network(destination)
+                hop = ip_address(gateway) if gateway else gateways.get(network.version)
+                route.add(sockets, found, network, hop)
+        if advertiser is not None:
+            with traces.span("announce", attributes={NETWORK_INTERFACE_NAME: ifname}):
+                _advertise(advertiser, found, six)
+
+
+def delete_link(netns_path: str, ifname: str, *, kind: str, mac: str) -> bool:
+    """See `cni.kernel.Kernel.detach_link`."""
+    with ExitStack() as stack:
+        sockets = _enter(stack, netns_path)
+        found = link.get(sockets, ifname) if sockets is not None else None
+        if sockets is None or found is None or (kind and found.kind != kind) or (mac and found.mac != mac):
+            return False
+        with traces.span("netlink delete link", attributes={NETLINK_STEP: "dellink", NETWORK_INTERFACE_NAME: ifname}):
+            return link.delete(sockets, found)
+
+
+def inspect_link(netns_path: str, ifname: str) -> Inspection | None:
+    """See `cni.kernel.Kernel.inspect`."""
+    with ExitStack() as stack:
+        sockets = _enter(stack, netns_path)
+        found = link.get(sockets, ifname) if sockets is not None else None
+        if sockets is None or found is None:
+            return None
+        return Inspection(
+            link=found,
+            addresses=tuple(address.listed(sockets, index=found.index)),
+            routes=tuple(route.listed(sockets, index=found.index)),
+        )
+
+
+def is_netns(path: str) -> bool:
+    """See `cni.kernel.Kernel.netns_exists`."""
+    try:
+        with Netns.open(path):
+            return True
+    except InvalidNetns:
+        return False
+
+
+def carries(netns_path: str, ifname: str, addresses: Sequence[str]) -> bool:
+    """See `cni.kernel.Kernel.carries`."""
+    with ExitStack() as stack:
+        sockets = _enter(stack, netns_path)
+        if sockets is None:
+            return False
+        if not addresses:
+            return link.get(sockets, ifname) is not None
+        wanted = {ip_interface(text).ip for text in addresses}
+        return any(ip_interface(text).ip in wanted for text in address.listed(sockets))
+
+
+def _enter(stack: ExitStack, netns_path: str) -> RouteSocket | None:
+    try:
+        return stack.enter_context(route_socket(stack.enter_context(Netns.open(netns_path))))
+    except InvalidNetns:
+        return None
+
+
+def _prepare_ipv6(ifname: str) -> None:
+    disabled = ipv6_setting(ifname, "disable_ipv6")
+    try:
+        if disabled.read_text().strip() != "0":
+            disabled.write_text("0")
+    except OSError as error:
+        raise KernelRefused(f"IPv6 cannot be enabled on {ifname}", str(error), errno=error.errno or 0) from None
+    for name in ("ndisc_notify", "keep_addr_on_down"):
+        try:
+            ipv6_setting(ifname, name).write_text("1")
+        except OSError as error:
+            # Both only matter when the link goes down or changes its MAC address later; /proc/sys may be read-only.
+            _log.debug("%s of %s stays as it is: %s", name, ifname, error)
+
+
+def _advertise(advertiser: Advertiser, found: LinkState, interfaces: Sequence[IPv6Interface]) -> None:
+    for interface in interfaces:
+        try:
+            advertiser.advertise(found, interface.ip)
+        except CniError as error:
+            # The interface works; a neighbour with a stale entry finds out by itself within seconds (RFC 4861, 7.3).
+            _log.warning("%s", error)

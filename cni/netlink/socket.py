@@ -1,0 +1,220 @@
+"""Network namespaces and the rtnetlink socket in one of them.
+
+A namespace is entered by `setns` on the calling thread, for as long as it takes to open a socket there (about 15 us);
+the socket stays in it, the thread goes back. pyroute2's own `netns=` forks instead, 10 ms and a deadlock with threads.
+No descriptor into a container's namespace may outlive the call that opened it: it would keep a dead pod's interfaces,
+and so its addresses, alive. Hence the context managers.
+"""
+
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from cni.config import shown
+from cni.errors import InvalidNetns, IoFailure, KernelRefused
+from cni.netlink import message
+
+_OWN = "/proc/thread-self/ns/net"
+_SOL_NETLINK = 270
+_CAP_ACK, _EXT_ACK, _STRICT_CHECK = 10, 11, 12
+_ERROR, _DONE = 2, 3
+_F_CAPPED, _F_ACK_TLVS = 0x100, 0x200
+_EXT_ACK_WORDS = 1
+_TIMEOUT_S = 30.0
+"""A request runs inside `sendmsg` under the kernel's rtnl lock, so its answer is there at once or never."""
+_ATTEMPTS = 3
+
+
+class Netns:
+    """An open network namespace. Close it, best with `with`."""
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        """`descriptor` is owned from now on."""
+        self.path = path
+        self.descriptor = descriptor
+
+    def __repr__(self) -> str:
+        return f"<Netns {self.path}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        """Open the namespace at `path`.
+
+        Raises:
+            InvalidNetns: there is none.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (OSError, ValueError) as error:
+            words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise InvalidNetns(f"CNI_NETNS: {shown(path)} cannot be opened", words) from error
+        # After its last unmount a namespace's file is an ordinary, empty one.
+        if os.fstat(descriptor).st_dev != Path(_OWN).stat().st_dev:
+            os.close(descriptor)
+            raise InvalidNetns(f"CNI_NETNS: {shown(path)} is not a network namespace")
+        return cls(path, descriptor)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the one this process runs in."""
+        return os.fstat(self.descriptor).st_ino == Path(_OWN).stat().st_ino
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Run the body on this thread inside the namespace. The body must not switch threads or await.
+
+        Raises:
+            InvalidNetns: it is a namespace of another type, or closed to us.
+        """
+        home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            try:
+                os.setns(self.descriptor, os.CLONE_NEWNET)
+            except OSError as error:
+                raise InvalidNetns(f"CNI_NETNS: {shown(self.path)} cannot be entered", str(error)) from error
+            try:
+                yield
+            finally:
+                try:
+                    os.setns(home, os.CLONE_NEWNET)
+                except OSError as error:
+                    # This thread would do the next container's work in this one's namespace.
+                    print(f"cannot leave {self.path}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+                    os.abort()
+        finally:
+            os.close(home)
+
+
+class Refusal(Exception):
+    """The kernel's answer to one request: an error number and, most of the time, words."""
+
+    def __init__(self, number: int, words: str) -> None:
+        super().__init__(f"{words} ({errno.errorcode.get(number, number)})")
+        self.number = number
+
+    def explain(self, doing: str) -> KernelRefused:
+        """The CNI error; `doing` is what was asked for, "add 10.0.0.5/16 to eth0"."""
+        return KernelRefused(f"the kernel refused to {doing}", str(self), errno=self.number)
+
+
+class RouteSocket:
+    """A blocking rtnetlink socket, one request at a time. Close it, best with `with`."""
+
+    def __init__(self) -> None:
+        """It lives in the namespace that the calling thread is in now."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHECK):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        self._socket.settimeout(_TIMEOUT_S)
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def request(self, kind: int, flags: int, body: bytes) -> None:
+        """Ask for a change and wait until it is made.
+
+        Raises:
+            Refusal: the kernel's answer is an error.
+            IoFailure: no answer.
+        """
+        sequence = self._send(kind, flags | message.F_REQUEST | message.F_ACK, body)
+        for _ in self._replies(sequence):
+            pass
+
+    def query(self, kind: int, body: bytes) -> bytes:
+        """Ask for one object; the body of the answer.
+
+        Raises:
+            Refusal: the kernel's answer is an error, ENODEV for a link that is not there.
+            IoFailure: no answer.
+        """
+        sequence = self._send(kind, message.F_REQUEST | message.F_ACK, body)
+        found = [bytes(reply) for reply in self._replies(sequence)]
+        if not found:
+            raise IoFailure("the kernel answered a query with nothing", f"rtnetlink message type {kind}")
+        return found[0]
+
+    def dump[T](self, kind: int, body: bytes, decode: Callable[[memoryview], T]) -> list[T]:
+        """Ask for all objects that match `body`, each as `decode` reads it from an answer's body.
+
+        Raises:
+            Refusal: the kernel's answer is an error.
+            IoFailure: no answer, or the objects kept changing while they were read.
+        """
+        for _ in range(_ATTEMPTS):
+            sequence = self._send(kind, message.F_REQUEST | message.F_DUMP, body)
+            try:
+                return [decode(reply) for reply in self._replies(sequence)]
+            except InterruptedError:
+                continue
+        raise IoFailure(f"the kernel's list changed {_ATTEMPTS} times while it was read", f"message type {kind}")
+
+    def _send(self, kind: int, flags: int, body: bytes) -> int:
+        self._sequence += 1
+        self._socket.sendto(message.message(kind, flags, self._sequence, body=body), (0, 0))
+        return self._sequence
+
+    def _replies(self, sequence: int) -> Iterator[memoryview]:
+        interrupted = False
+        while True:
+            try:
+                datagram = self._socket.recv(1 << 17)
+            except TimeoutError:
+                raise IoFailure(f"the kernel did not answer within {_TIMEOUT_S:g} s") from None
+            for kind, flags, answers, body in message.messages(memoryview(datagram)):
+                if answers != sequence:
+                    continue
+                interrupted |= bool(flags & 0x10)
+                if kind in (_ERROR, _DONE):
+                    _raise_refusal(kind, flags, body)
+                    if interrupted:
+                        raise InterruptedError
+                    return
+                yield body
+
+
+@contextmanager
+def route_socket(netns: Netns | None = None) -> Iterator[RouteSocket]:
+    """A socket in `netns`, or in the namespace of this process.
+
+    Raises:
+        InvalidNetns: the namespace cannot be entered.
+    """
+    if netns is None:
+        opened = RouteSocket()
+    else:
+        with netns.entered():
+            opened = RouteSocket()
+    with opened:
+        yield opened
+
+
+def _raise_refusal(kind: int, flags: int, body: memoryview) -> None:
+    number = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
+    if number <= 0:
+        return
+    words = ""
+    if flags & _F_ACK_TLVS:
+        # The request's header is repeated, and all of it unless the answer is capped; a dump's end repeats nothing.
+        skip = 4
+        if kind == _ERROR:
+            length = struct.unpack_from("=I", body, 4)[0]
+            skip += 16 if flags & _F_CAPPED else length + (-length % 4)
+        words = message.read_text(message.attributes(body[skip:]).get(_EXT_ACK_WORDS))
+    raise Refusal(number, words or os.strerror(number))

@@ -1,0 +1,196 @@
+"""The agent's unix socket: a small, strict HTTP/1.1 server for the shims of this node.
+
+One request a connection is the rule, since every exec of the shim makes its own. Who may speak is decided by the kernel:
+root of the agent's own user namespace and nobody else (SO_PEERCRED). Whatever goes wrong inside a call, the answer is a
+CNI error object; a traceback goes to the log.
+
+The socket is bound under a temporary name and renamed over its final one, and on the way out it is removed only while
+it is still ours: an agent that takes over never finds its own socket gone.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import anyio
+
+from cni.errors import CniError, InternalError
+from cni.protocol import Invocation, parse_invocation, peek_version
+from cni.result import encode_error
+
+_log = logging.getLogger(__name__)
+
+Handler = Callable[[Invocation], Awaitable[bytes]]
+"""Carries one call out: what goes on the plugin's stdout. Raises `CniError`."""
+
+PATH = "/v1/cni"
+HEALTHY = "/v1/ipam/healthy"
+MAX_BODY = 1 << 20
+"""Bytes of stdin; the shim refuses more before it connects."""
+_MAX_HEAD = 64 * 1024
+_CREDENTIALS = struct.Struct("3i")
+_HEAD_SECONDS = 10.0
+
+
+class _Refused(Exception):  # noqa: N818
+    """Ends an exchange with an HTTP status and one line."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class CniServer:
+    """Serves while the ``async with`` block runs; then calls under way get `drain` seconds to end."""
+
+    def __init__(self, path: Path, handler: Handler, *, drain: float = 1.0) -> None:
+        """`path` is where the shims connect."""
+        self._path = path
+        self._handler = handler
+        self._drain = drain
+        self._server: asyncio.Server | None = None
+        self._inode = 0
+        self._calls: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<CniServer {self._path} {len(self._calls)} calls>"
+
+    async def __aenter__(self) -> Self:
+        """Begin to serve. Raises `OSError` when the socket cannot be made."""
+        listener = await anyio.to_thread.run_sync(self._bind)
+        self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=_MAX_HEAD, backlog=512)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        server, self._server = self._server, None
+        with anyio.CancelScope(shield=True):
+            if server is not None:
+                server.close()
+            await anyio.to_thread.run_sync(self._unbind)
+            if self._calls:
+                await asyncio.wait(self._calls, timeout=self._drain)
+            for call in self._calls:
+                call.cancel()
+            await asyncio.gather(*self._calls, return_exceptions=True)
+
+    def _bind(self) -> socket.socket:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            listener.bind(os.fspath(temporary))
+            temporary.chmod(0o600)
+            self._inode = temporary.stat().st_ino
+            listener.listen(512)
+            temporary.rename(self._path)
+        except OSError:
+            listener.close()
+            temporary.unlink(missing_ok=True)
+            raise
+        return listener
+
+    def _unbind(self) -> None:
+        try:
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+        except FileNotFoundError:
+            pass
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        call = asyncio.get_running_loop().create_task(self._converse(reader, writer), name="cni.call")
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            status, headers, body = await self._exchange(reader, writer)
+            head = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{k}: {v}" for k, v in headers.items())]
+            head += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
+            writer.write("\r\n".join(head).encode() + body)
+            await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            pass  # the shim was killed: kubelet comes again
+        finally:
+            writer.close()
+
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[HTTPStatus, Mapping[str, str], bytes]:
+        plain = {"Content-Type": "text/plain; charset=utf-8"}
+        try:
+            _check_peer(writer)
+            async with asyncio.timeout(_HEAD_SECONDS):
+                method, path, headers = await _read_head(reader)
+                body = await reader.readexactly(_length(headers))
+            if path == HEALTHY:
+                return HTTPStatus.OK, plain, b""
+            if path != PATH:
+                raise _Refused(HTTPStatus.NOT_FOUND, f"no such path: {path}")
+            if method != "POST":
+                raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes POST")
+        except _Refused as refusal:
+            return refusal.status, plain, f"{refusal}\n".encode()
+        code, answer = await self._invoke(headers, body)
+        return HTTPStatus.OK, {"Content-Type": "application/json", "Cni-Exit": str(code)}, answer
+
+    async def _invoke(self, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
+        """Exit code and stdout of one call."""
+        try:
+            return 0, await self._handler(parse_invocation(headers, body))
+        except CniError as error:
+            _log.info("a CNI call failed: %r", error, extra={"code": error.code, "details": error.details})
+            return 1, encode_error(error, peek_version(body))
+        except Exception as error:
+            _log.exception("a CNI call met a defect")
+            problem = InternalError("the agent met a defect, its log says where", f"{type(error).__name__}: {error}")
+            return 1, encode_error(problem, peek_version(body))
+
+
+def _check_peer(writer: asyncio.StreamWriter) -> None:
+    connection: socket.socket = writer.get_extra_info("socket")
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    if uid != 0:
+        _log.warning("refused process %d of user %d on the CNI socket", pid, uid)
+        raise _Refused(HTTPStatus.FORBIDDEN, f"user {uid} is not root")
+
+
+async def _read_head(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]:
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.LimitOverrunError:
+        raise _Refused(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the head is longer than {_MAX_HEAD} bytes"
+        ) from None
+    request, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+    words = request.split(" ")
+    if len(words) != 3 or not words[2].startswith("HTTP/1."):
+        raise _Refused(HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, separator, value = line.partition(":")
+        if not separator or name != name.strip():
+            raise _Refused(HTTPStatus.BAD_REQUEST, "a header line is malformed")
+        headers[name.lower()] = value.strip()
+    if "transfer-encoding" in headers:
+        raise _Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length is needed")
+    return words[0], words[1].partition("?")[0], headers
+
+
+def _length(headers: Mapping[str, str]) -> int:
+    text = headers.get("content-length", "0")
+    if not (text.isascii() and text.isdigit()):
+        raise _Refused(HTTPStatus.BAD_REQUEST, "Content-Length is not a number")
+    if int(text) > MAX_BODY:
+        raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"stdin is {text} bytes, at most {MAX_BODY} are taken")
+    return int(text)

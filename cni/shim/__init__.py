@@ -1,0 +1,1 @@
+"""The CNI executable and its build."""

@@ -289,6 +289,11 @@ def test_defaults_of_the_other_kinds(cluster: ControlPlane) -> None:
     assert cluster.kubectl("get", "smc", "-n", NAMESPACE).split()[:3] == ["NAME", "AGE", "vlan"]
 
 
+def test_null_is_the_same_as_absent(cluster: ControlPlane) -> None:
+    pool = made(cluster, "spiderippools", {"subnet": "10.8.0.0/16", "gateway": None, "default": None}, name="nulls")
+    assert pool["spec"] == {"subnet": "10.8.0.0/16", "default": False, "disable": False}
+
+
 @pytest.mark.parametrize(
     ("plural", "spec", "field"),
     [

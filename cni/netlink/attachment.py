@@ -26,7 +26,7 @@ def make_link(plan: LinkPlan) -> LinkState:
             raise InvalidNetns(f"CNI_NETNS: {plan.netns} is the node's own network namespace")
         inside = stack.enter_context(route_socket(netns))
         beside = inside if plan.link_in_container else stack.enter_context(route_socket())
-        parent = link.parent(beside, plan)
+        parent = link.find_parent(beside, plan)
         attributes = {
             NETLINK_STEP: "newlink",
             NETWORK_INTERFACE_NAME: plan.ifname,
@@ -34,7 +34,7 @@ def make_link(plan: LinkPlan) -> LinkState:
             LINK_PARENT: parent.ifname,
         }
         with traces.span("netlink create link", attributes=attributes):
-            link.create(beside, plan, parent_index=parent.index, netns=netns)
+            link.create(beside, plan, parent=parent, netns=netns)
         made = link.get(inside, plan.ifname)
         if made is None:
             raise KernelRefused(f"{plan.kind} {plan.ifname} was made in {plan.netns} and is not there")
@@ -51,12 +51,12 @@ def configure_link(netns_path: str, ifname: str, plan: AddressPlan) -> None:
         advertiser = None
         with netns.entered():
             sockets = stack.enter_context(RouteSocket())
+            found = link.get(sockets, ifname)
+            if found is None:
+                raise KernelRefused(f"there is no interface {ifname} in {netns_path}")
             if six:
                 _prepare_ipv6(ifname)
                 advertiser = stack.enter_context(Advertiser())
-        found = link.get(sockets, ifname)
-        if found is None:
-            raise KernelRefused(f"there is no interface {ifname} in {netns_path}")
         if len(six) < len(interfaces):
             link.announce_on_up(sockets, found)
         with traces.span("netlink add addresses", attributes={NETLINK_STEP: "newaddr"}):

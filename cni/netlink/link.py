@@ -30,20 +30,20 @@ _HEADER = struct.Struct("=BxHiII")
 _MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 
 
-def create(sockets: RouteSocket, plan: LinkPlan, *, parent_index: int, netns: Netns) -> None:
+def create(sockets: RouteSocket, plan: LinkPlan, *, parent: LinkState, netns: Netns) -> None:
     """Make the link in `netns`, down. `sockets` is in the namespace of the parent.
 
     Raises:
         InterfaceExists: the name is taken there.
         KernelRefused: anything else.
     """
-    body = create_body(plan, parent_index=parent_index, descriptor=netns.descriptor)
+    body = create_body(plan, parent_index=parent.index, descriptor=netns.descriptor)
     try:
         sockets.request(RTM_NEWLINK, message.F_CREATE | message.F_EXCL, body)
     except Refusal as refusal:
         if refusal.number == errno.EEXIST:
             raise InterfaceExists(f"CNI_IFNAME: {plan.ifname} exists already in {plan.netns}", str(refusal)) from None
-        raise refusal.explain(f"make {plan.kind} {plan.ifname} in {plan.netns} on master {plan.master}") from None
+        raise refusal.explain(f"make {plan.kind} {plan.ifname} in {plan.netns} on master {parent.ifname}") from None
 
 
 def create_body(plan: LinkPlan, *, parent_index: int, descriptor: int) -> bytes:
@@ -64,7 +64,7 @@ def create_body(plan: LinkPlan, *, parent_index: int, descriptor: int) -> bytes:
     return b"".join(parts)
 
 
-def parent(sockets: RouteSocket, plan: LinkPlan) -> LinkState:
+def find_parent(sockets: RouteSocket, plan: LinkPlan) -> LinkState:
     """The link that `plan.master` names in the socket's namespace.
 
     Raises:

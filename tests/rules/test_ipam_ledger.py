@@ -1,0 +1,676 @@
+"""The ledger of one pool: a state machine against a naive model, and the cases that the model's author could misread.
+
+The model below knows nothing of cursors, heaps, indexes or undo lists: it is a dict from address text to the fields of
+a record, and every question is answered by looking at all of it.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec import structs
+
+from api.ippool import AllocationRecord, IPPoolSpec, IPPoolStatus, SpiderIPPool
+from api.meta import ObjectMeta
+from ipam.ledger import (
+    MAX_OBJECT_BYTES,
+    Answer,
+    Claim,
+    Granted,
+    Ledger,
+    LedgerError,
+    Operation,
+    Outcome,
+    Refused,
+    Surrender,
+    Surrendered,
+)
+from ipam.ranges import MAX_INT64, Ranges, parse_ranges
+
+NAME = "lan"
+
+
+def make_pool(
+    ips: Iterable[str] = ("10.0.0.1-10.0.0.12",),
+    *,
+    exclude: Iterable[str] = (),
+    subnet: str = "10.0.0.0/16",
+    disable: bool = False,
+    deleted: str | None = None,
+    allocated: str | None = None,
+    status: IPPoolStatus | None = None,
+) -> SpiderIPPool:
+    return SpiderIPPool(
+        metadata=ObjectMeta(name=NAME, deletion_timestamp=deleted),
+        spec=IPPoolSpec(subnet=subnet, ips=list(ips), exclude_ips=list(exclude), disable=disable),
+        status=status or IPPoolStatus(allocated_ips=allocated),
+    )
+
+
+def load(pool: SpiderIPPool | None = None, *, reserved: Ranges | None = None, max_records: int = 5000) -> Ledger:
+    return Ledger.load(pool or make_pool(), reserved or Ranges(4), max_records)
+
+
+def claim(uid: str = "u1", nic: str = "eth0", cid: str = "c1", node: str = "n1", pod: str = "") -> Claim:
+    return Claim(pod=pod or f"ns/{uid}", uid=uid, nic=nic, node=node, cid=cid)
+
+
+def surrender(uid: str = "u1", nic: str = "eth0", cid: str = "c1") -> Surrender:
+    return Surrender(uid=uid, nic=nic, cid=cid)
+
+
+def address(answer: Answer) -> str:
+    assert isinstance(answer, Granted), answer
+    return answer.address
+
+
+def one(ledger: Ledger, operation: Operation) -> Answer:
+    return ledger.apply([operation]).answers[0]
+
+
+def stored(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    text = ledger.status().allocated_ips
+    assert text != "{}", "absent when empty"
+    return json.loads(text) if text else {}
+
+
+def reloaded(ledger: Ledger, *, reserved: Ranges | None = None, max_records: int = 5000) -> Ledger:
+    return load(structs.replace(ledger.pool, status=ledger.status()), reserved=reserved, max_records=max_records)
+
+
+def foreign(**addresses: str) -> str:
+    """Records as the original's agents write them: `ip_10_0_0_1="u1"`."""
+    return json.dumps(
+        {
+            name.removeprefix("ip_").replace("_", "."): {"pod": f"ns/{uid}", "podUid": uid}
+            for name, uid in addresses.items()
+        }
+    )
+
+
+# ---------------------------------------------------------------- the naive model
+
+type Records = dict[str, dict[str, Any]]
+
+
+class Model:
+    """What a ledger has to do, in the shortest way to say it."""
+
+    def __init__(self, grantable: list[str], kept: list[str], max_records: int) -> None:
+        self.grantable = grantable
+        """Ascending."""
+        self.kept = kept
+        """What a holder may keep: reserved addresses too."""
+        self.max_records = max_records
+        self.disable = False
+        self.records: Records = {}
+
+    def matching(self, uid: str, nic: str) -> list[str]:
+        mine = [ip for ip, record in self.records.items() if record["podUid"] == uid]
+        exact = [ip for ip in mine if self.records[ip].get("nic") == nic]
+        unnamed = [ip for ip in mine if "nic" not in self.records[ip]]
+        return exact or (unnamed if len(mine) == len(unnamed) == 1 else [])
+
+    def surrender(self, operation: Surrender) -> tuple[str, ...]:
+        gone = [
+            ip
+            for ip in self.matching(operation.uid, operation.nic)
+            if operation.cid in ("", self.records[ip].get("cid", operation.cid))
+        ]
+        for ip in gone:
+            del self.records[ip]
+        return tuple(gone)
+
+    def claim(self, operation: Claim) -> str:
+        """The address, or the predicate that refuses."""
+        ours = {"nic": operation.nic, "node": operation.node, "cid": operation.cid}
+        held = self.matching(operation.uid, operation.nic)
+        for ip in held:
+            if ip in self.kept:
+                self.records[ip] |= ours
+                return ip
+        if self.disable:
+            return "disable"
+        if len(self.records) - len(held) >= self.max_records:
+            return "max-records"
+        for ip in self.grantable:
+            if ip not in self.records:
+                for old in held:
+                    del self.records[old]
+                self.records[ip] = {"pod": operation.pod, "podUid": operation.uid, **ours}
+                return ip
+        return "full"
+
+    def apply(self, operations: list[Operation]) -> list[str | tuple[str, ...]]:
+        answers: dict[int, str | tuple[str, ...]] = {}
+        for at, operation in enumerate(operations):
+            if isinstance(operation, Surrender):
+                answers[at] = self.surrender(operation)
+        for at, operation in enumerate(operations):
+            if isinstance(operation, Claim):
+                answers[at] = self.claim(operation)
+        return [answers[at] for at in range(len(operations))]
+
+
+def plain(answer: Answer) -> str | tuple[str, ...]:
+    """An answer as the model words it."""
+    match answer:
+        case Granted():
+            return answer.address.partition("/")[0]
+        case Surrendered():
+            return answer.ips
+        case Refused():
+            return answer.reason.predicate
+
+
+uids = st.sampled_from(["u1", "u2", "u3", "u4"])
+nics = st.sampled_from(["eth0", "net1"])
+cids = st.sampled_from(["c1", "c2"])
+claims = st.builds(claim, uids, nics, cids, st.sampled_from(["n1", "n2"]))
+surrenders = st.builds(surrender, uids, nics, cids | st.just(""))
+batches = st.lists(claims | surrenders, max_size=6)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Six addresses, of which one is excluded and one reserved, and eight possible holders: scarcity is normal."""
+
+    RESERVED = parse_ranges(["10.0.0.4"], 4)
+    MAX_RECORDS = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = make_pool(["10.0.0.1-10.0.0.6", "10.0.0.20"], exclude=["10.0.0.2"])
+        self.ledger = self.load(self.pool)
+        numbers = [1, 3, 5, 6, 20]
+        self.model = Model(
+            grantable=[f"10.0.0.{number}" for number in numbers],
+            kept=[f"10.0.0.{number}" for number in (*numbers, 4)],
+            max_records=self.MAX_RECORDS,
+        )
+        self.outcome: Outcome | None = None
+        self.before: Records = {}
+
+    def load(self, pool: SpiderIPPool) -> Ledger:
+        return load(pool, reserved=self.RESERVED, max_records=self.MAX_RECORDS)
+
+    def reload(self) -> None:
+        self.ledger = self.load(structs.replace(self.pool, status=self.ledger.status()))
+        self.outcome = None
+
+    @rule(operations=batches)
+    def a_batch(self, operations: list[Operation]) -> None:
+        self.before = json.loads(json.dumps(self.model.records))
+        replayed = self.load(structs.replace(self.pool, status=self.ledger.status())).apply(operations)
+        self.outcome = self.ledger.apply(operations)
+        assert [plain(answer) for answer in self.outcome.answers] == self.model.apply(operations)
+        assert replayed.answers == self.outcome.answers, "a replay on a fresh load answers the same"
+        if self.model.records != self.before:
+            assert self.outcome.changed
+        if not self.outcome.changed:
+            assert self.outcome.undo == ()
+
+    @rule(operations=batches)
+    def one_by_one_is_the_same_as_a_batch(self, operations: list[Operation]) -> None:
+        singly = self.load(structs.replace(self.pool, status=self.ledger.status()))
+        order = [it for it in operations if isinstance(it, Surrender)] + [
+            it for it in operations if isinstance(it, Claim)
+        ]
+        answers = [one(singly, operation) for operation in order]
+        self.outcome = self.ledger.apply(order)
+        self.before = json.loads(json.dumps(self.model.records))
+        self.model.apply(order)
+        assert list(self.outcome.answers) == answers
+        assert singly.status() == self.ledger.status()
+
+    @precondition(lambda self: self.outcome is not None)
+    @rule()
+    def the_write_failed(self) -> None:
+        assert self.outcome is not None
+        self.ledger.revert(self.outcome)
+        self.model.records = self.before
+        with pytest.raises(ValueError, match="only once"):
+            self.ledger.revert(self.outcome)
+        self.outcome = None
+
+    @rule()
+    def the_owner_restarts(self) -> None:
+        self.reload()
+
+    @rule(number=st.sampled_from([1, 2, 3, 4, 5, 9]), uid=uids, extra=st.sampled_from([{}, {"vendor": {"a": [1]}}]))
+    def a_foreign_program_writes_a_record(self, number: int, uid: str, extra: dict[str, Any]) -> None:
+        ip = f"10.0.0.{number}"
+        if ip in self.model.records:
+            return
+        self.model.records[ip] = {"pod": f"ns/{uid}", "podUid": uid, **extra}
+        self.become(self.model.records)
+
+    @rule()
+    def a_foreign_program_drops_our_keys(self) -> None:
+        for record in self.model.records.values():
+            for key in ("nic", "node", "cid"):
+                record.pop(key, None)
+        self.become(self.model.records)
+
+    @rule()
+    def the_pool_is_switched_off_or_on(self) -> None:
+        self.model.disable = not self.model.disable
+        self.pool = make_pool(["10.0.0.1-10.0.0.6", "10.0.0.20"], exclude=["10.0.0.2"], disable=self.model.disable)
+        self.reload()
+
+    def become(self, records: Records) -> None:
+        """Another version of the object came from the store."""
+        text = json.dumps(records) if records else None
+        self.ledger = self.load(structs.replace(self.pool, status=IPPoolStatus(allocated_ips=text)))
+        self.outcome = None
+
+    @invariant()
+    def what_is_stored_is_what_the_model_says(self) -> None:
+        assert stored(self.ledger) == self.model.records
+        status = self.ledger.status()
+        assert status.allocated_ip_count == len(self.model.records)
+        assert status.total_ip_count == 6
+        fresh = self.load(structs.replace(self.pool, status=status))
+        assert fresh.records == self.ledger.records
+        assert fresh._object_bytes == self.ledger._object_bytes
+
+    @invariant()
+    def holders_are_found(self) -> None:
+        for uid in ("u1", "u2", "u3", "u4", ""):
+            held = {it.address.partition("/")[0] for it in self.ledger.held(uid)}
+            assert held == {ip for ip, record in self.model.records.items() if record["podUid"] == uid}
+            for nic in ("eth0", "net1"):
+                found = self.ledger.find(uid, nic)
+                assert ([found.address.partition("/")[0]] if found else []) == self.model.matching(uid, nic)[:1]
+
+
+TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+# ---------------------------------------------------------------- claims
+
+
+def test_lowest_first_and_the_answer() -> None:
+    ledger = load(make_pool(["10.0.0.5-10.0.0.9"], exclude=["10.0.0.6"]), reserved=parse_ranges(["10.0.0.7"], 4))
+    outcome = ledger.apply([claim("u1"), claim("u2")])
+    assert outcome.answers == (
+        Granted(ip=(10 << 24) + 5, prefix=16, address="10.0.0.5/16", fresh=True),
+        Granted(ip=(10 << 24) + 8, prefix=16, address="10.0.0.8/16", fresh=True),
+    )
+    assert outcome.changed
+    assert stored(ledger) == {
+        "10.0.0.5": {"pod": "ns/u1", "podUid": "u1", "nic": "eth0", "node": "n1", "cid": "c1"},
+        "10.0.0.8": {"pod": "ns/u2", "podUid": "u2", "nic": "eth0", "node": "n1", "cid": "c1"},
+    }
+
+
+def test_a_repeated_claim_gets_the_same_and_changes_nothing() -> None:
+    ledger = load()
+    first = one(ledger, claim())
+    again = ledger.apply([claim()])
+    assert not again.changed
+    assert again.answers == (structs.replace(first, fresh=False),)
+
+
+def test_two_nics_of_a_pod_in_one_pool_get_two_addresses() -> None:
+    """The original gives both the same one."""
+    ledger = load()
+    answers = ledger.apply([claim(nic="eth0"), claim(nic="net1"), claim(nic="eth0")]).answers
+    assert [address(answer) for answer in answers] == ["10.0.0.1/16", "10.0.0.2/16", "10.0.0.1/16"]
+
+
+def test_two_pods_with_the_same_name_are_two_holders() -> None:
+    ledger = load()
+    answers = ledger.apply([claim("old", pod="ns/web-0"), claim("new", pod="ns/web-0")]).answers
+    assert [address(answer) for answer in answers] == ["10.0.0.1/16", "10.0.0.2/16"]
+
+
+def test_a_newer_sandbox_takes_the_record_over() -> None:
+    ledger = load()
+    ledger.apply([claim(cid="c1", node="n1")])
+    outcome = ledger.apply([claim(cid="c2", node="n2")])
+    assert outcome.changed
+    assert address(outcome.answers[0]) == "10.0.0.1/16"
+    assert stored(ledger)["10.0.0.1"] == {"pod": "ns/u1", "podUid": "u1", "nic": "eth0", "node": "n2", "cid": "c2"}
+    assert one(ledger, surrender(cid="c1")) == Surrendered(), "the late DEL of the old sandbox"
+    assert one(ledger, surrender(cid="c2")) == Surrendered(ips=("10.0.0.1",))
+
+
+def test_an_address_freed_in_a_batch_serves_a_claim_before_it_in_the_same_batch() -> None:
+    ledger = load(make_pool(["10.0.0.1"]))
+    ledger.apply([claim("u1")])
+    outcome = ledger.apply([claim("u2"), surrender("u1")])
+    assert outcome.answers[1] == Surrendered(ips=("10.0.0.1",))
+    assert address(outcome.answers[0]) == "10.0.0.1/16"
+
+
+@pytest.mark.parametrize("name", ["pod", "uid", "nic", "node", "cid"])
+def test_a_claim_that_could_never_be_released_cannot_be_made(name: str) -> None:
+    with pytest.raises(ValueError, match=f"a claim needs {name}"):
+        structs.replace(claim(), **{name: ""})
+
+
+def test_ipv6_keys_and_answers() -> None:
+    pool = make_pool(["FD00:0:0::0a-fd00::ffff:ffff:ffff:ffff"], subnet="fd00::/64")
+    ledger = load(pool, reserved=parse_ranges(["fd00::b"], 6))
+    answers = ledger.apply([claim("u1"), claim("u2")]).answers
+    assert [address(answer) for answer in answers] == ["fd00::a/64", "fd00::c/64"]
+    assert list(stored(ledger)) == ["fd00::a", "fd00::c"]
+    assert ledger.status().total_ip_count == MAX_INT64
+    assert ledger.version == 6
+
+
+# ---------------------------------------------------------------- releases
+
+
+def test_only_uid_nic_and_cid_together_release() -> None:
+    ledger = load()
+    ledger.apply([claim("u1", "eth0", "c1")])
+    before = ledger.status()
+    wrong = [
+        surrender("u2", "eth0", "c1"),
+        surrender("u1", "net1", "c1"),
+        surrender("u1", "eth0", "c2"),
+        surrender("", "eth0", "c1"),
+        surrender("u1", "", "c1"),
+    ]
+    outcome = ledger.apply(wrong)
+    assert set(outcome.answers) == {Surrendered()}
+    assert not outcome.changed
+    assert ledger.status() == before
+    assert one(ledger, surrender("u1", "eth0", "")) == Surrendered(ips=("10.0.0.1",)), "no cid: any sandbox"
+    assert ledger.status().allocated_ips is None
+    assert one(ledger, surrender("u1", "eth0", "c1")) == Surrendered(), "twice is no error"
+
+
+def test_a_release_touches_one_nic_only() -> None:
+    ledger = load()
+    ledger.apply([claim(nic="eth0"), claim(nic="net1")])
+    ledger.apply([surrender(nic="eth0")])
+    assert {record["nic"] for record in stored(ledger).values()} == {"net1"}
+
+
+# ---------------------------------------------------------------- records of other programs
+
+
+def test_a_record_without_nic_is_taken_over_and_named() -> None:
+    ledger = load(make_pool(allocated=foreign(ip_10_0_0_9="u1")))
+    outcome = ledger.apply([claim()])
+    assert outcome.answers == (Granted(ip=(10 << 24) + 9, prefix=16, address="10.0.0.9/16", fresh=False),)
+    assert stored(ledger)["10.0.0.9"] == {"pod": "ns/u1", "podUid": "u1", "nic": "eth0", "node": "n1", "cid": "c1"}
+    assert address(one(ledger, claim(nic="net1"))) == "10.0.0.1/16", "named now, so no longer anybody's"
+
+
+def test_a_record_without_nic_is_released_by_uid() -> None:
+    ledger = load(make_pool(allocated=foreign(ip_10_0_0_9="u1", ip_10_0_0_8="u2")))
+    assert one(ledger, surrender("u1", "net7", "c9")) == Surrendered(ips=("10.0.0.9",))
+    assert list(stored(ledger)) == ["10.0.0.8"]
+
+
+def test_a_record_without_nic_beside_one_with_is_left_alone() -> None:
+    ledger = load(make_pool(allocated=foreign(ip_10_0_0_8="u1")))
+    ledger.apply([claim(nic="eth0")])
+    beside = json.loads(foreign(ip_10_0_0_9="u1")) | stored(ledger)
+    ledger = load(make_pool(allocated=json.dumps(beside)))
+    assert one(ledger, surrender(nic="net1", cid="")) == Surrendered()
+    assert address(one(ledger, claim(nic="net1"))) == "10.0.0.1/16"
+    assert one(ledger, surrender(nic="eth0")) == Surrendered(ips=("10.0.0.8",))
+
+
+def test_two_records_without_nic_belong_to_nobody_in_particular() -> None:
+    ledger = load(make_pool(allocated=foreign(ip_10_0_0_8="u1", ip_10_0_0_9="u1")))
+    assert ledger.find("u1", "eth0") is None
+    assert len(ledger.held("u1")) == 2
+    assert one(ledger, surrender(cid="")) == Surrendered()
+    assert address(one(ledger, claim())) == "10.0.0.1/16"
+
+
+def test_a_record_without_uid_holds_its_address_against_everybody() -> None:
+    ledger = load(make_pool(["10.0.0.1-10.0.0.2"], allocated='{"10.0.0.1":{"pod":"ns/x","podUid":""}}'))
+    assert one(ledger, surrender(uid="", cid="")) == Surrendered()
+    assert address(one(ledger, claim())) == "10.0.0.2/16"
+    assert ledger.held("") == ()
+
+
+def test_other_fields_survive_whatever_happens_to_the_rest() -> None:
+    text = json.dumps(
+        {
+            "10.0.0.1": {"pod": "vm/disk", "podUid": "u1", "x-owner": {"deep": [1, "ü", None]}},
+            "10.0.0.2": {"pod": 'odd"name\\', "podUid": "u2", "since": 7},
+            "10.0.99.9": {"pod": "ns/out-of-range", "podUid": "u3"},
+        }
+    )
+    ledger = load(make_pool(allocated=text))
+    outcome = ledger.apply([claim("u1", pod="vm/other"), claim("u4")])
+    expected = json.loads(text)
+    expected["10.0.0.1"] |= {"nic": "eth0", "node": "n1", "cid": "c1"}
+    expected["10.0.0.3"] = {"pod": "ns/u4", "podUid": "u4", "nic": "eth0", "node": "n1", "cid": "c1"}
+    assert stored(ledger) == expected
+    assert reloaded(ledger).records == ledger.records
+    ledger.revert(outcome)
+    assert stored(ledger) == json.loads(text)
+
+
+def test_the_rest_of_the_status_is_as_loaded() -> None:
+    withheld = '{"10.0.0.3":{"until":"2026-01-01T00:00:00Z","reason":"cool-down"}}'
+    ledger = load(make_pool(status=IPPoolStatus(withheld_ips=withheld)))
+    assert ledger.status() == IPPoolStatus(total_ip_count=12, allocated_ip_count=0, withheld_ips=withheld)
+
+
+def test_keys_are_sorted_as_text() -> None:
+    ledger = load(make_pool(["10.0.0.9-10.0.0.11"]))
+    ledger.apply([claim("u1"), claim("u2"), claim("u3")])
+    assert list(stored(ledger)) == ["10.0.0.10", "10.0.0.11", "10.0.0.9"]
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def reason(answer: Answer) -> tuple[str, str, str, str]:
+    assert isinstance(answer, Refused), answer
+    it = answer.reason
+    return it.pool, it.predicate, it.wanted, it.seen
+
+
+def test_a_disabled_pool_grants_nothing_new_but_leaves_what_is_in_use() -> None:
+    ledger = load(make_pool(allocated=foreign(ip_10_0_0_9="u1"), disable=True))
+    outcome = ledger.apply([claim("u1"), claim("u2"), surrender("u1", cid="")])
+    assert reason(outcome.answers[0]) == (NAME, "disable", "false", "true"), "released first"
+    ledger.revert(outcome)
+    assert address(one(ledger, claim("u1"))) == "10.0.0.9/16"
+    assert reason(one(ledger, claim("u2"))) == (NAME, "disable", "false", "true")
+
+
+def test_a_terminating_pool_grants_nothing_new_but_leaves_what_is_in_use() -> None:
+    ledger = load(make_pool(allocated=foreign(ip_10_0_0_9="u1"), deleted="2026-01-01T00:00:00Z"))
+    assert address(one(ledger, claim("u1"))) == "10.0.0.9/16"
+    assert reason(one(ledger, claim("u2"))) == (
+        NAME,
+        "terminating",
+        "no deletionTimestamp",
+        "2026-01-01T00:00:00Z",
+    )
+
+
+def test_a_full_pool_says_so_and_still_serves_its_holders() -> None:
+    ledger = load(make_pool(["10.0.0.1-10.0.0.3"]), reserved=parse_ranges(["10.0.0.2"], 4))
+    outcome = ledger.apply([claim("u1"), claim("u2"), claim("u3"), claim("u1")])
+    assert reason(outcome.answers[2]) == (NAME, "full", "a free address", "all 2 taken, 1 more reserved")
+    assert address(outcome.answers[3]) == "10.0.0.1/16"
+
+
+def test_a_pool_without_addresses_is_full() -> None:
+    assert reason(one(load(make_pool([])), claim()))[1:] == ("full", "a free address", "all 0 taken, 0 more reserved")
+
+
+def test_max_records_counts_foreign_ones_and_those_outside_of_the_ranges() -> None:
+    ledger = load(make_pool(allocated=foreign(ip_10_0_9_9="u8", ip_10_0_0_9="u9")), max_records=3)
+    outcome = ledger.apply([claim("u1"), claim("u2"), claim("u9")])
+    assert reason(outcome.answers[1]) == (NAME, "max-records", "fewer than 3 records", "3")
+    assert address(outcome.answers[2]) == "10.0.0.9/16"
+
+
+def test_an_address_that_left_the_ranges_is_not_kept() -> None:
+    ledger = load(make_pool(exclude=["10.0.0.9"], allocated=foreign(ip_10_0_0_9="u1")), max_records=1)
+    answer = one(ledger, claim())
+    assert isinstance(answer, Granted)
+    assert (answer.address, answer.fresh, answer.dropped) == ("10.0.0.1/16", True, ("10.0.0.9",))
+    assert list(stored(ledger)) == ["10.0.0.1"]
+
+
+def test_an_address_that_left_the_ranges_stays_recorded_until_there_is_another() -> None:
+    ledger = load(make_pool(["10.0.0.1"], allocated=foreign(ip_10_0_0_1="u2", ip_10_0_0_9="u1")))
+    outcome = ledger.apply([claim("u1")])
+    assert reason(outcome.answers[0])[1] == "full"
+    assert not outcome.changed
+    assert one(ledger, surrender("u1", cid="")) == Surrendered(ips=("10.0.0.9",))
+    assert ledger.status().allocated_ip_count == 1
+
+
+def test_an_address_that_was_reserved_later_is_kept() -> None:
+    ledger = load(make_pool(allocated=foreign(ip_10_0_0_9="u1")), reserved=parse_ranges(["10.0.0.9"], 4))
+    assert address(one(ledger, claim())) == "10.0.0.9/16"
+    ledger.apply([surrender()])
+    answers = ledger.apply([claim(f"v{at}") for at in range(12)]).answers
+    assert "10.0.0.9/16" not in {address(answer) for answer in answers[:11]}
+    assert reason(answers[11])[1] == "full"
+
+
+def test_an_object_near_the_limit_of_etcd_takes_no_more() -> None:
+    ledger = load(make_pool(["10.0.0.1-10.0.255.254"], allocated=foreign(ip_10_0_0_1="old")), max_records=100_000)
+    granted = 0
+    while not isinstance(answer := one(ledger, claim(f"{granted:036}", pod="n" * 63 + "/" + "p" * 200)), Refused):
+        granted += 1
+    assert reason(answer)[1:3] == ("object-size", f"an object below {MAX_OBJECT_BYTES} bytes")
+    encoded = len(msgspec.json.encode(structs.replace(ledger.pool, status=ledger.status())))
+    assert 0.98 * MAX_OBJECT_BYTES < encoded < MAX_OBJECT_BYTES
+    assert address(one(ledger, claim(f"{0:036}", cid="c2"))) == "10.0.0.2/16", "a newer sandbox adds no bytes"
+    assert reason(one(ledger, claim("old", nic="n" * 600)))[1] == "object-size", "naming a foreign record does"
+    assert len(one(ledger, surrender(f"{0:036}", cid="")).ips) == 1  # type: ignore[union-attr]
+
+
+# ---------------------------------------------------------------- revert and replay
+
+
+def test_only_the_latest_outcome_can_be_reverted() -> None:
+    ledger = load()
+    first = ledger.apply([claim("u1")])
+    second = ledger.apply([claim("u2")])
+    with pytest.raises(ValueError, match="only the latest"):
+        ledger.revert(first)
+    ledger.revert(second)
+    assert list(stored(ledger)) == ["10.0.0.1"]
+    assert address(one(ledger, claim("u3"))) == "10.0.0.2/16"
+
+
+def test_replaying_a_batch_that_was_written_after_all_gives_the_same_answers() -> None:
+    """The reply to the write was lost; the newer object has the records already."""
+    ledger = load(make_pool(allocated=foreign(ip_10_0_0_5="u5")))
+    batch: list[Operation] = [claim("u1"), surrender("u5", cid=""), claim("u2"), claim("u1", "net1")]
+    first = ledger.apply(batch)
+    again = reloaded(ledger).apply(batch)
+    assert not again.changed
+    assert [plain(answer) for answer in again.answers] == ["10.0.0.1", (), "10.0.0.2", "10.0.0.3"]
+    assert [plain(answer) for answer in first.answers] == ["10.0.0.1", ("10.0.0.5",), "10.0.0.2", "10.0.0.3"]
+
+
+def test_a_replay_sees_the_newer_spec() -> None:
+    batch = [claim("u1")]
+    assert address(load().apply(batch).answers[0]) == "10.0.0.1/16"
+    assert address(load(make_pool(exclude=["10.0.0.1"])).apply(batch).answers[0]) == "10.0.0.2/16"
+    assert reason(load(make_pool(disable=True)).apply(batch).answers[0])[1] == "disable"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(batches, max_size=5), batches)
+def test_revert_restores_answers_of_the_future_too(past: list[list[Operation]], lost: list[Operation]) -> None:
+    ledger, untouched = load(), load()
+    for batch in past:
+        ledger.apply(batch)
+        untouched.apply(batch)
+    ledger.revert(ledger.apply(lost))
+    assert ledger.status() == untouched.status()
+    assert ledger.apply(lost).answers == untouched.apply(lost).answers
+
+
+# ---------------------------------------------------------------- objects that cannot be trusted
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("{", "{"),
+        ("[]", "[]"),
+        ('{"10.0.0.1":{"pod":"ns/a"}}', '{"10.0.0.1":{"pod":"ns/a"}}'),
+        ('{"10.0.0.1":{"pod":1,"podUid":"u"}}', '{"10.0.0.1":{"pod":1,"podUid":"u"}}'),
+        ('{"10.0.0.1":"u1"}', '{"10.0.0.1":"u1"}'),
+        ('{"nonsense":{"pod":"ns/a","podUid":"u"}}', "nonsense"),
+        ('{"10.0.0.1/16":{"pod":"ns/a","podUid":"u"}}', "10.0.0.1/16"),
+        ('{"fd00::1":{"pod":"ns/a","podUid":"u"}}', "fd00::1"),
+        ('{"::ffff:10.0.0.1":{"pod":"ns/a","podUid":"u"}}', "::ffff:10.0.0.1"),
+    ],
+)
+def test_a_malformed_table_is_reported_and_not_overwritten(text: str, content: str) -> None:
+    with pytest.raises(LedgerError) as caught:
+        load(make_pool(allocated=text))
+    assert (caught.value.pool, caught.value.field, caught.value.content) == (NAME, "status.allocatedIPs", content)
+    assert str(caught.value).startswith(f"SpiderIPPool {NAME}: status.allocatedIPs: ")
+    assert repr(content) in str(caught.value)
+
+
+def test_a_second_spelling_of_an_address_is_reported() -> None:
+    with pytest.raises(LedgerError, match="this key is not written as fd00::1"):
+        load(
+            make_pool(["fd00::1"], subnet="fd00::/64", allocated='{"FD00::1":{"pod":"ns/a","podUid":"u"}}'),
+            reserved=Ranges(6),
+        )
+
+
+def test_a_long_table_is_cut_in_the_message() -> None:
+    with pytest.raises(LedgerError) as caught:
+        load(make_pool(allocated="x" * 100_000))
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        (make_pool(["10.0.0.9-10.0.0.1"]), r"spec\.ips\[0\]: the first address is above the last: '10.0.0.9-10.0.0.1'"),
+        (make_pool(exclude=["10.0.0.3", "10.0.0.0/30"]), r"spec\.excludeIPs\[1\]: a CIDR is not allowed"),
+        (make_pool(["fd00::1"]), r"spec\.ips\[0\]: an IPv6 address where IPv4 is expected: 'fd00::1'"),
+        (make_pool(subnet="10.0.0.0"), r"spec\.subnet: not a CIDR: '10.0.0.0'"),
+        (make_pool(subnet="10.0.0.0/33"), r"spec\.subnet: not a CIDR: '10.0.0.0/33'"),
+        (make_pool(subnet="10.0.0.0/x"), r"spec\.subnet: not a CIDR: '10.0.0.0/x'"),
+        (make_pool(subnet=""), r"spec\.subnet: '' is not an IP address: ''"),
+        (
+            structs.replace(make_pool(), spec=IPPoolSpec(ip_version=6, subnet="10.0.0.0/16")),
+            r"spec\.ipVersion: spec\.subnet is 10\.0\.0\.0/16: '6'",
+        ),
+    ],
+)
+def test_a_malformed_spec_is_reported(pool: SpiderIPPool, message: str) -> None:
+    with pytest.raises(LedgerError, match=f"^SpiderIPPool {NAME}: {message}"):
+        load(pool)
+
+
+# ---------------------------------------------------------------- looking
+
+
+def test_records_are_a_live_read_only_view() -> None:
+    ledger = load()
+    view = ledger.records
+    ledger.apply([claim()])
+    assert view == {(10 << 24) + 1: AllocationRecord(pod="ns/u1", pod_uid="u1", nic="eth0", node="n1", cid="c1")}
+    with pytest.raises(TypeError):
+        view[1] = view[(10 << 24) + 1]  # type: ignore[index]
+    assert repr(ledger) == "Ledger(lan, records=1, addresses=12)"
+
+
+def test_an_empty_batch_changes_nothing() -> None:
+    outcome = load().apply([])
+    assert (outcome.answers, outcome.changed, outcome.undo) == ((), False, ())

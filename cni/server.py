@@ -1,11 +1,12 @@
 """The agent's unix socket: a small, strict HTTP/1.1 server for the shims of this node.
 
-One request a connection is the rule, since every exec of the shim makes its own. Who may speak is decided by the kernel:
-root of the agent's own user namespace and nobody else (SO_PEERCRED). Whatever goes wrong inside a call, the answer is a
-CNI error object; a traceback goes to the log.
+One request a connection, since every exec of the shim makes its own. Who may speak is decided by what the kernel says
+of the peer: root of the agent's own user namespace and nobody else (SO_PEERCRED). Whatever goes wrong inside a call,
+the answer is a CNI error object; a traceback goes to the log.
 
-The socket is bound under a temporary name and renamed over its final one, and on the way out it is removed only while
-it is still ours: an agent that takes over never finds its own socket gone.
+The socket is bound under a temporary name and renamed over its final one, and it stays there on the way out: whoever
+removes a path can only have looked beforehand whether it is still his, and a successor may bind in between. A socket
+that nobody listens on refuses connections, which for the shim is the same as none: it waits.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ Handler = Callable[[Invocation], Awaitable[bytes]]
 
 PATH = "/v1/cni"
 HEALTHY = "/v1/ipam/healthy"
+_ROUTES = {PATH: "POST", HEALTHY: "GET"}
 MAX_BODY = 1 << 20
 """Bytes of stdin; the shim refuses more before it connects."""
 _MAX_HEAD = 64 * 1024
@@ -39,7 +41,7 @@ _CREDENTIALS = struct.Struct("3i")
 _HEAD_SECONDS = 10.0
 
 
-class _Refused(Exception):  # noqa: N818
+class _Refused(Exception):
     """Ends an exchange with an HTTP status and one line."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
@@ -56,7 +58,6 @@ class CniServer:
         self._handler = handler
         self._drain = drain
         self._server: asyncio.Server | None = None
-        self._inode = 0
         self._calls: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -75,7 +76,6 @@ class CniServer:
         with anyio.CancelScope(shield=True):
             if server is not None:
                 server.close()
-            await anyio.to_thread.run_sync(self._unbind)
             if self._calls:
                 await asyncio.wait(self._calls, timeout=self._drain)
             for call in self._calls:
@@ -90,7 +90,6 @@ class CniServer:
         try:
             listener.bind(os.fspath(temporary))
             temporary.chmod(0o600)
-            self._inode = temporary.stat().st_ino
             listener.listen(512)
             temporary.rename(self._path)
         except OSError:
@@ -98,13 +97,6 @@ class CniServer:
             temporary.unlink(missing_ok=True)
             raise
         return listener
-
-    def _unbind(self) -> None:
-        try:
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
-        except FileNotFoundError:
-            pass
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         call = asyncio.get_running_loop().create_task(self._converse(reader, writer), name="cni.call")
@@ -132,14 +124,11 @@ class CniServer:
             async with asyncio.timeout(_HEAD_SECONDS):
                 method, path, headers = await _read_head(reader)
                 body = await reader.readexactly(_length(headers))
-            if path == HEALTHY:
-                return HTTPStatus.OK, plain, b""
-            if path != PATH:
-                raise _Refused(HTTPStatus.NOT_FOUND, f"no such path: {path}")
-            if method != "POST":
-                raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes POST")
+            _check_route(method, path)
         except _Refused as refusal:
             return refusal.status, plain, f"{refusal}\n".encode()
+        if path == HEALTHY:
+            return HTTPStatus.OK, plain, b""
         code, answer = await self._invoke(headers, body)
         return HTTPStatus.OK, {"Content-Type": "application/json", "Cni-Exit": str(code)}, answer
 
@@ -150,10 +139,18 @@ class CniServer:
         except CniError as error:
             _log.info("a CNI call failed: %r", error, extra={"code": error.code, "details": error.details})
             return 1, encode_error(error, peek_version(body))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a call must end with an error object whatever happens
             _log.exception("a CNI call met a defect")
             problem = InternalError("the agent met a defect, its log says where", f"{type(error).__name__}: {error}")
             return 1, encode_error(problem, peek_version(body))
+
+
+def _check_route(method: str, path: str) -> None:
+    wanted = _ROUTES.get(path)
+    if wanted is None:
+        raise _Refused(HTTPStatus.NOT_FOUND, f"no such path: {path}")
+    if method != wanted:
+        raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {wanted}")
 
 
 def _check_peer(writer: asyncio.StreamWriter) -> None:

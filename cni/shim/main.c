@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -23,6 +24,7 @@
 #endif
 
 #define MAX_STDIN (1L << 20)
+#define MAX_DRAINED (64L << 20) /* of a stdin that is too long anyway: it may have no end */
 #define MAX_ANSWER (8L << 20)
 #define MAX_HEADER (48L << 10)
 #define PATIENCE_MS 5000 /* how long an agent that restarts is waited for */
@@ -87,12 +89,13 @@ static char *read_stdin(size_t *length) {
       /* The runtime is still writing: take the rest, or it gets SIGPIPE instead of our answer. */
       static char sink[65536];
       unsigned long total = used;
-      for (ssize_t more; (more = read(STDIN_FILENO, sink, sizeof sink)) != 0;) {
+      for (ssize_t more; total < MAX_DRAINED && (more = read(STDIN_FILENO, sink, sizeof sink)) != 0;) {
         if (more < 0 && errno != EINTR) break;
         if (more > 0) total += (unsigned long)more;
       }
       char text[128];
-      snprintf(text, sizeof text, "stdin: the network configuration has %lu bytes, at most %ld are taken", total, MAX_STDIN);
+      snprintf(text, sizeof text, "stdin: the network configuration has %s%lu bytes, at most %ld are taken",
+               total < MAX_DRAINED ? "" : "more than ", total, MAX_STDIN);
       fail(7, text, "");
     }
   }
@@ -121,15 +124,17 @@ static size_t header(char *out, size_t used, const char *name, const char *value
 }
 
 /* A connection to the agent, waited for while it restarts. */
-static int dial(const char *path) {
+static int dial(const char *path, long give_up) {
   struct sockaddr_un address = {.sun_family = AF_UNIX};
   char text[512];
   if (strlen(path) >= sizeof address.sun_path) fail(4, "SPIDERPOOL_SOCKET is too long for a socket", path);
   strcpy(address.sun_path, path);
-  long give_up = now_ms() + PATIENCE_MS;
   for (long pause = 2;; pause = pause < 100 ? pause * 2 : 100) {
     int connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (connection < 0) fail(5, "no socket can be made", strerror(errno));
+    /* An agent that hangs leaves its queue of connections full: connect would wait for ever. */
+    struct timeval limit = {.tv_sec = PATIENCE_MS / 1000};
+    setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     if (connect(connection, (struct sockaddr *)&address, sizeof address) == 0) return connection;
     int problem = errno;
     close(connection);
@@ -148,14 +153,15 @@ static void send_all(int connection, const char *data, size_t length, const char
     if (sent < 0) {
       /* The agent may have refused before it read everything: then its answer is there to be read. */
       if (errno == EPIPE || errno == ECONNRESET) return;
-      fail(11, "the agent's connection broke", path);
+      fail(11, errno == EAGAIN ? "the agent does not read from its socket" : "the agent's connection broke, socket", path);
     }
     data += sent;
     length -= (size_t)sent;
   }
 }
 
-/* The whole answer, zero-terminated. */
+/* The whole answer, zero-terminated. NULL when the agent stopped without having read the request: Linux tells that by
+ * ECONNRESET, the end of file comes from one that died later. */
 static char *receive_all(int connection, size_t *length, const char *path) {
   char *answer = allocate(MAX_ANSWER + 1);
   size_t used = 0;
@@ -168,6 +174,11 @@ static char *receive_all(int connection, size_t *length, const char *path) {
     if (ready <= 0) continue;
     ssize_t got = recv(connection, answer + used, MAX_ANSWER - used, 0);
     if (got < 0 && errno == EINTR) continue;
+    if (got < 0 && errno == ECONNRESET && used == 0) {
+      free(answer);
+      return NULL;
+    }
+    if (got < 0 && errno == ECONNRESET) break; /* refused before it was read: the answer is here */
     if (got < 0) fail(11, "the agent's connection broke while it worked, socket", path);
     if (got == 0) break;
     used += (size_t)got;
@@ -207,11 +218,18 @@ int main(int argc, char **argv) {
   used += (size_t)sprintf(head + used, "Cni-Start: %lld%09ld\r\nContent-Length: %zu\r\n\r\n", (long long)start.tv_sec,
                           start.tv_nsec, length);
 
-  int connection = dial(path);
-  send_all(connection, head, used, path);
-  send_all(connection, body, length, path);
   size_t received = 0;
-  char *answer = receive_all(connection, &received, path);
+  char *answer;
+  for (long give_up = now_ms() + PATIENCE_MS;;) {
+    int connection = dial(path, give_up);
+    send_all(connection, head, used, path);
+    send_all(connection, body, length, path);
+    answer = receive_all(connection, &received, path);
+    if (answer != NULL) break;
+    close(connection);
+    if (now_ms() >= give_up) fail(11, "the agent stops before it reads the request, socket", path);
+    poll(NULL, 0, 20);
+  }
 
   char *end = strstr(answer, "\r\n\r\n");
   if (end == NULL) fail(11, "the agent went away while it worked, socket", path);

@@ -174,31 +174,35 @@ class SandboxActor(Actor[Message]):
             )
             await self._put(entry)
         except BaseException as error:
+            if isinstance(error, _LinkFailed):
+                entry = msgspec.structs.replace(entry, pools=error.pools, doubtful=error.doubtful)
             with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
                 await self._undo(entry, asked=not _holds_nothing(error))
             raise _as_cni(error, invocation) from error
         return result
 
     async def _build(self, invocation: Invocation, plan: LinkPlan | None) -> tuple[LinkState | None, Allocated, bool]:
-        """Link and addresses at the same time."""
+        """Link and addresses at the same time.
+
+        A link that fails does not cut the request for addresses short: its answer says what there is to give back.
+        """
         link: LinkState | None = None
-        allocated: Allocated | None = None
-        doubtful = True
+        failure: CniError | None = None
 
         async def make(wanted: LinkPlan) -> None:
-            nonlocal link
-            with traces.span("link.create"):
-                link = await self._kernel.attach_link(wanted)
-
-        async def ask() -> None:
-            nonlocal allocated, doubtful
-            allocated, doubtful = await self._ask(invocation)
+            nonlocal link, failure
+            try:
+                with traces.span("link.create"):
+                    link = await self._kernel.attach_link(wanted)
+            except CniError as error:
+                failure = error
 
         async with anyio.create_task_group() as group:
             if plan is not None:
                 group.start_soon(make, plan)
-            group.start_soon(ask)
-        assert allocated is not None
+            allocated, doubtful = await self._ask(invocation)
+        if failure is not None:
+            raise _LinkFailed(failure, allocated, doubtful=doubtful)
         return link, allocated, doubtful
 
     async def _ask(self, invocation: Invocation) -> tuple[Allocated, bool]:
@@ -323,6 +327,16 @@ class SandboxActor(Actor[Message]):
         return int(self.system.clock.wall() * 1e9)
 
 
+class _LinkFailed(Exception):  # noqa: N818
+    """The addresses were granted, and the link could not be made."""
+
+    def __init__(self, error: CniError, allocated: Allocated, *, doubtful: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.pools = tuple(address.pool for address in allocated.addresses)
+        self.doubtful = doubtful
+
+
 class _Rejected(Exception):  # noqa: N818
     """The controller said no."""
 
@@ -348,7 +362,7 @@ def _holds_nothing(error: BaseException) -> bool:
 def _as_cni(error: BaseException, invocation: Invocation) -> BaseException:
     leaf = _leaf(error)
     match leaf:
-        case _Rejected():
+        case _Rejected() | _LinkFailed():
             return leaf.error
         case TransportError():
             return TryAgainLater(f"pod {_pod(invocation.args)}: no controller could be asked for addresses", str(leaf))

@@ -6,6 +6,7 @@ shim, the token volume is a file. Everything runs in the test run's own network 
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -106,7 +107,7 @@ class Pod:
     def new_sandbox(self) -> None:
         """What the runtime does before ADD."""
         self.sandboxes += 1
-        self.cid = f"{self.uid.replace('-', '')}{self.sandboxes:032x}"
+        self.cid = secrets.token_hex(32)
         self.netns = Netns(self.lab.folder / "netns", f"{self.name}-{self.sandboxes}").__enter__()
 
     def add(self, *, binary: Path | None = None, config: Mapping[str, Any] | bytes | None = None) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from tests.processes.lab import CniError, Lab, Pod
+from tests.processes.lab import Lab, Pod
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
 
@@ -46,7 +46,7 @@ def _nothing_left(lab: Lab) -> Any:
     before = lab.records()
     yield
     lab.wait_for(lambda: lab.records() == before)
-    assert not lab.endpoints()
+    lab.wait_for(lambda: not lab.endpoints())
 
 
 def test_truncated_json(pod: Pod) -> None:
@@ -135,13 +135,8 @@ def test_agent_that_does_not_run(pod: Pod) -> None:
     assert "/nonexistent/spiderpool.sock" in document["msg"]
 
 
-def test_every_error_here_is_one_that_the_shim_reported(lab: Lab) -> None:
-    """Negative control: a good call is not refused."""
-    good: Callable[[], object] = lab.pod("good").start
-    good()
-    with pytest.raises(CniError):
-        broken = lab.pod("broken", pools={"ipv4": ["nowhere"]})
-        broken.new_sandbox()
-        broken.add()
-    for pod in lab.endpoints().values():
-        assert pod["metadata"]["name"] == "good"
+def test_negative_control_a_good_call_is_not_refused(lab: Lab) -> None:
+    good = lab.pod("good")
+    good.start()
+    assert set(lab.endpoints()) == {"good"}
+    good.stop()

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import ssl
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -23,7 +24,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.servers.certificates import CertificateAuthority, write_private_key
-from tests.servers.process import ServerProcess, free_port, run_command
+from tests.servers.process import ServerFailed, ServerProcess, free_port, run_command
 from tests.servers.provide import CHECKOUT, Progress, executable, silent
 
 if TYPE_CHECKING:
@@ -385,6 +386,14 @@ class ControlPlane:
             return False
         self.kubectl("apply", "--server-side", "-f", str(folder))
         self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(folder))
+        # Established is not yet served: the watch cache of a new resource answers 429 for a moment.
+        for path in folder.glob("*.yaml"):
+            plural, _, group = path.stem.partition("_")[2], "", path.stem.partition("_")[0]
+            deadline = time.monotonic() + 30
+            while self.request("GET", f"/apis/{group}/v2beta1/{plural}", check=False).status != http.client.OK:
+                if time.monotonic() > deadline:
+                    raise ServerFailed(f"{plural}.{group} is not served after 30 s")
+                time.sleep(0.05)
         return True
 
 

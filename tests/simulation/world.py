@@ -322,11 +322,9 @@ class World:
             await self.truth.create(NODE, Node(metadata=ObjectMeta(name=node)))
         await self.truth.create(NAMESPACE, Namespace(metadata=ObjectMeta(name="default")))
         last = self.addresses - 1
-        for name, version, subnet, ips in (
-            ("v4", 4, "10.6.0.0/16", f"10.6.0.10-10.6.0.{10 + last}"),
-            ("v6", 6, "fd00:6::/64", f"fd00:6::a-fd00:6::{10 + last:x}"),
-        ):
-            spec = IPPoolSpec(ip_version=version, subnet=subnet, ips=[ips], default=True)
+        v4 = IPPoolSpec(ip_version=4, subnet="10.6.0.0/16", ips=[f"10.6.0.10-10.6.0.{10 + last}"], default=True)
+        v6 = IPPoolSpec(ip_version=6, subnet="fd00:6::/64", ips=[f"fd00:6::a-fd00:6::{10 + last:x}"], default=True)
+        for name, spec in (("v4", v4), ("v6", v6)):
             await self.truth.create(IPPOOL, SpiderIPPool(metadata=ObjectMeta(name=name), spec=spec))
 
     async def _kubelet(self, number: int) -> None:

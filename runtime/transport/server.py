@@ -239,6 +239,7 @@ class TlsServer:
                 return None
             connection.accept_up_to(MAX_FRAME)
             connection.send(Welcome(self._name))
+            _log.info("admitted %s as %s", connection.remote, _who(peer))
             return _Session(connection, peer, first.token)
         connection.send(Failure(0, "internal", f"no hello, or no answer about its token, in {self._timing.hello:g} s"))
         return None

@@ -75,6 +75,7 @@ class ApiServer:
         self._headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": agent}
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
+        self._streams: dict[aiohttp.ClientResponse, None] = {}
 
     def __repr__(self) -> str:
         return f"<ApiServer {self.credentials.url}{' closed' if self._closed else ''}>"
@@ -116,13 +117,17 @@ class ApiServer:
                 raise error_of(
                     response.status, body, what=call.what, retry_after=response.headers.get("Retry-After", "")
                 )
+            self._streams[response] = None
             yield response.content
         finally:
+            self._streams.pop(response, None)
             response.close()
 
     async def aclose(self) -> None:
         """Close all connections: whoever waits on one gets `Unavailable` or `Ambiguous`. Idempotent."""
         self._closed = True
+        for response in self._streams:
+            response.close()  # wakes its reader, which closing the session alone does not
         if self._session is not None:
             await self._session.close()
 

@@ -3,9 +3,9 @@
 The copy lags behind the store. It serves to choose and to save reads; whoever is about to refuse or to free something
 reads the store itself.
 
-A watch ends every few minutes by design and is begun again where it left off. When that revision is too old (410), all is
-listed again. Errors make it pause, longer each time and by a random share, and a server that says when to come back is
-heeded. Followers keep a cursor instead of a queue: one that is slow sees several changes of an object as one.
+A watch ends every few minutes by design and is begun again where it left off. When that revision is too old (410),
+all is listed again. Errors make it pause, longer each time and by a random share, and a server that says when to come
+back is heeded. Followers keep a cursor instead of a queue: one that is slow sees several changes of an object as one.
 """
 
 import logging
@@ -30,7 +30,10 @@ type Key = tuple[str, str]
 
 
 class Changes[T](Struct, frozen=True):
-    """What has happened since a cursor: the newest state of every object that changed, and the keys of those that went."""
+    """What has happened since a cursor:
+
+    the newest state of every object that changed, and the keys of those that went.
+    """
 
     present: Sequence[T]
     gone: Sequence[Key]

@@ -23,6 +23,9 @@ from runtime.store.observe import count, observed
 from runtime.store.port import AlreadyExists, Event, EventType, Invalid, Listing, NotFound, StoreError, Unavailable
 from runtime.store.sqlite_file import Batch, Change, SQLiteFile
 
+FILE_NAME = "store.sqlite"
+"""What the programs call the file, in their state folder."""
+
 _BATCH = 200
 """Changes that a watch reads at a time."""
 

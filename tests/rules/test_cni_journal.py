@@ -1,0 +1,102 @@
+"""The journal: what was put is there after a restart, whatever else lies in the folder."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.wire import PodRef
+from cni.errors import IoFailure
+from cni.journal import Journal, JournalEntry, Key, State
+from cni.protocol import Role
+from cni.result import IpConfig, Result
+
+
+def entry(container_id: str = "c1", ifname: str = "eth0", **changes: object) -> JournalEntry:
+    return JournalEntry(
+        container_id=container_id,
+        ifname=ifname,
+        netns="/run/netns/pod",
+        pod=PodRef(namespace="default", name="web-0", uid="u-1"),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def test_put_load_remove(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    assert journal.load_all() == []
+    first, second = entry(), entry(ifname="net1", role=Role.IPAM)
+    journal.put(first)
+    journal.put(second)
+    added = entry(
+        state=State.ADDED,
+        pools=("p",),
+        addresses=("10.0.0.5/16",),
+        mac="02:00:00:00:00:01",
+        kind="macvlan",
+        result=Result(ips=(IpConfig(address="10.0.0.5/16"),)),
+        changed_ns=5,
+    )
+    journal.put(added)
+    assert {one.key: one for one in Journal(tmp_path / "journal").load_all()} == {added.key: added, second.key: second}
+    journal.remove(added.key)
+    journal.remove(added.key)
+    assert Journal(tmp_path / "journal").load_all() == [second]
+    journal.remove(second.key)
+    assert list((tmp_path / "journal").iterdir()) == []
+
+
+def test_only_the_owner_may_look(tmp_path: Path) -> None:
+    Journal(tmp_path / "journal").load_all()
+    assert (tmp_path / "journal").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"container_id":', b"\xff\xfe", b"{}", b"[]", b"\0" * 4096])
+def test_a_damaged_entry_is_set_aside(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(tmp_path)
+    journal.put(entry("c1"))
+    journal.put(entry("c2"))
+    path = next(path for path in tmp_path.iterdir() if path.name.startswith("c1"))
+    path.write_bytes(damage)
+    assert [one.container_id for one in journal.load_all()] == ["c2"]
+    assert path.with_suffix(".corrupt").read_bytes() == damage
+    assert str(path) in caplog.text
+    assert [one.container_id for one in journal.load_all()] == ["c2"]
+    journal.put(entry("c1"))
+    assert len(journal.load_all()) == 2
+
+
+def test_an_entry_under_another_name_is_set_aside(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.put(entry("c1"))
+    path = next(tmp_path.iterdir())
+    path.rename(tmp_path / "copied.json")
+    assert journal.load_all() == []
+
+
+def test_what_a_dying_writer_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / "c1-eth0-x.tmp").write_bytes(b'{"half')
+    (tmp_path / "README").write_text("not ours")
+    assert Journal(tmp_path).load_all() == []
+    assert [path.name for path in tmp_path.iterdir()] == ["README"]
+
+
+def test_failures_say_which_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    journal = Journal(tmp_path / "file")
+    for act in (journal.load_all, lambda: journal.put(entry()), lambda: journal.remove(Key("c1", "eth0"))):
+        with pytest.raises(IoFailure, match="file"):
+            act()
+
+
+@given(
+    st.lists(st.tuples(st.text(min_size=1, max_size=255), st.text(min_size=1, max_size=15)), unique=True, max_size=20)
+)
+def test_no_key_leaves_the_folder_or_meets_another(keys: list[tuple[str, str]]) -> None:
+    journal = Journal(Path("/journal"))
+    paths = [
+        journal._path(Key(*key)) for key in keys if not any("\ud800" <= c <= "\udfff" for part in key for c in part)
+    ]
+    assert len(set(paths)) == len(paths)
+    assert all(path.parent == Path("/journal") and len(path.name.encode()) < 100 for path in paths)

@@ -1,0 +1,159 @@
+"""The hand-written netlink messages against pyroute2's encoder, byte for byte, and the decoders against its output."""
+
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from cni.netlink import address, announce, link, message, route
+from cni.plan import MACVLAN_MODES, LinkPlan
+
+NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789.-_", min_size=1, max_size=15)
+INDEX = st.integers(1, 2**31 - 1)
+MACS = st.just("") | st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":"))
+
+
+def encoded(kind: type, fields: dict[str, Any], attributes: list[tuple[str, Any]]) -> bytes:
+    """The body that pyroute2 makes: without the netlink header, with the flag for nested attributes cleared."""
+    made = kind()
+    for name, value in fields.items():
+        made[name] = value
+    made["attrs"] = attributes
+    made.encode()
+    return bytes(made.data[16:])
+
+
+def plain(body: bytes, header: int) -> bytes:
+    """The same message without the flag for nested attributes, which pyroute2 sets on some only."""
+
+    def walk(buffer: memoryview) -> bytes:
+        out = b""
+        while buffer:
+            length = int.from_bytes(buffer[:2], "little")
+            kind = int.from_bytes(buffer[2:4], "little")
+            value = bytes(buffer[4:length])
+            if kind & 0x8000:
+                kind &= 0x7FFF
+                value = walk(memoryview(value))
+            out += message.attribute(kind, value)
+            buffer = buffer[length + (-length % 4) :]
+        return out
+
+    return body[:header] + walk(memoryview(body)[header:])
+
+
+@given(
+    ifname=NAMES,
+    mac=MACS,
+    mtu=st.integers(0, 65535),
+    mode=st.sampled_from(MACVLAN_MODES),
+    parent=INDEX,
+    descriptor=st.integers(0, 1 << 20),
+)
+def test_new_macvlan(*, ifname: str, mac: str, mtu: int, mode: str, parent: int, descriptor: int) -> None:
+    plan = LinkPlan(netns="", ifname=ifname, mac=mac, mtu=mtu, mode=mode)
+    attributes: list[tuple[str, Any]] = [("IFLA_IFNAME", ifname)]
+    if mac:
+        attributes.append(("IFLA_ADDRESS", mac))
+    if mtu:
+        attributes.append(("IFLA_MTU", mtu))
+    data = {"attrs": [("IFLA_MACVLAN_MODE", mode)]}
+    info = {"attrs": [("IFLA_INFO_KIND", "macvlan"), ("IFLA_INFO_DATA", data)]}
+    attributes += [("IFLA_LINK", parent), ("IFLA_NET_NS_FD", descriptor), ("IFLA_LINKINFO", info)]
+    ours = link.create_body(plan, parent_index=parent, descriptor=descriptor)
+    assert plain(ours, 16) == plain(encoded(ifinfmsg, {}, attributes), 16)
+
+
+def test_a_queue_length_is_the_only_thing_that_it_adds() -> None:
+    plan = LinkPlan(netns="", ifname="eth0", broadcast_queue_length=5)
+    body = plain(link.create_body(plan, parent_index=1, descriptor=1), 16)
+    # pyroute2 does not know IFLA_MACVLAN_BC_QUEUE_LEN, attribute 7 of linux/if_link.h.
+    assert body.endswith(bytes.fromhex("08000100040000000800070005000000"))
+
+
+@given(index=INDEX)
+def test_changes_of_a_link(index: int) -> None:
+    assert link.set_up_body(index) == encoded(ifinfmsg, {"index": index, "flags": 1, "change": 1}, [])
+    # pyroute2 cannot write IFLA_INET_CONF; tests/node shows what the kernel makes of it.
+    assert plain(link.announce_on_up_body(index), 16)[16:] == bytes.fromhex("14001a00100002000c00010008001a0001000000")
+
+
+@given(packed=st.binary(min_size=4, max_size=4), length=st.integers(0, 32), index=INDEX)
+def test_new_ipv4_address(packed: bytes, length: int, index: int) -> None:
+    interface = IPv4Interface((packed, length))
+    attributes = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
+    if length < 31:
+        attributes.append(("IFA_BROADCAST", str(interface.network.broadcast_address)))
+    theirs = encoded(ifaddrmsg, {"family": 2, "prefixlen": length, "index": index}, attributes)
+    ours = address.add_body(interface, index=index)
+    assert ours == theirs
+    assert address._decode(memoryview(theirs)) == (index, 0, str(interface))
+
+
+@given(packed=st.binary(min_size=16, max_size=16), length=st.integers(0, 128), index=INDEX)
+def test_new_ipv6_address(packed: bytes, length: int, index: int) -> None:
+    interface = IPv6Interface((packed, length))
+    attributes = [("IFA_ADDRESS", str(interface.ip)), ("IFA_FLAGS", 2)]
+    theirs = encoded(ifaddrmsg, {"family": 10, "prefixlen": length, "index": index}, attributes)
+    assert address.add_body(interface, index=index) == theirs
+    assert address._decode(memoryview(theirs)) == (index, 0, f"{IPv6Address(packed)}/{length}")
+
+
+@given(data=st.data(), six=st.booleans(), index=INDEX)
+def test_new_route(data: st.DataObject, six: bool, index: int) -> None:
+    bits = 128 if six else 32
+    length = data.draw(st.integers(0, bits))
+    packed = data.draw(st.binary(min_size=bits // 8, max_size=bits // 8))
+    hop = data.draw(st.none() | st.binary(min_size=bits // 8, max_size=bits // 8))
+    network: IPv4Network | IPv6Network = (
+        IPv6Network((packed, length), strict=False) if six else IPv4Network((packed, length), strict=False)
+    )
+    gateway = None if hop is None else IPv6Address(hop) if six else IPv4Address(hop)
+    attributes: list[tuple[str, Any]] = [("RTA_DST", str(network.network_address))] if length else []
+    if gateway is not None:
+        attributes.append(("RTA_GATEWAY", str(gateway)))
+    attributes.append(("RTA_OIF", index))
+    scope = 253 if gateway is None and not six else 0
+    family = 10 if six else 2
+    fields = {"family": family, "dst_len": length, "table": 254, "proto": 3, "scope": scope, "type": 1}
+    theirs = encoded(rtmsg, fields, attributes)
+    assert route.add_body(network, gateway, index=index) == theirs
+    assert route._decode(memoryview(theirs)) == (index, 3, str(network), str(gateway or ""))
+
+
+@given(ifname=NAMES, mac=MACS.filter(bool), mtu=st.integers(68, 65535), index=INDEX, up=st.booleans())
+def test_a_link_read_back(ifname: str, mac: str, mtu: int, index: int, up: bool) -> None:
+    info = {"attrs": [("IFLA_INFO_KIND", "macvlan"), ("IFLA_INFO_DATA", {"attrs": [("IFLA_MACVLAN_MODE", "vepa")]})]}
+    attributes = [("IFLA_IFNAME", ifname), ("IFLA_ADDRESS", mac), ("IFLA_MTU", mtu), ("IFLA_LINK", 7)]
+    body = encoded(ifinfmsg, {"index": index, "flags": int(up)}, [*attributes, ("IFLA_LINKINFO", info)])
+    seen = link.decode(memoryview(body))
+    assert (seen.ifname, seen.mac, seen.mtu, seen.index, seen.up) == (ifname, mac, mtu, index, up)
+    assert (seen.kind, seen.mode, seen.parent_index) == ("macvlan", "vepa", 7)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_whatever_upset_the_decoders(noise: bytes) -> None:
+    message.attributes(memoryview(noise))
+    list(message.messages(memoryview(noise)))
+
+
+def test_the_parts_of_a_datagram() -> None:
+    first = message.message(2, 0x100, 7, body=b"abcde")
+    padded = first + bytes(-len(first) % 4)
+    second = message.message(3, 0, 8, body=b"")
+    seen = list(message.messages(memoryview(padded + second + second[:9])))
+    assert [(kind, flags, sequence, bytes(body)) for kind, flags, sequence, body in seen] == [
+        (2, 0x100, 7, b"abcde"),
+        (3, 0, 8, b""),
+    ]
+
+
+def test_advertisement() -> None:
+    # RFC 4861, section 4.4: type 136, override set and solicited not, target, target link-layer address option.
+    seen = announce.advertisement(IPv6Address("fd00::5"), "02:00:00:00:00:01")
+    target = "fd000000000000000000000000000005"
+    assert seen == bytes.fromhex("8800000020000000" + target + "0201020000000001")

@@ -1,215 +1,174 @@
-"""A local copy of one kind of object, kept up to date: list once, then watch.
+"""Keeps a snapshot of one kind of object up to date: list, watch, and again when that breaks.
 
-The copy lags behind the store. It serves to choose and to save reads; whoever is about to refuse or to free something
-reads the store itself.
-
-A watch ends every few minutes by design and is begun again where it left off. When that revision is too old (410),
-all is listed again. Errors make it pause, longer each time and by a random share, and a server that says when to come
-back is heeded. Followers keep a cursor instead of a queue: one that is slow sees several changes of an object as one.
+The watch goes on where it broke; only a revision that the store has forgotten costs another list. Every way to fail
+waits, longer each time and never as long as the next process, so that a store which comes back is not run over.
 """
 
+import asyncio
 import logging
-import random
-from collections.abc import Callable, Collection, Mapping, Sequence
-
-import anyio
-from msgspec import Struct
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Any
 
 from api.kinds import Kind
-from api.meta import ObjectMeta
-from runtime.store.port import Busy, Event, EventType, Expired, Store, StoreError
+from runtime.store.port import Busy, Event, EventType, Expired, Invalid, Store, StoreError
+from runtime.store.snapshot import Snapshot, key_of
 from telemetry import metrics
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-_FIRST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 10.0
+FIRST_PAUSE = 0.2
+"""Seconds after the first failure."""
 
-type Key = tuple[str, str]
-"""Namespace and name."""
+LONGEST_PAUSE = 30.0
+"""Seconds; every failure doubles the pause up to this."""
 
-
-class Changes[T](Struct, frozen=True):
-    """What has happened since a cursor:
-
-    the newest state of every object that changed, and the keys of those that went.
-    """
-
-    present: Sequence[T]
-    gone: Sequence[Key]
-    cursor: int
-    """For the next look."""
-
-
-class Snapshot[T]:
-    """The objects as last seen. Read by anybody on the loop, written by the reflector."""
-
-    def __init__(self) -> None:
-        """Empty, at revision 0."""
-        self.revision = 0
-        """Counts the changes seen here; nothing to do with the store's revisions."""
-        self._objects: dict[Key, T] = {}
-        self._changed: dict[Key, int] = {}
-        """When each object, present or gone, changed last; in order of change."""
-        self._moved = anyio.Event()
-
-    def __repr__(self) -> str:
-        return f"<Snapshot of {len(self._objects)} objects at {self.revision}>"
-
-    def __len__(self) -> int:
-        return len(self._objects)
-
-    def get(self, name: str, *, namespace: str = "") -> T | None:
-        """One object, or None."""
-        return self._objects.get((namespace, name))
-
-    def values(self) -> Collection[T]:
-        """All objects. Not to be kept across an await."""
-        return self._objects.values()
-
-    def changes(self, cursor: int) -> Changes[T]:
-        """What has changed after `cursor` (0: everything)."""
-        keys = []
-        for key, at in reversed(self._changed.items()):
-            if at <= cursor:
-                break
-            keys.append(key)
-        keys.reverse()
-        return Changes(
-            present=[self._objects[key] for key in keys if key in self._objects],
-            gone=[key for key in keys if key not in self._objects],
-            cursor=self.revision,
-        )
-
-    async def wait(self, cursor: int) -> None:
-        """Return when there is something after `cursor`."""
-        while self.revision <= cursor:
-            await self._moved.wait()
-
-    def put(self, key: Key, item: T) -> None:
-        """For the reflector: an object is there, or is another."""
-        self._objects[key] = item
-        self._mark(key)
-
-    def drop(self, key: Key) -> None:
-        """For the reflector: an object is gone."""
-        if self._objects.pop(key, None) is not None:
-            self._mark(key)
-
-    def replace(self, objects: Mapping[Key, T]) -> None:
-        """For the reflector: this is all there is."""
-        for key in [key for key in self._objects if key not in objects]:
-            self.drop(key)
-        for key, item in objects.items():
-            known = self._objects.get(key)
-            if known is None or _version(known) != _version(item):
-                self.put(key, item)
-
-    def _mark(self, key: Key) -> None:
-        self.revision += 1
-        self._changed.pop(key, None)
-        self._changed[key] = self.revision
-        moved, self._moved = self._moved, anyio.Event()
-        moved.set()
+HEALTHY_AFTER = 10.0
+"""Seconds that a watch must have lasted for the next failure to count as the first."""
 
 
 class Reflector[T]:
-    """Keeps a `Snapshot` of one kind. `run` is a service for a supervisor."""
+    """Follows one kind of object. `run` does the work, in whatever task the owner gives it."""
 
     def __init__(
         self,
         store: Store,
         kind: Kind[T],
         *,
-        random: random.Random,
+        random: Random,
         namespace: str = "",
         fields: Mapping[str, str] | None = None,
-        transform: Callable[[T], T] | None = None,
+        transform: Callable[[T], T | None] | None = None,
     ) -> None:
-        """`namespace` and `fields` narrow what is watched; `transform` may leave out of an object what nobody needs."""
-        self.kind = kind
+        """Ask nothing yet.
+
+        Args:
+            store: where the objects are.
+            kind: which they are.
+            random: spreads the pauses.
+            namespace: only this one's; empty for all.
+            fields: only those whose fields have these values.
+            transform: makes an object smaller before it is kept, or says None of one that is not wanted.
+        """
         self.snapshot: Snapshot[T] = Snapshot()
+        """What is known. Empty until `synced`."""
         self._store = store
+        self._kind = kind
         self._random = random
         self._namespace = namespace
         self._fields = fields
         self._transform = transform
-        self._synced = anyio.Event()
-        self._since = ""
-        self._size = metrics.STORE_CACHED_OBJECTS.labels(resource=kind.plural)
+        self._versions: dict[str, str] = {}
+        self._revision = ""
+        self._synced = asyncio.Event()
+        self._contact = float("-inf")
+        self._failures = 0
+        self._error: StoreError | None = None
 
     def __repr__(self) -> str:
-        state = "synced" if self._synced.is_set() else "not listed yet"
-        return f"<Reflector {self.kind.plural} {state}, {len(self.snapshot)} objects>"
+        state = "synced" if self._synced.is_set() else "not synced"
+        return f"<Reflector {self._kind.plural} {state} at {self._revision or '-'}, {self.snapshot!r}>"
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether all objects have been listed once."""
+        return self._synced.is_set()
+
+    @property
+    def error(self) -> StoreError | None:
+        """Why the store cannot be followed right now, None when it can."""
+        return self._error
 
     async def synced(self) -> None:
-        """Return when everything has been listed once."""
+        """Wait until all objects have been listed once."""
         await self._synced.wait()
 
+    def contact_age(self) -> float:
+        """Seconds since the store last said anything, infinite before it first did. A quiet watch has bookmarks."""
+        return asyncio.get_running_loop().time() - self._contact
+
     async def run(self) -> None:
-        """List and watch until cancelled. No error of the store ends it."""
-        pause = _FIRST_PAUSE_SECONDS
+        """List and watch until cancelled. Raises nothing of the store's."""
         while True:
+            begin = asyncio.get_running_loop().time()
             try:
-                if not self._since:
+                if not self._revision:
                     await self._list()
                 await self._watch()
-                self._count("closed")
-                pause = _FIRST_PAUSE_SECONDS
-                # A server that closes every watch at once is not to be asked in a tight loop.
-                await anyio.sleep(_FIRST_PAUSE_SECONDS * self._random.uniform(0.5, 1.0))
-            except Expired:
-                self._count("expired")
-                self._since = ""
-                await anyio.sleep(_FIRST_PAUSE_SECONDS * self._random.uniform(0.5, 1.0))
+                reason, pause = "closed", 0.0
+            except (Expired, Invalid) as error:
+                self._revision = ""
+                reason, pause = "expired" if isinstance(error, Expired) else "error", self._failed(error)
+            except Busy as error:
+                reason, pause = "error", max(self._failed(error), error.retry_after * self._random.uniform(1.0, 1.5))
             except StoreError as error:
-                self._count("error")
-                _log.warning("watching %s: %s", self.kind.plural, error)
-                wait = error.retry_after if isinstance(error, Busy) else pause
-                await anyio.sleep(wait * self._random.uniform(0.5, 1.0))
-                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+                reason, pause = "error", self._failed(error)
+            metrics.STORE_WATCH_RESTARTS.labels(self._kind.plural, reason).inc()
+            if asyncio.get_running_loop().time() - begin >= HEALTHY_AFTER:
+                self._failures = 0
+            elif reason == "closed":
+                pause = self._next_pause()
+            await asyncio.sleep(pause)
 
     async def _list(self) -> None:
-        listing = await self._store.list(self.kind, namespace=self._namespace, fields=self._fields)
-        self.snapshot.replace({_key(item): self._kept(item) for item in listing.items})
-        self._since = listing.revision
-        self._size.set(len(self.snapshot))
+        listing = await self._store.list(self._kind, namespace=self._namespace, fields=self._fields)
+        items: dict[str, T] = {}
+        versions: dict[str, str] = {}
+        for item in listing.items:
+            key, version = _identity(item)
+            kept = self._transform(item) if self._transform else item
+            if kept is not None:
+                items[key], versions[key] = kept, version
+        equal = [key for key, version in versions.items() if self._versions.get(key) == version]
+        self.snapshot.replace(items, equal=equal)
+        self._versions = versions
+        self._heard(listing.revision)
         self._synced.set()
 
     async def _watch(self) -> None:
         async with self._store.watch(
-            self.kind, since=self._since, namespace=self._namespace, fields=self._fields
+            self._kind, since=self._revision, namespace=self._namespace, fields=self._fields
         ) as events:
+            self._heard(self._revision)
             async for event in events:
-                self._see(event)
+                self._take(event)
 
-    def _see(self, event: Event[T]) -> None:
-        item = event.object
-        if item is not None and event.type is EventType.DELETED:
-            self.snapshot.drop(_key(item))
-        elif item is not None:
-            self.snapshot.put(_key(item), self._kept(item))
-        self._since = event.revision
-        self._size.set(len(self.snapshot))
+    def _take(self, event: Event[T]) -> None:
+        if event.object is not None:
+            key, version = _identity(event.object)
+            kept = None
+            if event.type in (EventType.ADDED, EventType.MODIFIED):
+                kept = self._transform(event.object) if self._transform else event.object
+            if kept is None:
+                self._versions.pop(key, None)
+                self.snapshot.remove(key)
+            else:
+                self._versions[key] = version
+                self.snapshot.put(key, kept)
+        self._heard(event.revision)
 
-    def _kept(self, item: T) -> T:
-        return item if self._transform is None else self._transform(item)
+    def _heard(self, revision: str) -> None:
+        self._revision = revision
+        self._contact = asyncio.get_running_loop().time()
+        if self._error is not None:
+            logger.info("following %s again", self._kind.plural)
+        self._error = None
+        metrics.STORE_CACHED_OBJECTS.labels(self._kind.plural).set(len(self.snapshot))
 
-    def _count(self, reason: str) -> None:
-        metrics.STORE_WATCH_RESTARTS.labels(resource=self.kind.plural, reason=reason).inc()
+    def _failed(self, error: StoreError) -> float:
+        """Remember a failure, say so once, and return how many seconds to wait."""
+        if type(error) is not type(self._error) and not isinstance(error, Expired):
+            logger.warning("cannot follow %s: %s: %s", self._kind.plural, type(error).__name__, error)
+        self._error = error
+        return self._next_pause()
+
+    def _next_pause(self) -> float:
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures, 16))
+        self._failures += 1
+        return pause * self._random.uniform(0.5, 1.0)
 
 
-def _meta(item: object) -> ObjectMeta:
-    metadata = getattr(item, "metadata", None)
-    assert isinstance(metadata, ObjectMeta)
-    return metadata
-
-
-def _key(item: object) -> Key:
-    metadata = _meta(item)
-    return metadata.namespace, metadata.name
-
-
-def _version(item: object) -> tuple[str, str]:
-    metadata = _meta(item)
-    return metadata.uid, metadata.resource_version
+def _identity(item: Any) -> tuple[str, str]:
+    """Return the key and the resourceVersion of an object."""
+    metadata = item.metadata
+    return key_of(metadata.name, metadata.namespace), metadata.resource_version

@@ -1,11 +1,11 @@
 """The agent's supervision tree, and the program `spiderpool-agent`.
 
-    agent
-      controllers  one channel per controller replica
-      outbox       releases that this node owes
-      sandboxes    one actor per pod sandbox
-      node         takes CNI calls, keeps the sandboxes
-      cni          the unix socket that the shim talks to
+agent
+controllers  one channel per controller replica
+outbox       releases that this node owes
+sandboxes    one actor per pod sandbox
+node         takes CNI calls, keeps the sandboxes
+cni          the unix socket that the shim talks to
 """
 
 import logging
@@ -19,6 +19,7 @@ from actors.controllers import Controllers
 from actors.disk import DiskJournal, Journal
 from actors.node import Invoke, NodeActor
 from actors.outbox import OutboxActor
+from actors.replicas import Replicas
 from api.settings import AgentSettings, SettingsError, load_agent
 from cni import journal
 from cni.errors import CniError, TryAgainLater
@@ -28,10 +29,10 @@ from cni.result import encode_result
 from cni.server import CniServer
 from runtime.actor import System
 from runtime.errors import ActorError
+from runtime.store.credentials import CredentialsError, from_kubeconfig, in_cluster
+from runtime.store.kubernetes import KubernetesStore
 from runtime.supervision import Intensity, Supervisor
-from runtime.transport.credentials import token_file
 from runtime.transport.port import Channel
-from runtime.transport.tls import TlsChannel
 from telemetry import attributes, metrics, traces
 
 _log = logging.getLogger(__name__)
@@ -142,24 +143,26 @@ def main(argv: list[str] | None = None) -> int:
     arguments = program.parse_arguments(NAME, "Gives pods of this node their interfaces and addresses.", argv)
     try:
         settings = load_agent(program.environment(), arguments.file_text, arguments.flags)
-        if not settings.controller_addresses:
-            msg = "SPIDERPOOL_CONTROLLER_ADDRESSES is missing: no controller is known"
-            raise SettingsError(msg)
-    except SettingsError as error:
+        store = None if settings.controller_addresses else _store(settings)
+    except (SettingsError, CredentialsError) as error:
         program.refuse(NAME, error)
 
     async def build(system: System, root: Supervisor) -> None:
-        channels = channels_to(settings, system)
-        for channel in channels:
-            root.add_service(f"controller {channel.address}", channel.run)
         agent = Agent(
             system,
             path="agent",
             kernel=LinuxKernel(),
             journal=DiskJournal(journal.Journal(Path(settings.state_dir) / "journal")),
-            channels=channels,
+            channels=[],
         )
+        connections = Supervisor("agent/controllers", system)
+        replicas = Replicas(settings, system, controllers=agent.controllers, supervisor=connections)
+        if store is None:
+            await replicas.set(settings.controller_addresses)
+        else:
+            root.add_service("replicas", lambda: replicas.follow(store))
         agent.serve_cni(Path(settings.config.ipam_unix_socket_path))
+        root.add_supervisor(connections)
         root.add_supervisor(agent.supervisor)
 
     return program.run(
@@ -174,16 +177,17 @@ def main(argv: list[str] | None = None) -> int:
     )
 
 
-def channels_to(settings: AgentSettings, system: System) -> list[TlsChannel]:
-    """A channel to every configured replica; all show the certificate of the controller's Service."""
-    return [
-        TlsChannel(
-            address.host,
-            address.port,
-            server_name=f"{settings.controller_name}.{settings.pod_namespace}.svc",
-            ca_file=Path(settings.controller_ca_file),
-            token=token_file(Path(settings.controller_token_file)),
-            random=system.random,
-        )
-        for address in settings.controller_addresses
-    ]
+def _store(settings: AgentSettings) -> KubernetesStore:
+    """The API server, of which an agent reads the EndpointSlices of the controller's Service.
+
+    Raises `CredentialsError` and `SettingsError`.
+    """
+    if settings.kubeconfig:
+        credentials = from_kubeconfig(settings.kubeconfig)
+    else:
+        try:
+            credentials = in_cluster()
+        except CredentialsError as error:
+            msg = f"no controller is known: SPIDERPOOL_CONTROLLER_ADDRESSES and KUBECONFIG are not set, and {error}"
+            raise SettingsError(msg) from error
+    return KubernetesStore(credentials, connections=4, agent=f"{NAME}/{program.VERSION}")

@@ -1,12 +1,12 @@
 """The allocator: turns "addresses for this pod's NIC" into claims on pools, all or nothing.
 
-Messages: `Serve` from the agents' connections, `Served` from its own work. State: none between requests. Persists: nothing
-itself; pools persist their records, and the SpiderEndpoint is written last. Answers: when every address is committed and
-the endpoint written; or with a rejection, which says whether records may be held.
+Messages: `Serve` from the agents' connections, `Served` from its own work. State: none between requests. Persists:
+nothing itself; pools persist their records, and the SpiderEndpoint is written last. Answers: when every address is
+committed and the endpoint written; or with a rejection, which says whether records may be held.
 
-A failed allocation is undone by the agent, never here. The same request may be under way twice (doubled, or sent to another
-replica when a connection broke), and both find the same records: the copy that fails would take away what the other has
-answered with. The agent asks for one sandbox at a time and knows when no copy has answered.
+A failed allocation is undone by the agent, never here. The same request may be under way twice (doubled, or sent to
+another replica when a connection broke), and both find the same records: the copy that fails would take away what the
+other has answered with. The agent asks for one sandbox at a time and knows when no copy has answered.
 
 Each request is one coroutine beside the actor, so that one slow pool holds up nobody else. What a crash leaves: records
 of a pod whose agent got no answer. That agent repeats the request elsewhere (it finds them) or releases by pod uid, NIC
@@ -29,7 +29,19 @@ from api.kinds import NAMESPACE, NODE, POD, Kind
 from api.meta import ObjectMeta
 from api.reasons import Explanation, Verdict
 from api.route import Route
-from api.wire import Address, Allocate, Allocated, Inquire, PodRef, Ready, Rejected, Release, Released, Request, Response
+from api.wire import (
+    Address,
+    Allocate,
+    Allocated,
+    Inquire,
+    PodRef,
+    Ready,
+    Rejected,
+    Release,
+    Released,
+    Request,
+    Response,
+)
 from ipam.selection import SelectionError, SelectionRequest, select
 from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope
@@ -86,7 +98,7 @@ class Policy(Struct, frozen=True):
     """False on the embedded store without Kubernetes: nobody creates Pod objects, the runtime's word is taken."""
 
 
-class _Refusal(Exception):  # noqa: N818
+class _Refusal(Exception):
     """Ends an allocation with an answer."""
 
     def __init__(self, rejected: Rejected) -> None:
@@ -99,9 +111,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
 
     capacity = 8192
 
-    def __init__(
-        self, store: Store, *, pools: Callable[[str], Ref[Message]], view: View, policy: Policy
-    ) -> None:
+    def __init__(self, store: Store, *, pools: Callable[[str], Ref[Message]], view: View, policy: Policy) -> None:
         """`pools` gives the actor of a pool by name, whether the pool exists or not."""
         self._store = store
         self._pool = pools
@@ -223,9 +233,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                     verdicts.append(Verdict(pool=name, accepted=False, reason=reason))
         return None, tuple(verdicts)
 
-    async def _select(
-        self, request: Allocate, pod: Pod, peer: Peer
-    ) -> tuple[dict[int, tuple[str, ...]], Explanation]:
+    async def _select(self, request: Allocate, pod: Pod, peer: Peer) -> tuple[dict[int, tuple[str, ...]], Explanation]:
         """Candidate pools by family."""
         selection_request = SelectionRequest(
             pod=pod,
@@ -261,8 +269,10 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
             return None
 
     async def _live_pod(self, ref: PodRef, peer: Peer) -> Pod:
-        """The pod that asks, from the snapshot if it is there with this uid, else read; refused unless it is alive and
-        on the node that asks."""
+        """The pod that asks: from the snapshot if it is there with this uid, else read.
+
+        Refused unless it is alive and on the node that asks.
+        """
         pod = self._view.pod(ref.namespace, ref.name)
         if pod is None or not _same(pod, ref.uid):
             try:
@@ -371,9 +381,7 @@ def _allocated(
         routes += grant.spec.spec.routes or []
         if gateway and not clean_gateway:
             routes.append(Route(dst="0.0.0.0/0" if version == 4 else "::/0", gw=gateway))
-    return Allocated(
-        addresses=tuple(addresses), routes=tuple(routes), explanation=why, pod_uid=pod.metadata.uid
-    )
+    return Allocated(addresses=tuple(addresses), routes=tuple(routes), explanation=why, pod_uid=pod.metadata.uid)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

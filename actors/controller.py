@@ -127,11 +127,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = program.parse_arguments(NAME, "Allocates addresses for the agents of a cluster.", argv, tls=True)
     try:
         settings = load_controller(program.environment(), arguments.file_text, arguments.flags)
-        if not settings.tls_server_cert:
-            msg = "--tls-server-cert is missing: agents connect over TLS"
-            raise SettingsError(msg)
     except SettingsError as error:
         program.refuse(NAME, error)
+    if not settings.tls_server_cert:
+        program.refuse(NAME, SettingsError("--tls-server-cert is missing: agents connect over TLS"))
 
     async def build(system: System, root: Supervisor) -> None:
         store = KubernetesStore(await _credentials(settings.kubeconfig), agent=f"{NAME}/{program.VERSION}")

@@ -1,7 +1,7 @@
 """How an agent reaches the controller: any replica that answers, through channels that come and go.
 
-Requests are idempotent, so one that may or may not have been carried out is simply sent to the next replica. The replicas
-come from `SPIDERPOOL_CONTROLLER_ADDRESSES`, or are the controller in the same process.
+Requests are idempotent, so one that may or may not have been carried out is simply sent to the next replica. The
+replicas come from `SPIDERPOOL_CONTROLLER_ADDRESSES`, or are the controller in the same process.
 """
 
 import logging
@@ -37,6 +37,15 @@ class Controllers:
         """`channels` are tried in order, those that are connected first."""
         self._channels = list(channels)
         self._clock = clock
+
+    def add(self, channel: Channel) -> None:
+        """Another replica."""
+        self._channels.append(channel)
+
+    def discard(self, channel: Channel) -> None:
+        """A replica that is gone; an unknown one is ignored."""
+        if channel in self._channels:
+            self._channels.remove(channel)
 
     def __repr__(self) -> str:
         return f"<Controllers {sum(c.connected for c in self._channels)}/{len(self._channels)} connected>"

@@ -142,9 +142,7 @@ def _detail(nic: str, granted: Allocated, *, clean_gateway: bool) -> IPAllocatio
     )
 
 
-def _new(
-    pod: Pod, node: str, ips: Sequence[IPAllocationDetail], *, owner_kind: str, owner_name: str
-) -> SpiderEndpoint:
+def _new(pod: Pod, node: str, ips: Sequence[IPAllocationDetail], *, owner_kind: str, owner_name: str) -> SpiderEndpoint:
     return SpiderEndpoint(
         metadata=ObjectMeta(
             name=pod.metadata.name,
@@ -181,5 +179,3 @@ async def _top_owner(store: Store, pod: Pod) -> tuple[str, str]:
 
 def _controller(references: Sequence[OwnerReference]) -> OwnerReference | None:
     return next((r for r in references if r.controller), None)
-
-

@@ -1,21 +1,22 @@
 """The actor of one IPPool: the only writer of its status, one write per batch.
 
-Messages: `Claim`, `Surrender` and `Peek` from allocators; `Loaded`, `LoadFailed`, `Written`, `WriteFailed` and `Retry`
-from its own I/O. State: the ledger of the last object it read or wrote, with that object's resourceVersion; the batch in
-hand. Persists: `status.allocatedIPs` and the counts, nothing else. Answers: after the store has acknowledged.
+Messages: `Claim`, `Surrender` and `Peek` from allocators; `Loaded`, `LoadFailed`, `Written`, `WriteFailed` and
+`Retry` from its own I/O. State: the ledger of the last object it read or wrote, with that object's resourceVersion;
+the batch in hand. Persists: `status.allocatedIPs` and the counts, nothing else. Answers: after the store has
+acknowledged.
 
 Natural batching: while a write is in flight the mailbox is held and fills; the next write takes all of it, releases
 first. There is no timer that waits for more.
 
 The fence is the resourceVersion. Every write demands the version the ledger was read at. Answers that need no write
-(found, nothing to release, full) are fenced as well: they are given only together with a write that succeeded, or when a
-read begun after the requests came shows the ledger's own version. So a replica that has been deposed without knowing it,
-or two replicas that both believe to own the pool, cost conflicts and never a duplicate or a stale answer.
+(found, nothing to release, full) are fenced as well: they are given only together with a write that succeeded, or
+when a read begun after the requests came shows the ledger's own version. So a replica that has been deposed without
+knowing it, or two replicas that both believe to own the pool, cost conflicts and never a duplicate or a stale answer.
 
-What a crash leaves, await by await: before the write, nothing; between write and answer, records whose asker repeats the
-request (it finds them by pod uid and NIC) or gives up (its agent releases them, for it knows that it asked); after the
-answer, nothing. A write whose reply was lost is not guessed about: the object is read again and the batch replayed on it,
-which finds what is already there.
+What a crash leaves, await by await: before the write, nothing; between write and answer, records whose asker repeats
+the request (it finds them by pod uid and NIC) or gives up (its agent releases them, for it knows that it asked);
+after the answer, nothing. A write whose reply was lost is not guessed about: the object is read again and the batch
+replayed on it, which finds what is already there.
 """
 
 import logging
@@ -190,7 +191,7 @@ class IPPoolActor(Actor[Message]):
         self.hold()
         self._try()
 
-    def handle(self, message: Message, envelope: Envelope) -> object:
+    def handle(self, message: Message, envelope: Envelope) -> object:  # noqa: ARG002 - the kernel's signature
         """Go on when I/O has ended."""
         match message:
             case Loaded(pool):
@@ -385,9 +386,7 @@ class IPPoolActor(Actor[Message]):
             case rules.Granted():
                 return Granted(address=answer.address, fresh=answer.fresh, spec=self._pool)
             case rules.Surrendered():
-                return Surrendered(
-                    addresses=answer.ips, held=self._ledger.find(message.uid, message.nic) is not None
-                )
+                return Surrendered(addresses=answer.ips, held=self._ledger.find(message.uid, message.nic) is not None)
             case rules.Refused():
                 return Refused(reason=answer.reason)
 

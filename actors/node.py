@@ -1,8 +1,9 @@
-"""The actor of this node: takes CNI calls, keeps one sandbox actor per container, and brings the journal and the kernel
-together when the agent starts.
+"""The actor of this node: takes CNI calls and keeps one sandbox actor per container.
 
-Messages: `Invoke` from the socket server; `Recovered`, `Forwarded`, `ForwardFailed` from its own work. State: the sandbox
-actors by container id. Persists: nothing itself. Answers: what the sandbox actor answers.
+When the agent starts it brings journal and kernel together.
+
+Messages: `Invoke` from the socket server; `Recovered`, `Forwarded`, `ForwardFailed` from its own work. State: the
+sandbox actors by container id. Persists: nothing itself. Answers: what the sandbox actor answers.
 
 Before it serves, it deals with what a crash left: interfaces that were being added are taken down and their addresses
 given back; those whose namespace is gone (a reboot) are given back.

@@ -1,9 +1,9 @@
 """The outbox: releases that this node owes the controller, kept until they are acknowledged.
 
-Messages: `Owe` and `Settle` from sandbox actors, `Done` and `Failed` from its own requests, `Look` from its timer. State:
-the owed entries by container and interface. Persists: nothing itself; every entry it holds stands in the node's journal
-as "releasing" before it comes here and leaves the journal when the controller has acknowledged. Answers: `Settle` when
-nothing is owed for that interface any more.
+Messages: `Owe` and `Settle` from sandbox actors, `Done` and `Failed` from its own requests, `Look` from its timer.
+State: the owed entries by container and interface. Persists: nothing itself; every entry it holds stands in the
+node's journal as "releasing" before it comes here and leaves the journal when the controller has acknowledged.
+Answers: `Settle` when nothing is owed for that interface any more.
 
 An address is free only when no link carries it (the pool would hand it out while a packet can still leave with it). Our
 own DEL removes the link first. Under a foreign main plugin the link goes after us, so the entry waits here until the
@@ -12,8 +12,8 @@ kernel shows that link or namespace is gone.
 A copy of an ADD that was never answered may still be on its way to a pool when the release arrives there by another
 replica. So a doubtful entry is released twice, the second time when that copy's writes can no longer land.
 
-What a crash leaves: the journal entry. The next agent puts it back into its outbox. A release that was carried out twice
-finds nothing the second time.
+What a crash leaves: the journal entry. The next agent puts it back into its outbox. A release that was carried out
+twice finds nothing the second time.
 """
 
 import logging
@@ -98,7 +98,7 @@ class _Owed(Struct):
     """A request is under way."""
 
 
-class _NotYet(Exception):  # noqa: N818
+class _NotYet(Exception):
     """The release has to wait; the text says for what."""
 
 
@@ -132,16 +132,7 @@ class OutboxActor(Actor[Message]):
             case Owe(entry):
                 self._take(entry, envelope)
             case Settle(key):
-                owed = self._owed.get(key)
-                if owed is None:
-                    return None
-                if owed.echoing and not owed.busy:
-                    # A new ADD of the very same sandbox: what may still land is what it will ask for.
-                    self.timers.cancel(str(key))
-                    del self._owed[key]
-                    return None
-                self._waiting.setdefault(key, []).append(envelope)
-                return LATER
+                return self._settle(key, envelope)
             case Inspect():
                 return len(self._owed)
             case Done(key):
@@ -154,17 +145,32 @@ class OutboxActor(Actor[Message]):
                     self.timers.start(str(key), ECHO_SECONDS, Look(key))
                     self._wake(key)
             case Failed(key, why):
-                owed = self._owed.get(key)
-                if owed is not None:
-                    owed.busy = False
-                    _log.info("release of %s %s waits: %s", key.container_id, key.ifname, why)
-                    self.timers.start(str(key), owed.pause, Look(key))
-                    owed.pause = min(owed.pause * 2, _LONGEST_PAUSE_SECONDS)
+                self._put_off(key, why)
             case Look(key):
                 self._try(key, None)
             case _:
                 assert_never(message)
         return None
+
+    def _settle(self, key: Key, envelope: Envelope) -> object:
+        owed = self._owed.get(key)
+        if owed is None:
+            return None
+        if owed.echoing and not owed.busy:
+            # A new ADD of the very same sandbox: what may still land is what it will ask for.
+            self.timers.cancel(str(key))
+            del self._owed[key]
+            return None
+        self._waiting.setdefault(key, []).append(envelope)
+        return LATER
+
+    def _put_off(self, key: Key, why: str) -> None:
+        owed = self._owed.get(key)
+        if owed is not None:
+            owed.busy = False
+            _log.info("release of %s %s waits: %s", key.container_id, key.ifname, why)
+            self.timers.start(str(key), owed.pause, Look(key))
+            owed.pause = min(owed.pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def _take(self, entry: JournalEntry, envelope: Envelope) -> None:
         key = entry.key

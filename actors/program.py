@@ -44,7 +44,9 @@ def parse_arguments(name: str, description: str, argv: Sequence[str] | None, *, 
     """Read flags and the ConfigMap file. Ends the process with code 2 when they are wrong."""
     parser = argparse.ArgumentParser(prog=name, description=description)
     parser.add_argument("command", nargs="?", default="daemon", choices=["daemon"], help="run in the foreground")
-    parser.add_argument("--config-path", default="", metavar="FILE", help=f"the ConfigMap file (default {DEFAULT_PATH})")
+    parser.add_argument(
+        "--config-path", default="", metavar="FILE", help=f"the ConfigMap file (default {DEFAULT_PATH})"
+    )
     parser.add_argument("--version", action="version", version=f"{name} {VERSION}")
     if tls:
         parser.add_argument("--tls-server-cert", default="", metavar="FILE", help="certificate of the server, PEM")
@@ -110,7 +112,7 @@ def run(
         gc.freeze()
         try:
             await root.run()
-        except Exception:
+        except Exception:  # noqa: BLE001 - the last line of defence: said, and the platform starts us again
             _log.critical("giving up", exc_info=True)
             return 1
         finally:

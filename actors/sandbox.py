@@ -1,9 +1,9 @@
 """The actor of one pod sandbox on this node: does ADD, CHECK and DEL of that container one after the other.
 
-Messages: `Attach`, `Verify` and `Detach` from the node actor, `Finished` from its own work. State: the container's journal
-entries by interface. Persists: one journal entry an interface, as "adding" before anything is asked or built, as "added"
-with the result before the runtime is answered, as "releasing" from the moment the link is gone. Answers: when the kernel
-and the journal agree with the answer.
+Messages: `Attach`, `Verify` and `Detach` from the node actor, `Finished` from its own work. State: the container's
+journal entries by interface. Persists: one journal entry an interface, as "adding" before anything is asked or built,
+as "added" with the result before the runtime is answered, as "releasing" from the moment the link is gone. Answers:
+when the kernel and the journal agree with the answer.
 
 What a crash leaves: with "adding", possibly a link and possibly records, which the next agent takes down and gives back
 before it serves; with "added", a working interface; with "releasing", records that the outbox gives back.
@@ -244,9 +244,7 @@ class SandboxActor(Actor[Message]):
 
     async def _settle(self, ifname: str) -> None:
         try:
-            await self._outbox.ask(
-                Settle(Key(self._container_id, ifname)), timeout=_SETTLE_SECONDS
-            )
+            await self._outbox.ask(Settle(Key(self._container_id, ifname)), timeout=_SETTLE_SECONDS)
         except ActorError as error:
             msg = f"the release of {ifname} of an earlier DEL of this container is not over"
             raise TryAgainLater(msg, str(error)) from error
@@ -327,7 +325,7 @@ class SandboxActor(Actor[Message]):
         return int(self.system.clock.wall() * 1e9)
 
 
-class _LinkFailed(Exception):  # noqa: N818
+class _LinkFailed(Exception):
     """The addresses were granted, and the link could not be made."""
 
     def __init__(self, error: CniError, allocated: Allocated, *, doubtful: bool) -> None:
@@ -337,7 +335,7 @@ class _LinkFailed(Exception):  # noqa: N818
         self.doubtful = doubtful
 
 
-class _Rejected(Exception):  # noqa: N818
+class _Rejected(Exception):
     """The controller said no."""
 
     def __init__(self, error: CniError, *, held: bool) -> None:

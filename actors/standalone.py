@@ -6,6 +6,8 @@ and the CNI socket works as on a node. Nobody creates Pod objects there, so the 
 
 from pathlib import Path
 
+import anyio
+
 from actors import program
 from actors.agent import Agent
 from actors.controller import Controller
@@ -14,15 +16,13 @@ from api.settings import SettingsError, load_standalone
 from cni import journal
 from cni.kernel import LinuxKernel
 from runtime.actor import System
-from runtime.store.sqlite import SQLiteStore
+from runtime.store.sqlite import FILE_NAME, SQLiteStore
 from runtime.supervision import Supervisor
 from runtime.transport.local import LocalChannel
 from runtime.transport.port import Peer
 from telemetry import metrics
 
 NAME = "spiderpool-standalone"
-STORE_FILE = "store.sqlite"
-"""In the state folder."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> int:
 
     async def build(system: System, root: Supervisor) -> None:
         state = Path(settings.agent.state_dir)
-        state.mkdir(parents=True, exist_ok=True)
-        store = SQLiteStore(state / STORE_FILE, wall=system.clock.wall)
+        await anyio.Path(state).mkdir(parents=True, exist_ok=True)
+        store = SQLiteStore(state / FILE_NAME, wall=system.clock.wall)
         controller = Controller(
             system, store, settings=settings.controller, pods_exist=False, path="standalone/controller"
         )

@@ -1,8 +1,8 @@
 """The messages between an agent and a controller replica, and their encoding (msgpack, tagged).
 
-The agent knows nothing of pools: it says which pod on which NIC wants addresses, and gets addresses. Who speaks (account,
-node) is never in a message: the connection's credentials prove it. Fields are only ever added, with defaults, so that a
-rolling update may pair any two neighbouring versions.
+The agent knows nothing of pools: it says which pod on which NIC wants addresses, and gets addresses. Who speaks
+(account, node) is never in a message: the connection's credentials prove it. Fields are only ever added, with
+defaults, so that a rolling update may pair any two neighbouring versions.
 """
 
 import msgspec
@@ -101,8 +101,8 @@ class Rejected(Struct, frozen=True, tag=True):
 Request = Allocate | Release | Inquire
 Response = Allocated | Released | Ready | Rejected
 
-_request_decoder = msgspec.msgpack.Decoder(Request)
-_response_decoder = msgspec.msgpack.Decoder(Response)
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_response_decoder: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
 _encoder = msgspec.msgpack.Encoder()
 
 

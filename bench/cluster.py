@@ -3,8 +3,8 @@
     python -m bench.cluster            # make bench
     python -m bench.cluster --pods 200
 
-One process of each program, two agents, links on the real kernel; needs root. The machine's cores and the date stand beside
-every table, since the figures mean nothing without them.
+One process of each program, two agents, links on the real kernel; needs root. The machine's cores and the date stand
+beside every table, since the figures mean nothing without them.
 """
 
 import argparse
@@ -47,6 +47,7 @@ def main() -> int:
 
 def shim_exec(stamp: str) -> None:
     """The executable alone: VERSION, which it answers by itself, against an executable that does nothing."""
+
     def timed(argv: list[str]) -> float:
         begun = time.perf_counter()
         subprocess.run(argv, input=b"", env={"CNI_COMMAND": "VERSION"}, stdout=subprocess.DEVNULL, check=True)

@@ -324,9 +324,7 @@ class Ledger:
             self._put(ip, record)
         self._last = None
 
-    def _surrender(
-        self, wanted: Surrender, undo: list[tuple[int, AllocationRecord | None]]
-    ) -> Surrendered | Refused:
+    def _surrender(self, wanted: Surrender, undo: list[tuple[int, AllocationRecord | None]]) -> Surrendered | Refused:
         freed: list[int] = []
         for ip in self._matching(wanted.uid, wanted.nic):
             record = self._records[ip]
@@ -334,7 +332,9 @@ class Ledger:
                 continue
             if wanted.node and record.node and record.node != wanted.node:
                 seen = f"{record.node}, for {self._text(ip)}"
-                return Refused(reason=Reason(predicate="node", pool=self._pool.metadata.name, wanted=wanted.node, seen=seen))
+                return Refused(
+                    reason=Reason(predicate="node", pool=self._pool.metadata.name, wanted=wanted.node, seen=seen)
+                )
             freed.append(ip)
         for ip in freed:
             self._change(ip, None, undo)

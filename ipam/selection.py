@@ -8,8 +8,8 @@ Candidates come from the first of these sources that says anything, and from tha
 4. the pools with `spec.default`.
 
 A family that is switched off is left out. Every candidate is then judged by the predicates below in their order, the
-first one that fails is the reason for its rejection. What is left is ordered by how specifically a pool is meant for the
-pod; equal ones keep the order in which they were written.
+first one that fails is the reason for its rejection. What is left is ordered by how specifically a pool is meant for
+the pod; equal ones keep the order in which they were written.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

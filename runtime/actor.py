@@ -96,7 +96,10 @@ class Ref[M]:
         return f"<Ref {self.name}>"
 
     def tell(self, message: M, *, key: str = "") -> None:
-        """Send without waiting for an answer. Raises `MailboxFull` or `ActorStopped`; then the message was not queued."""
+        """Send without waiting for an answer.
+
+        Raises `MailboxFull` or `ActorStopped`; then the message was not queued.
+        """
         behalf = _behalf.get()
         self._mailbox.put_nowait(
             Envelope(
@@ -145,7 +148,7 @@ class Ref[M]:
         )
         timer = loop.call_later(max(0.0, end - now), _expire, future, self.name, end - now)
         try:
-            return cast(R, await future)
+            return cast("R", await future)
         finally:
             timer.cancel()
 
@@ -249,7 +252,7 @@ class Cell[M]:
         actor.ref = self.ref
         actor.system = self.system
         actor.timers = Timers(self._timer_fired)
-        actor._cell = self
+        actor._cell = self  # noqa: SLF001 - body and actor are one
         self.mailbox.release()
         try:
             async with anyio.create_task_group() as group:
@@ -348,7 +351,7 @@ class Cell[M]:
             context.run(_behalf.set, _Behalf((*on_behalf.chain, self.name), on_behalf.deadline))
             if on_behalf.trace is not None:
                 context.run(otel.attach, on_behalf.trace)
-        context.run(self._group.start_soon, self._piped, work, done, failed)
+        _ = context.run(self._group.start_soon, self._piped, work, done, failed)
 
     async def _piped[T](
         self,

@@ -1,9 +1,9 @@
 """Supervision: who restarts what, how often, and in which order things start and end.
 
-A supervisor runs its children (actors, services and other supervisors) and restarts those that fail. When failures come
-faster than its intensity allows, it gives up and fails itself, which its own supervisor sees as one failure: a fault that
-a restart does not cure climbs until something larger is rebuilt, and at the root the process ends and its platform
-starts it afresh.
+A supervisor runs its children (actors, services and other supervisors) and restarts those that fail. When failures
+come faster than its intensity allows, it gives up and fails itself, which its own supervisor sees as one failure: a
+fault that a restart does not cure climbs until something larger is rebuilt, and at the root the process ends and its
+platform starts it afresh.
 """
 
 import contextvars
@@ -171,9 +171,7 @@ class Supervisor:
 
     def add_supervisor(self, child: "Supervisor", *, restart: Restart = Restart.PERMANENT) -> None:
         """Add a subtree."""
-        self._add(
-            _Child(child.name.rpartition("/")[2], child.run, restart=restart, shutdown=5.0, supervisor=child)
-        )
+        self._add(_Child(child.name.rpartition("/")[2], child.run, restart=restart, shutdown=5.0, supervisor=child))
 
     async def remove(self, name: str) -> None:
         """Stop a child in order and forget it; unknown names are ignored."""
@@ -193,7 +191,10 @@ class Supervisor:
         )
 
     async def run(self) -> None:
-        """Run all children until `stop`. Raises `Escalated` when they fail too often; cancellation ends them at once."""
+        """Run all children until `stop`.
+
+        Raises `Escalated` when they fail too often; cancellation ends them at once.
+        """
         self._stopping = False
         self._failures.clear()
         self._stop_requested = anyio.Event()
@@ -236,7 +237,7 @@ class Supervisor:
         assert self._group is not None
         child.stopping = False
         child.ended = anyio.Event()
-        contextvars.Context().run(self._group.start_soon, self._keep, child)
+        _ = contextvars.Context().run(self._group.start_soon, self._keep, child)
 
     async def _keep(self, child: _Child) -> None:
         """Run one child, life after life."""
@@ -249,7 +250,7 @@ class Supervisor:
                 with anyio.CancelScope() as child.scope:
                     try:
                         await child.run()
-                    except Exception as error:
+                    except Exception as error:  # noqa: BLE001 - whatever it was, the child has failed
                         failure = error
                 child.scope = None
                 if child.stopping or self._stopping:

@@ -1,4 +1,7 @@
-"""Network namespaces for tests, without any program: made on a thread, kept by a bind mount, gone when the test is over."""
+"""Network namespaces for tests, without any program:
+
+made on a thread, kept by a bind mount, gone when the test is over.
+"""
 
 import ctypes
 import os

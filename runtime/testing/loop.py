@@ -1,8 +1,9 @@
 """An event loop whose clock is virtual and whose order of callbacks is drawn from a seed.
 
-Time stands still while anything can run and jumps to the next timer when nothing can. The callbacks that are ready at the
-same moment run in an order that the seed decides: a real loop promises none either, so code that needs one is wrong, and
-some seed will show it. Threads, sockets and subprocesses are refused: they would bring the real world's order in.
+Time stands still while anything can run and jumps to the next timer when nothing can. The callbacks that are ready at
+the same moment run in an order that the seed decides: a real loop promises none either, so code that needs one is
+wrong, and some seed will show it. Threads, sockets and subprocesses are refused: they would bring the real world's
+order in.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ _EPOCH = 1_750_000_000.0
 """Where the virtual wall clock starts: any fixed moment serves."""
 
 
-class Deadlock(Exception):  # noqa: N818  (it is the name of the thing)
+class Deadlock(Exception):
     """Nothing is ready, no timer runs, and the main coroutine has not ended."""
 
 
@@ -79,7 +80,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._now += seconds
 
     def run_in_executor(  # type: ignore[override]
-        self, executor: Any, func: Callable[..., Any], *args: Any
+        self,
+        executor: Any,  # noqa: ARG002
+        func: Callable[..., Any],
+        *args: Any,  # noqa: ARG002
     ) -> NoReturn:
         """Refused: a thread would bring back the real world's order."""
         msg = f"{func!r} wants a thread inside the deterministic loop"
@@ -101,7 +105,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return task
 
     def _number(self, handle: Any) -> int:
-        owner = getattr(handle._callback, "__self__", None)
+        owner = getattr(handle._callback, "__self__", None)  # noqa: SLF001 - asyncio has no other way to ask
         return self._numbers.get(owner, 0) if isinstance(owner, asyncio.Task) else 0
 
 

@@ -1,8 +1,8 @@
 """The transport port: request and reply between an agent and a controller replica, or between two replicas.
 
-A payload is opaque here (msgpack of `api.wire` messages in production). Three adapters implement the port: `tls` (frames
-over one TLS connection per agent and replica), `local` (both ends in one process: `spiderpool-standalone`) and
-`runtime.testing.transport` (a simulated network that delays, loses, doubles and cuts).
+A payload is opaque here (msgpack of `api.wire` messages in production). Three adapters implement the port: `tls`
+(frames over one TLS connection per agent and replica), `local` (both ends in one process: `spiderpool-standalone`)
+and `runtime.testing.transport` (a simulated network that delays, loses, doubles and cuts).
 """
 
 from collections.abc import Awaitable, Callable

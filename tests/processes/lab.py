@@ -1,7 +1,7 @@
 """A cluster of real processes: API server and etcd, a controller, two agents, the shim, links on the real kernel.
 
-What is missing of a cluster is played: nodes and pods are objects that the test creates, kubelet is a thread that runs the
-shim, the token volume is a file. Everything runs in the test run's own network namespace.
+What is missing of a cluster is played: nodes and pods are objects that the test creates, kubelet is a thread that
+runs the shim, the token volume is a file. Everything runs in the test run's own network namespace.
 """
 
 import json

@@ -79,8 +79,7 @@ def test_negative_control_without_the_fence_an_invariant_breaks() -> None:
         try:
             play(World(seed, fenced=False), seed)
         except BaseExceptionGroup as error:
-            assert error.subgroup(Violation) is not None
-            broken += 1
+            broken += error.subgroup(Violation) is not None
         except Violation:
             broken += 1
     assert broken >= 6

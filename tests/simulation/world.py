@@ -1,9 +1,10 @@
-"""A cluster in one process: the real actors of replicas and nodes, on a virtual clock, over a store and a network that fail.
+"""A cluster in one process: the real actors of replicas and nodes, on a virtual clock, over a store and a network
+that fail.
 
-Two replicas own every pool at the same time, as two that both believe in their ownership would. Three nodes run the real
-node, sandbox and outbox actors over a kernel and a journal in memory that survive a crash of their agent, as the real
-ones do. A kubelet per pod calls ADD until it succeeds (a new sandbox for every try, a DEL for every failure), lets the
-pod live, and calls DEL until that succeeds.
+Two replicas own every pool at the same time, as two that both believe in their ownership would. Three nodes run the
+real node, sandbox and outbox actors over a kernel and a journal in memory that survive a crash of their agent, as the
+real ones do. A kubelet per pod calls ADD until it succeeds (a new sandbox for every try, a DEL for every failure),
+lets the pod live, and calls DEL until that succeeds.
 """
 
 import random
@@ -12,6 +13,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from anyio.abc import TaskGroup
 
@@ -57,7 +59,7 @@ class MemoryJournal:
         self._point = point
 
     async def load(self) -> list[JournalEntry]:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         return list(self.entries.values())
 
     async def put(self, entry: JournalEntry) -> None:
@@ -74,7 +76,7 @@ class MemoryJournal:
 
 
 class MemoryKernel:
-    """`cni.kernel.Kernel` that knows namespaces, links and addresses, and whether the whole segment is free of doubles."""
+    """`cni.kernel.Kernel` of namespaces, links and addresses; refuses an address that the segment has already."""
 
     def __init__(self, segment: dict[str, str], point: Point) -> None:
         """`segment` maps every address that a link of any node carries to where that is."""
@@ -116,16 +118,16 @@ class MemoryKernel:
         return bool(carried)
 
     async def inspect(self, netns: str, ifname: str) -> Inspection | None:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         found = self._links.get((netns, ifname))
         return None if found is None else Inspection(link=found[0], addresses=tuple(found[1]))
 
     async def netns_exists(self, netns: str) -> bool:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         return True
 
     async def carries(self, netns: str, ifname: str, addresses: Sequence[str] = ()) -> bool:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         return (netns, ifname) in self._links
 
 
@@ -183,7 +185,8 @@ class World:
         """Say what goes wrong.
 
         `chances` are the store's faults and `weather` the network's. Without `fenced` the pools' writes demand no
-        resourceVersion. `crash_at` counts the points at which a crash leaves something: whoever reaches that one dies there.
+        resourceVersion. `crash_at` counts the points at which a crash leaves something: whoever reaches that one dies
+        there.
         """
         self.random = random.Random(seed)
         self.record = EventRecord(keep=400)
@@ -271,7 +274,10 @@ class World:
     # -- the run -------------------------------------------------------------------------------------------------------
 
     async def run(self, disturb: Callable[["World"], Awaitable[None]] | None = None) -> str:
-        """Let the pods live and die while `disturb` does its worst, then have peace, and judge. Returns the event hash."""
+        """Let the pods live and die while `disturb` does its worst, then have peace, and judge.
+
+        Returns the event hash.
+        """
         await self._populate()
         async with AsyncExitStack() as stack, anyio.create_task_group() as group:
             await stack.enter_async_context(self.network)
@@ -313,7 +319,7 @@ class World:
 
     async def _settled(self) -> None:
         """Wait until nothing is owed any more."""
-        while any(journal.entries for journal in self._journals.values()):
+        while any(journal.entries for journal in self._journals.values()):  # noqa: ASYNC110 - virtual time
             await anyio.sleep(1.0)
         await anyio.sleep(60.0)
 
@@ -355,7 +361,7 @@ class World:
         await self.truth.delete(POD, name, namespace="default")
 
     async def _delete(self, node: str, pod: Pod, cid: str) -> None:
-        while await self._call(node, self._invocation(Verb.DEL, pod, cid)) is None:
+        while await self._call(node, self._invocation(Verb.DEL, pod, cid)) is None:  # noqa: ASYNC110
             await anyio.sleep(1.0)
 
     async def _call(self, node: str, invocation: Invocation) -> Result | None:
@@ -376,7 +382,7 @@ class World:
                 group.cancel_scope.cancel()
 
             async def watch() -> None:
-                while not scope.cancel_called:
+                while not scope.cancel_called:  # noqa: ASYNC110
                     await anyio.sleep(0.05)
                 group.cancel_scope.cancel()
 
@@ -439,4 +445,3 @@ ROUGH_STORE = Chances(
     after=(0.001, 0.004),
 )  # fmt: skip
 ROUGH_NETWORK = Weather(delay=(0.0002, 0.01), lose_request=0.02, lose_reply=0.03, double_request=0.03, cut=0.03)
-

@@ -1,0 +1,166 @@
+"""Objects of Spiderpool's API as people write them: YAML to Structs, strictly.
+
+An API server drops a field that it does not know, in silence. Here it is refused by name, as is a value that does not
+fit, so that a misspelt `gatway` is found before a pod is without a gateway. Pure: the caller reads the file.
+"""
+
+import re
+from collections.abc import Iterator
+from ipaddress import ip_interface
+from typing import Any
+
+import msgspec
+import yaml
+from msgspec import Struct
+from msgspec import inspect as shapes
+
+from api.configfile import did_you_mean, shown
+from api.ippool import SpiderIPPool
+from api.kinds import COORDINATOR, ENDPOINT, IPPOOL, MULTUSCONFIG, RESERVEDIP, SUBNET, Kind
+from api.meta import API_VERSION, ObjectMeta
+from ctl.errors import Misuse
+from ipam.ranges import Ranges, parse_ranges
+
+KINDS = {kind.kind: kind for kind in (IPPOOL, SUBNET, RESERVEDIP, COORDINATOR, MULTUSCONFIG, ENDPOINT)}
+"""What can be written, by the word that stands in `kind`."""
+
+
+class Manifest(Struct, frozen=True):
+    """One object of a file."""
+
+    kind: Kind[Any]
+    item: Any
+    """A Struct of `kind.type`."""
+    where: str
+    """File and number of the document, for errors."""
+
+    @property
+    def metadata(self) -> ObjectMeta:
+        """The object's name and namespace."""
+        metadata: ObjectMeta = self.item.metadata
+        return metadata
+
+    def __str__(self) -> str:
+        name = f"{self.metadata.namespace}/{self.metadata.name}" if self.metadata.namespace else self.metadata.name
+        return f"{self.kind.kind} {name}"
+
+
+def read(text: str, *, source: str) -> list[Manifest]:
+    """The objects of a YAML text, one or more documents; empty documents are passed over.
+
+    Raises `Misuse`: not YAML, an unknown kind or field, a value of a wrong type or that makes no sense, no name.
+    """
+    try:
+        documents = list(yaml.safe_load_all(text))
+    except yaml.YAMLError as error:
+        msg = f"{source}: not YAML: {error}"
+        raise Misuse(msg) from None
+    numbered = [(number, document) for number, document in enumerate(documents, start=1) if document is not None]
+    return [
+        _manifest(document, f"{source} document {number}" if len(documents) > 1 else source)
+        for number, document in numbered
+    ]
+
+
+def _manifest(document: object, where: str) -> Manifest:
+    if not isinstance(document, dict):
+        msg = f"{where}: {shown(document)} is no object"
+        raise Misuse(msg)
+    kind = KINDS.get(str(document.get("kind", "")))
+    if kind is None:
+        known = tuple(KINDS)
+        hint = did_you_mean(str(document.get("kind", "")), known) or f" (one of {', '.join(known)})"
+        msg = f"{where}: kind: {shown(document.get('kind'))} is none that can be applied{hint}"
+        raise Misuse(msg)
+    if document.get("apiVersion") != API_VERSION:
+        msg = f"{where}: apiVersion: {shown(document.get('apiVersion'))}: expected {API_VERSION}"
+        raise Misuse(msg)
+    unknown = next(unknown_fields(document, kind.type), None)
+    if unknown is not None:
+        path, value, hint = unknown
+        msg = f"{where}: {path}: {shown(value)}: no such field{hint}"
+        raise Misuse(msg)
+    try:
+        item = msgspec.convert(document, kind.type)
+    except msgspec.ValidationError as error:
+        raise Misuse(f"{where}: {_explained(error, document)}") from None
+    made = Manifest(kind=kind, item=item, where=where)
+    if not made.metadata.name:
+        msg = f"{where}: metadata.name: missing"
+        raise Misuse(msg)
+    if kind.namespaced and not made.metadata.namespace:
+        msg = f"{where}: metadata.namespace: missing, a {kind.kind} lives in a namespace"
+        raise Misuse(msg)
+    if made.metadata.namespace and not kind.namespaced:
+        msg = f"{where}: metadata.namespace: {shown(made.metadata.namespace)}: a {kind.kind} lives in no namespace"
+        raise Misuse(msg)
+    if isinstance(item, SpiderIPPool):
+        try:
+            _check(item)
+        except ValueError as error:
+            msg = f"{where}: {error}"
+            raise Misuse(msg) from None
+    return made
+
+
+def unknown_fields(data: object, cls: type[Struct]) -> Iterator[tuple[str, object, str]]:
+    """Every field of `data` that the Struct has not: path, value and a hint. Metadata is the API server's business."""
+    return _unknown(data, shapes.type_info(cls), ())
+
+
+def _unknown(data: object, shape: shapes.Type, at: tuple[str, ...]) -> Iterator[tuple[str, object, str]]:
+    match shape:
+        case shapes.Metadata(inner):
+            yield from _unknown(data, inner, at)
+        case shapes.UnionType(types):
+            for one in types:
+                yield from _unknown(data, one, at)
+        case shapes.ListType(item) if isinstance(data, list):
+            for index, value in enumerate(data):
+                yield from _unknown(value, item, (*at[:-1], f"{at[-1]}[{index}]"))
+        case shapes.StructType(cls, fields) if isinstance(data, dict) and cls is not ObjectMeta:
+            known = {field.encode_name: field.type for field in fields}
+            for key, value in data.items():
+                path = (*at, str(key))
+                if key in known:
+                    yield from _unknown(value, known[key], path)
+                else:
+                    yield ".".join(path), value, did_you_mean(str(key), tuple(known))
+        case _:
+            return
+
+
+def _explained(error: msgspec.ValidationError, document: object) -> str:
+    """msgspec's words, with the field in front and the value that stands there."""
+    reason, _, where = str(error).partition(" - at ")
+    path = where.strip("`").removeprefix("$").lstrip(".")
+    value: Any = document
+    for part in re.findall(r"[^.\[\]]+", path):
+        if isinstance(value, list) and part.isdigit():
+            value = value[int(part)]
+        elif isinstance(value, dict):
+            value = value.get(part)
+    text = reason.replace("`", "")
+    return f"{path or 'the object'}: {shown(value)}: {text[:1].lower()}{text[1:]}"
+
+
+def _check(pool: SpiderIPPool) -> None:
+    """What the types cannot say of a pool. Raises ValueError."""
+    spec = pool.spec
+    try:
+        subnet = ip_interface(spec.subnet).network
+    except ValueError:
+        subnet = None
+    if subnet is None or "/" not in spec.subnet:
+        msg = f"spec.subnet: {shown(spec.subnet)}: expected a CIDR such as 10.6.0.0/16"
+        raise ValueError(msg)
+    if spec.ip_version not in {None, subnet.version}:
+        msg = f"spec.ipVersion: {spec.ip_version}: spec.subnet is {spec.subnet}"
+        raise ValueError(msg)
+    whole = Ranges.of(subnet.version, [(int(subnet.network_address), int(subnet.broadcast_address))])
+    gateway = [] if spec.gateway is None else [spec.gateway]
+    for field, entries in (("spec.ips", spec.ips), ("spec.excludeIPs", spec.exclude_ips), ("spec.gateway", gateway)):
+        outside = parse_ranges(entries, subnet.version, field=field).difference(whole)
+        if outside:
+            msg = f"{field}: {outside}: outside of spec.subnet {spec.subnet}"
+            raise ValueError(msg)

@@ -8,49 +8,20 @@ Refusals are raised, not logged: the server writes the line for the auditor, for
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
 
 from runtime.clock import Clock
+from runtime.store.tokens import NODE_NAME, POD_NAME, POD_UID, Review
 from runtime.transport.port import Peer, Refused
-
-POD_NAME = "authentication.kubernetes.io/pod-name"
-POD_UID = "authentication.kubernetes.io/pod-uid"
-NODE_NAME = "authentication.kubernetes.io/node-name"
-"""In the extra fields of a token's user. Older API servers do not say the node (it came with Kubernetes 1.30)."""
 
 _SERVICE_ACCOUNT = "system:serviceaccount:"
 
 
-class TokenReviewResult(Protocol):
-    """What the API server says of a token."""
-
-    @property
-    def authenticated(self) -> bool:
-        """Whether the token is valid now, and for the audience that was asked for."""
-        ...
-
-    @property
-    def username(self) -> str:
-        """``system:serviceaccount:namespace:name`` for a service account."""
-        ...
-
-    @property
-    def extra(self) -> Mapping[str, Sequence[str]]:
-        """Further claims, each with its values."""
-        ...
-
-    @property
-    def error(self) -> str:
-        """Why it is not valid, in the API server's words."""
-        ...
-
-
-Review = Callable[[str], Awaitable[TokenReviewResult]]
-"""Asks the API server about a token, for the audience of this server, and treats an answer that does not confirm that
-audience as not authenticated. Raises whatever it likes when there is no answer."""
+AskApiServer = Callable[[str], Awaitable[Review]]
+"""Asks the API server about a token, for the audience of this server (`review_token`). Raises whatever it likes when
+there is no answer."""
 
 NodeOfPod = Callable[[str, str, str], Awaitable[str]]
 """The node of a pod by namespace, name and uid; empty when there is no such pod, or it has no node."""
@@ -73,7 +44,7 @@ class TokenAuthenticator:
 
     def __init__(
         self,
-        review: Review,
+        review: AskApiServer,
         *,
         accounts: Mapping[str, str],
         clock: Clock,
@@ -137,17 +108,20 @@ class TokenAuthenticator:
                 known.peer, known.refusal = peer, ""
                 known.expires = self._clock.now() + self._keep
 
-    async def _peer(self, result: TokenReviewResult) -> Peer:
+    async def _peer(self, result: Review) -> Peer:
         if not result.authenticated:
             why = result.error or "it gives no reason"
             msg = f"the API server does not accept the token: {why}"
             raise Refused(msg)
-        account = result.username
+        account = result.user.username
+        if not result.audiences:  # an API server that knows no audiences takes a token for itself as one for us
+            msg = f"the API server does not confirm that the token of account {account} is for this server"
+            raise Refused(msg)
         if account not in self._accounts:
             wanted = ", ".join(f"{name} ({role})" for name, role in sorted(self._accounts.items()))
             msg = f"account {account} has no business here: accepted are {wanted or 'none'}"
             raise Refused(msg)
-        name, uid = _claim(result, POD_NAME), _claim(result, POD_UID)
+        name, uid = result.user.one(POD_NAME), result.user.one(POD_UID)
         if not name or not uid:
             missing = POD_UID if name else POD_NAME
             msg = f"the token of account {account} is not bound to a pod: {missing} is missing"
@@ -157,7 +131,7 @@ class TokenAuthenticator:
             raise Refused(msg)
         namespace = account.removeprefix(_SERVICE_ACCOUNT).partition(":")[0]
         pod = f"{namespace}/{name}"  # a token can only be bound to a pod of its account's namespace
-        node = _claim(result, NODE_NAME)
+        node = result.user.one(NODE_NAME)
         if not node:
             if self._node_of_pod is None:
                 msg = f"the token of account {account}, pod {pod}, does not say the node: {NODE_NAME} is missing"
@@ -177,9 +151,3 @@ class TokenAuthenticator:
         for key, known in list(self._remembered.items()):
             if now >= known.expires and not known.lock.locked():
                 del self._remembered[key]
-
-
-def _claim(result: TokenReviewResult, field: str) -> str:
-    """The one value of an extra field; empty when there is none, or more than one."""
-    values = result.extra.get(field, ())
-    return values[0] if len(values) == 1 else ""

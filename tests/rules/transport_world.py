@@ -118,13 +118,17 @@ class World:
         self.server = self.new_server(0)
 
     def new_server(self, port: int) -> TlsServer:
-        settings = {"timing": QUICK_SERVER, "name": "controller-0", **self._server_settings}
+        settings: dict[str, Any] = {
+            "timing": QUICK_SERVER,
+            "name": "controller-0",
+            "authenticate": self.accounts,
+            **self._server_settings,
+        }
         return TlsServer(
             "127.0.0.1",
             port,
             cert_file=self.folder / "tls.crt",
             key_file=self.folder / "tls.key",
-            authenticate=self.accounts,
             handler=self.handler,
             **settings,
         )

@@ -78,7 +78,11 @@ class Snapshot[T]:
         found.reverse()
         return found, self._revision
 
-    async def changed(self, since: int) -> int:
+    def values(self) -> Iterable[T]:
+        """Return all objects, as they are now."""
+        return tuple(self._objects.values())
+
+    async def wait(self, since: int) -> int:
         """Wait until there is something after the revision `since`, and return the revision then."""
         while self._revision <= since:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

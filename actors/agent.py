@@ -10,6 +10,7 @@ cni          the unix socket that the shim talks to
 
 import logging
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -147,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     except (SettingsError, CredentialsError) as error:
         program.refuse(NAME, error)
 
-    async def build(system: System, root: Supervisor) -> None:
+    async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
         agent = Agent(
             system,
             path="agent",
@@ -160,6 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         if store is None:
             await replicas.set(settings.controller_addresses)
         else:
+            stack.push_async_callback(store.aclose)
             root.add_service("replicas", lambda: replicas.follow(store))
         agent.serve_cni(Path(settings.config.ipam_unix_socket_path))
         root.add_supervisor(connections)

@@ -10,6 +10,7 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
 """
 
 import logging
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -132,8 +133,9 @@ def main(argv: list[str] | None = None) -> int:
     if not settings.tls_server_cert:
         program.refuse(NAME, SettingsError("--tls-server-cert is missing: agents connect over TLS"))
 
-    async def build(system: System, root: Supervisor) -> None:
+    async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
         store = KubernetesStore(await _credentials(settings.kubeconfig), agent=f"{NAME}/{program.VERSION}")
+        stack.push_async_callback(store.aclose)
         controller = Controller(system, store, settings=settings, path="controller")
         root.add_supervisor(controller.supervisor)
         root.add_service("rpc", lambda: _rpc(system, controller, settings, store))

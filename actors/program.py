@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -75,7 +76,7 @@ def refuse(name: str, error: Exception) -> NoReturn:
 
 def run(
     name: str,
-    build: Callable[[System, Supervisor], Awaitable[None]],
+    build: Callable[[System, Supervisor, AsyncExitStack], Awaitable[None]],
     *,
     log_level: str,
     node: str = "",
@@ -86,8 +87,8 @@ def run(
 ) -> int:
     """Run a supervision tree until SIGTERM or SIGINT; returns the exit code.
 
-    `build` fills the root supervisor with children. Exit code 1 means that the root gave up, and the platform is
-    to start the process again.
+    `build` fills the root supervisor with children; what it pushes on the stack is closed behind them. Exit code 1 means
+    that the root gave up, and the platform is to start the process again.
     """
     logs.setup(log_level)
     attributes = {"k8s.node.name": node} if node else {}
@@ -106,7 +107,8 @@ def run(
         root.add_service("probes", lambda: _http("", health_port, health, None))
         if metric_port is not None:
             root.add_service("metrics", lambda: _http("", metric_port, health, program))
-        await build(system, root)
+        stack = AsyncExitStack()
+        await build(system, root, stack)
         # What the imports and the set-up have made lives until the end: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -116,6 +118,7 @@ def run(
             _log.critical("giving up", exc_info=True)
             return 1
         finally:
+            await stack.aclose()
             await anyio.to_thread.run_sync(traces.shutdown)
         return 0
 

@@ -53,8 +53,7 @@ class Replicas:
             group.start_soon(reflector.run)
             cursor = 0
             while True:
-                await reflector.snapshot.wait(cursor)
-                cursor = reflector.snapshot.revision
+                cursor = await reflector.snapshot.wait(cursor)
                 slices = reflector.snapshot.values()
                 await self.set(
                     address

@@ -4,6 +4,7 @@ For a laptop, a CI job or a host without Kubernetes: the pools are objects in on
 and the CNI socket works as on a node. Nobody creates Pod objects there, so the runtime's word on a pod is taken.
 """
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -33,10 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     except SettingsError as error:
         program.refuse(NAME, error)
 
-    async def build(system: System, root: Supervisor) -> None:
+    async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
         state = Path(settings.agent.state_dir)
         await anyio.Path(state).mkdir(parents=True, exist_ok=True)
         store = SQLiteStore(state / FILE_NAME, wall=system.clock.wall)
+        stack.push_async_callback(store.aclose)
         controller = Controller(
             system, store, settings=settings.controller, pods_exist=False, path="standalone/controller"
         )

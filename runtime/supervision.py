@@ -318,5 +318,7 @@ class Supervisor:
 
 
 def _one_line(error: Exception) -> str:
-    """An exception as a single line: its type and text."""
+    """An exception as a single line: its type and text; of a group, the first cause."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
     return f"{type(error).__name__}: {error}".splitlines()[0]

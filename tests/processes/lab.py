@@ -29,6 +29,8 @@ CHART = CHECKOUT / "helm" / "spiderpool"
 PROGRAMS = Path(sys.executable).parent
 AUDIENCE = "spiderpool-controller"
 NODES = ("n1", "n2")
+CONTROLLER_ADDRESS = "10.255.255.1"
+"""On loopback of the test run's own namespace: an EndpointSlice may not name 127.0.0.1."""
 
 
 def shim() -> Path:
@@ -217,6 +219,7 @@ class Lab:
     def _wire(self) -> None:
         """One segment: a bridge, and per node an uplink that the pods' links are made on."""
         with IPRoute() as route:
+            route.addr("replace", index=1, address=CONTROLLER_ADDRESS, prefixlen=32)
             route.link("add", ifname="lan", kind="bridge")
             lan = route.link_lookup(ifname="lan")[0]
             route.link("set", index=lan, state="up")
@@ -251,6 +254,19 @@ class Lab:
             "spiderpool", hosts=(f"spiderpool-controller.{self.namespace}.svc",), file=f"rpc-{self.namespace}"
         )
         self.certificate, self.key = pair.certificate, pair.key
+        self.control_plane.request(
+            "POST",
+            f"/apis/discovery.k8s.io/v1/namespaces/{self.namespace}/endpointslices",
+            {
+                "metadata": {
+                    "name": "spiderpool-controller-1",
+                    "labels": {"kubernetes.io/service-name": "spiderpool-controller"},
+                },
+                "addressType": "IPv4",
+                "endpoints": [{"addresses": [CONTROLLER_ADDRESS], "conditions": {"ready": True}}],
+                "ports": [{"name": "rpc", "port": self.rpc_port, "protocol": "TCP"}],
+            },
+        )
 
     def write_tokens(self) -> None:
         """What kubelet's projected volumes hold: tokens bound to the agents' pods."""
@@ -282,7 +298,11 @@ class Lab:
         )
 
     def start_agent(self, node: str) -> None:
-        """The real program, with its own state folder."""
+        """The real program, with its own state folder.
+
+        The first node's agent is told where the controller is, the second one's finds it by the EndpointSlice, with the
+        rights of its own ServiceAccount.
+        """
         config = self.folder / f"{node}.yml"
         config.write_text(f"ipamUnixSocketPath: {self.socket(node)}\ntuneSysctlConfig: false\n")
         self._start(
@@ -292,11 +312,18 @@ class Lab:
                 "SPIDERPOOL_POD_NAME": f"agent-{node}",
                 "SPIDERPOOL_NODE_NAME": node,
                 "SPIDERPOOL_STATE_DIR": str(self.folder / node),
-                "SPIDERPOOL_CONTROLLER_ADDRESSES": f"127.0.0.1:{self.rpc_port}",
+                **self._way_to_controller(node),
                 "SPIDERPOOL_CONTROLLER_TOKEN_FILE": str(self.folder / f"{node}.token"),
                 "SPIDERPOOL_CONTROLLER_CA_FILE": str(self.control_plane.ca_file),
             },
         )
+
+    def _way_to_controller(self, node: str) -> dict[str, str]:
+        if node == NODES[0]:
+            return {"SPIDERPOOL_CONTROLLER_ADDRESSES": f"127.0.0.1:{self.rpc_port}"}
+        token = self.control_plane.service_account_token(self.namespace, "spiderpool-agent", pod=f"agent-{node}")
+        name = f"agent-{node}-{self.namespace}"
+        return {"KUBECONFIG": str(self.control_plane.kubeconfig_for(token=token, name=name))}
 
     def _start(self, name: str, argv: list[str | Path], environment: Mapping[str, str]) -> None:
         if name not in self.processes:

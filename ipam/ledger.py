@@ -175,6 +175,7 @@ class Ledger:
         "_base_bytes",
         "_bytes",
         "_free",
+        "_grantable",
         "_grantable_size",
         "_holders",
         "_last",
@@ -203,6 +204,7 @@ class Ledger:
         self._prefix = prefix
         self._allocatable = allocatable
         self._total = allocatable.size
+        self._grantable = grantable
         self._grantable_size = grantable.size
         self._records = records
         self._max_records = max_records
@@ -323,6 +325,21 @@ class Ledger:
         for ip, record in reversed(outcome.undo):
             self._put(ip, record)
         self._last = None
+
+    def reserve(self, reserved: Ranges) -> None:
+        """From now on grant all but these: reserved addresses change while the pool's object does not.
+
+        Costs as much as the intervals are many, and nothing where it makes no difference. Whoever holds such an
+        address keeps it.
+
+        Raises:
+            ValueError: reserved addresses of the other family. Nothing was changed.
+        """
+        grantable = self._allocatable.difference(reserved)
+        if grantable != self._grantable:
+            self._grantable = grantable
+            self._grantable_size = grantable.size
+            self._free = FreeAddresses(grantable.spans, self._records)
 
     def _surrender(self, wanted: Surrender, undo: list[tuple[int, AllocationRecord | None]]) -> Surrendered | Refused:
         freed: list[int] = []

@@ -10,6 +10,10 @@ Candidates come from the first of these sources that says anything, and from tha
 A family that is switched off is left out. Every candidate is then judged by the predicates below in their order, the
 first one that fails is the reason for its rejection. What is left is ordered by how specifically a pool is meant for
 the pod; equal ones keep the order in which they were written.
+
+Pool names are literal. The annotation for several NICs, `ipam.spidernet.io/ippools`, would come first; it is refused
+rather than passed over, which would give the pod addresses of a network it did not ask for. `spec.multusName` counts
+for the order only: which network a NIC belongs to is not known here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,6 +116,17 @@ _EXISTS = "exists"
 
 
 def _candidates(request: SelectionRequest, pools: Mapping[str, SpiderIPPool]) -> _Candidates:
+    """What the first source that says anything names.
+
+    Raises:
+        SelectionError: an annotation that cannot be read or is not served.
+    """
+    several = request.pod.metadata.annotations.get(annotations.POD_IPPOOLS)
+    if several is not None:
+        raise SelectionError(
+            f"annotation {annotations.POD_IPPOOLS} is not served: use {annotations.POD_IPPOOL}; it is {several!r}",
+            cause="wrong_input",
+        )
     try:
         asked = annotations.pod_ippool(request.pod.metadata.annotations)
         if asked is not None:
@@ -119,7 +134,7 @@ def _candidates(request: SelectionRequest, pools: Mapping[str, SpiderIPPool]) ->
             return _Candidates(source, {4: tuple(asked.ipv4 or ()), 6: tuple(asked.ipv6 or ())})
         if request.namespace is not None:
             asked = annotations.namespace_default_pools(request.namespace.metadata.annotations)
-            if asked is not None and (asked.ipv4 or asked.ipv6):
+            if asked is not None:
                 source = f"namespace {request.namespace.metadata.name}'s default pools"
                 return _Candidates(source, {4: tuple(asked.ipv4 or ()), 6: tuple(asked.ipv6 or ())})
     except AnnotationError as error:
@@ -167,20 +182,24 @@ def _failures(request: SelectionRequest, name: str, pool: SpiderIPPool, version:
         if node not in spec.node_name:
             yield reason("nodeName", f"one of {', '.join(spec.node_name)}", node)
     elif spec.node_affinity is not None:
-        labels = request.node.metadata.labels if request.node is not None else {}
+        labels = None if request.node is None else request.node.metadata.labels
         yield from _affinity(name, "nodeAffinity", spec.node_affinity, labels)
     namespace = request.pod.metadata.namespace
     if spec.namespace_name:
         if namespace not in spec.namespace_name:
             yield reason("namespaceName", f"one of {', '.join(spec.namespace_name)}", namespace)
     elif spec.namespace_affinity is not None:
-        labels = request.namespace.metadata.labels if request.namespace is not None else {}
+        labels = None if request.namespace is None else request.namespace.metadata.labels
         yield from _affinity(name, "namespaceAffinity", spec.namespace_affinity, labels)
     if spec.pod_affinity is not None:
         yield from _affinity(name, "podAffinity", spec.pod_affinity, request.pod.metadata.labels)
 
 
-def _affinity(pool: str, predicate: str, selector: LabelSelector, labels: Mapping[str, str]) -> Iterator[Reason]:
+def _affinity(pool: str, predicate: str, selector: LabelSelector, labels: Mapping[str, str] | None) -> Iterator[Reason]:
+    """`labels` is None where the object is not known: that fulfils nothing, not even "has no such label"."""
+    if labels is None:
+        yield Reason(predicate=predicate, pool=pool, wanted=str(selector), seen="an unknown object")
+        return
     seen = ", ".join(f"{key}={value}" for key, value in sorted(labels.items())) or "no labels"
     try:
         if not selector.matches(labels):

@@ -28,6 +28,7 @@ from telemetry import logs, metrics, traces
 from telemetry.health import HealthTree
 from telemetry.http import HttpServer
 from telemetry.metrics import Program
+from telemetry.recorder import SpanRecorder
 
 _log = logging.getLogger(__name__)
 
@@ -83,16 +84,19 @@ def run(
     health_port: int,
     metric_port: int | None,
     program: Program,
+    trace_buffer: int = 0,
     notes: Sequence[str] = (),
 ) -> int:
     """Run a supervision tree until SIGTERM or SIGINT; returns the exit code.
 
-    `build` fills the root supervisor with children; what it pushes on the stack is closed behind them. Exit code 1 means
-    that the root gave up, and the platform is to start the process again.
+    `build` fills the root supervisor with children; what it pushes on the stack is closed behind them. Exit code 1
+    that the root gave up, and the platform is to start the process again. With `trace_buffer` that many finished spans
+    are kept and shown at `/debug/traces` of the health port.
     """
     logs.setup(log_level)
     attributes = {"k8s.node.name": node} if node else {}
-    traces.setup(service=name, version=VERSION, attributes=attributes)
+    recorder = SpanRecorder(capacity=trace_buffer) if trace_buffer else None
+    traces.setup(service=name, version=VERSION, attributes=attributes, recorder=recorder)
     metrics.BUILD_INFO.labels(version=VERSION).set(1)
     for note in notes:
         _log.warning("%s", note)
@@ -104,9 +108,9 @@ def run(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: loop.create_task(root.stop()))
-        root.add_service("probes", lambda: _http("", health_port, health, None))
+        root.add_service("probes", lambda: _http("", health_port, health, recorder=recorder))
         if metric_port is not None:
-            root.add_service("metrics", lambda: _http("", metric_port, health, program))
+            root.add_service("metrics", lambda: _http("", metric_port, health, program=program))
         stack = AsyncExitStack()
         await build(system, root, stack)
         # What the imports and the set-up have made lives until the end: the collector need not look at it again.
@@ -125,8 +129,10 @@ def run(
     return asyncio.run(main())
 
 
-async def _http(host: str, port: int, health: HealthTree, program: Program | None) -> None:
-    async with HttpServer(host, port, health=health, program=program):
+async def _http(
+    host: str, port: int, health: HealthTree, *, program: Program | None = None, recorder: SpanRecorder | None = None
+) -> None:
+    async with HttpServer(host, port, health=health, program=program, recorder=recorder):
         await anyio.sleep_forever()
 
 

@@ -60,13 +60,19 @@ def claim(uid: str = "u1", nic: str = "eth0", cid: str = "c1", node: str = "n1",
     return Claim(pod=pod or f"ns/{uid}", uid=uid, nic=nic, node=node, cid=cid)
 
 
-def surrender(uid: str = "u1", nic: str = "eth0", cid: str = "c1") -> Surrender:
-    return Surrender(uid=uid, nic=nic, cid=cid)
+def surrender(uid: str = "u1", nic: str = "eth0", cid: str = "c1", node: str = "") -> Surrender:
+    return Surrender(uid=uid, nic=nic, cid=cid, node=node)
 
 
 def address(answer: Answer) -> str:
     assert isinstance(answer, Granted), answer
     return answer.address
+
+
+def reason(answer: Answer) -> tuple[str, str, str, str]:
+    assert isinstance(answer, Refused), answer
+    it = answer.reason
+    return it.pool, it.predicate, it.wanted, it.seen
 
 
 def one(ledger: Ledger, operation: Operation) -> Answer:
@@ -116,12 +122,15 @@ class Model:
         unnamed = [ip for ip in mine if "nic" not in self.records[ip]]
         return exact or (unnamed if len(mine) == len(unnamed) == 1 else [])
 
-    def surrender(self, operation: Surrender) -> tuple[str, ...]:
+    def surrender(self, operation: Surrender) -> str | tuple[str, ...]:
+        """The addresses, or the predicate that refuses."""
         gone = [
             ip
             for ip in self.matching(operation.uid, operation.nic)
             if operation.cid in ("", self.records[ip].get("cid", operation.cid))
         ]
+        if any(operation.node not in ("", self.records[ip].get("node", operation.node)) for ip in gone):
+            return "node"
         for ip in gone:
             del self.records[ip]
         return tuple(gone)
@@ -172,31 +181,29 @@ uids = st.sampled_from(["u1", "u2", "u3", "u4"])
 nics = st.sampled_from(["eth0", "net1"])
 cids = st.sampled_from(["c1", "c2"])
 claims = st.builds(claim, uids, nics, cids, st.sampled_from(["n1", "n2"]))
-surrenders = st.builds(surrender, uids, nics, cids | st.just(""))
+surrenders = st.builds(surrender, uids, nics, cids | st.just(""), st.sampled_from(["", "", "n1", "n2"]))
 batches = st.lists(claims | surrenders, max_size=6)
 
 
 class LedgerMachine(RuleBasedStateMachine):
     """Six addresses, of which one is excluded and one reserved, and eight possible holders: scarcity is normal."""
 
-    RESERVED = parse_ranges(["10.0.0.4"], 4)
     MAX_RECORDS = 6
+    KEPT = tuple(f"10.0.0.{number}" for number in (1, 3, 4, 5, 6, 20))
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = make_pool(["10.0.0.1-10.0.0.6", "10.0.0.20"], exclude=["10.0.0.2"])
+        self.reserved = parse_ranges(["10.0.0.4"], 4)
         self.ledger = self.load(self.pool)
-        numbers = [1, 3, 5, 6, 20]
         self.model = Model(
-            grantable=[f"10.0.0.{number}" for number in numbers],
-            kept=[f"10.0.0.{number}" for number in (*numbers, 4)],
-            max_records=self.MAX_RECORDS,
+            grantable=[ip for ip in self.KEPT if ip != "10.0.0.4"], kept=list(self.KEPT), max_records=self.MAX_RECORDS
         )
         self.outcome: Outcome | None = None
         self.before: Records = {}
 
     def load(self, pool: SpiderIPPool) -> Ledger:
-        return load(pool, reserved=self.RESERVED, max_records=self.MAX_RECORDS)
+        return load(pool, reserved=self.reserved, max_records=self.MAX_RECORDS)
 
     def reload(self) -> None:
         self.ledger = self.load(structs.replace(self.pool, status=self.ledger.status()))
@@ -236,6 +243,12 @@ class LedgerMachine(RuleBasedStateMachine):
         with pytest.raises(ValueError, match="only once"):
             self.ledger.revert(self.outcome)
         self.outcome = None
+
+    @rule(texts=st.sets(st.sampled_from([*KEPT, "10.0.0.2", "10.9.9.9"]), max_size=3))
+    def the_reserved_addresses_change(self, texts: set[str]) -> None:
+        self.reserved = parse_ranges(sorted(texts), 4)
+        self.model.grantable = [ip for ip in self.KEPT if ip not in texts]
+        self.ledger.reserve(self.reserved)
 
     @rule()
     def the_owner_restarts(self) -> None:
@@ -395,6 +408,21 @@ def test_a_release_touches_one_nic_only() -> None:
     assert {record["nic"] for record in stored(ledger).values()} == {"net1"}
 
 
+def test_another_node_is_refused_and_told_which() -> None:
+    ledger = load()
+    ledger.apply([claim(node="n1")])
+    outcome = ledger.apply([surrender(node="n2")])
+    assert reason(outcome.answers[0]) == (NAME, "node", "n2", "n1, for 10.0.0.1")
+    assert not outcome.changed
+    assert one(ledger, surrender(cid="c2", node="n2")) == Surrendered(), "not of this sandbox: nothing to refuse"
+    assert one(ledger, surrender(node="n1")) == Surrendered(ips=("10.0.0.1",))
+
+
+def test_a_record_that_names_no_node_is_released_by_any() -> None:
+    ledger = load(make_pool(allocated=foreign(ip_10_0_0_9="u1")))
+    assert one(ledger, surrender(node="n7")) == Surrendered(ips=("10.0.0.9",))
+
+
 # ---------------------------------------------------------------- records of other programs
 
 
@@ -471,12 +499,6 @@ def test_keys_are_sorted_as_text() -> None:
 # ---------------------------------------------------------------- refusals
 
 
-def reason(answer: Answer) -> tuple[str, str, str, str]:
-    assert isinstance(answer, Refused), answer
-    it = answer.reason
-    return it.pool, it.predicate, it.wanted, it.seen
-
-
 def test_a_disabled_pool_grants_nothing_new_but_leaves_what_is_in_use() -> None:
     ledger = load(make_pool(allocated=foreign(ip_10_0_0_9="u1"), disable=True))
     outcome = ledger.apply([claim("u1"), claim("u2"), surrender("u1", cid="")])
@@ -539,6 +561,19 @@ def test_an_address_that_was_reserved_later_is_kept() -> None:
     answers = ledger.apply([claim(f"v{at}") for at in range(12)]).answers
     assert "10.0.0.9/16" not in {address(answer) for answer in answers[:11]}
     assert reason(answers[11])[1] == "full"
+
+
+def test_an_address_that_is_reserved_now_is_not_granted_now() -> None:
+    ledger = load(make_pool(["10.0.0.1-10.0.0.3"]))
+    ledger.apply([claim("u1")])
+    ledger.reserve(parse_ranges(["10.0.0.1-10.0.0.2"], 4))
+    answers = ledger.apply([claim("u1"), claim("u2"), claim("u3")]).answers
+    assert [plain(answer) for answer in answers] == ["10.0.0.1", "10.0.0.3", "full"]
+    assert reason(answers[2])[3] == "all 1 taken, 2 more reserved"
+    ledger.reserve(Ranges(4))
+    assert address(one(ledger, claim("u3"))) == "10.0.0.2/16"
+    with pytest.raises(ValueError, match="nothing in common"):
+        ledger.reserve(Ranges(6))
 
 
 def test_an_object_near_the_limit_of_etcd_takes_no_more() -> None:

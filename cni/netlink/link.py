@@ -22,7 +22,7 @@ _MACVLAN_MODE, _MACVLAN_BC_QUEUE_LEN = 1, 7
 _SKIP_STATS = 8
 _AF_INET = 2
 _INET_CONF = 1
-_ARP_NOTIFY = 26
+_ARP_NOTIFY = 22
 """IPV4_DEVCONF_ARP_NOTIFY of linux/ip.h."""
 _UP = 1
 _HEADER = struct.Struct("=BxHiII")

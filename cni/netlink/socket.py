@@ -7,6 +7,7 @@ and so its addresses, alive. Hence the context managers.
 """
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -20,6 +21,7 @@ from cni.config import shown
 from cni.errors import InvalidNetns, IoFailure, KernelRefused
 from cni.netlink import message
 
+_GET_NSTYPE = 0xB703
 _OWN = "/proc/thread-self/ns/net"
 _SOL_NETLINK = 270
 _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 10, 11, 12
@@ -60,8 +62,7 @@ class Netns:
         except (OSError, ValueError) as error:
             words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise InvalidNetns(f"CNI_NETNS: {shown(path)} cannot be opened", words) from error
-        # After its last unmount a namespace's file is an ordinary, empty one.
-        if os.fstat(descriptor).st_dev != Path(_OWN).stat().st_dev:
+        if not _is_network(descriptor):
             os.close(descriptor)
             raise InvalidNetns(f"CNI_NETNS: {shown(path)} is not a network namespace")
         return cls(path, descriptor)
@@ -95,6 +96,16 @@ class Netns:
                     os.abort()
         finally:
             os.close(home)
+
+
+def _is_network(descriptor: int) -> bool:
+    # After its last unmount a namespace's file is an ordinary, empty one.
+    if os.fstat(descriptor).st_dev != Path(_OWN).stat().st_dev:
+        return False
+    try:
+        return fcntl.ioctl(descriptor, _GET_NSTYPE) == os.CLONE_NEWNET
+    except OSError:
+        return False
 
 
 class Refusal(Exception):

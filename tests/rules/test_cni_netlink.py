@@ -79,7 +79,7 @@ def test_a_queue_length_is_the_only_thing_that_it_adds() -> None:
 def test_changes_of_a_link(index: int) -> None:
     assert link.set_up_body(index) == encoded(ifinfmsg, {"index": index, "flags": 1, "change": 1}, [])
     # pyroute2 cannot write IFLA_INET_CONF; tests/node shows what the kernel makes of it.
-    assert plain(link.announce_on_up_body(index), 16)[16:] == bytes.fromhex("14001a00100002000c00010008001a0001000000")
+    assert plain(link.announce_on_up_body(index), 16)[16:] == bytes.fromhex("14001a00100002000c0001000800160001000000")
 
 
 @given(packed=st.binary(min_size=4, max_size=4), length=st.integers(0, 32), index=INDEX)

@@ -237,6 +237,33 @@ def test_the_first_source_wins(asked: SelectionRequest, ipv4: str, source: str) 
     assert (selection.ipv4, selection.ipv6, selection.source) == ((ipv4,), (), source)
 
 
+def test_order_is_by_how_specifically_a_pool_is_meant() -> None:
+    """Each pool has one mark, and a stronger one goes before all weaker ones together."""
+    marks: list[tuple[str, object]] = [
+        ("pod_affinity", SAME),
+        ("node_name", ["n1"]),
+        ("node_affinity", SAME),
+        ("namespace_name", ["ns"]),
+        ("namespace_affinity", SAME),
+        ("multus_name", ["kube-system/lan"]),
+    ]
+    below = [structs.replace(IPPoolSpec(subnet=SUBNETS[4]), **dict(marks[at + 1 :])) for at in range(6)]
+    alone = [structs.replace(IPPoolSpec(subnet=SUBNETS[4]), **{key: value}) for key, value in marks]
+    written = [
+        *(SpiderIPPool(metadata=ObjectMeta(name=f"all-below-{at}"), spec=spec) for at, spec in enumerate(below)),
+        *(SpiderIPPool(metadata=ObjectMeta(name=f"only-{at}"), spec=spec) for at, spec in enumerate(alone)),
+    ]
+    chosen = select(request({"ipv4": [it.metadata.name for it in written]}), by_name(*written)).ipv4
+    for at in range(6):
+        assert chosen.index(f"only-{at}") < chosen.index(f"all-below-{at}")
+    assert [name for name in chosen if "only" in name] == [f"only-{at}" for at in range(6)]
+
+
+def test_default_pools_are_tried_by_name_whatever_the_order_of_the_snapshot() -> None:
+    pools = by_name(*(pool(name, default=True) for name in ("c", "a", "b")))
+    assert select(request(), pools).ipv4 == ("a", "b", "c")
+
+
 def test_a_source_that_names_one_family_gives_that_family_only() -> None:
     pools = by_name(pool("p4", default=True), pool("p6", 6, default=True))
     assert select(request({"ipv4": ["p4"]}), pools).ipv6 == ()

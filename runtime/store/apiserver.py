@@ -76,6 +76,7 @@ class ApiServer:
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
         self._streams: dict[aiohttp.ClientResponse, None] = {}
+        self._limits: dict[asyncio.Timeout, None] = {}
 
     def __repr__(self) -> str:
         return f"<ApiServer {self.credentials.url}{' closed' if self._closed else ''}>"
@@ -126,8 +127,11 @@ class ApiServer:
     async def aclose(self) -> None:
         """Close all connections: whoever waits on one gets `Unavailable` or `Ambiguous`. Idempotent."""
         self._closed = True
+        # Closing the session alone wakes nobody who waits for a byte.
         for response in self._streams:
-            response.close()  # wakes its reader, which closing the session alone does not
+            response.close()
+        for limit in [limit for limit in self._limits if not limit.expired()]:
+            limit.reschedule(asyncio.get_running_loop().time())
         if self._session is not None:
             await self._session.close()
 
@@ -145,13 +149,12 @@ class ApiServer:
     async def _send(self, call: Call) -> tuple[int, bytes, Mapping[str, str]]:
         progress = _Progress()
         try:
-            async with asyncio.timeout(self.deadline):
-                async with await self._begin(call, progress, timeout=None) as response:
-                    if response.status >= HTTPStatus.MULTIPLE_CHOICES:
-                        return response.status, await self._rest(response), response.headers
-                    return response.status, await response.read(), response.headers
+            async with self._limited(), await self._begin(call, progress, timeout=None) as response:
+                if response.status >= HTTPStatus.MULTIPLE_CHOICES:
+                    return response.status, await self._rest(response), response.headers
+                return response.status, await response.read(), response.headers
         except TimeoutError as error:
-            msg = f"{call.what}: no answer within {self.deadline:g} s"
+            msg = f"{call.what}: {self._too_late()}"
             raise _lost(call, progress, msg) from error
         except (aiohttp.ClientError, OSError) as error:
             msg = f"{call.what}: {_words(error)}"
@@ -163,10 +166,10 @@ class ApiServer:
     async def _open(self, call: Call, silence: float) -> aiohttp.ClientResponse:
         progress = _Progress()
         try:
-            async with asyncio.timeout(self.deadline):
+            async with self._limited():
                 return await self._begin(call, progress, timeout=silence)
         except TimeoutError as error:
-            msg = f"{call.what}: no answer within {self.deadline:g} s"
+            msg = f"{call.what}: {self._too_late()}"
             raise Unavailable(msg) from error
         except (aiohttp.ClientError, OSError) as error:
             msg = f"{call.what}: {_words(error)}"
@@ -193,6 +196,19 @@ class ApiServer:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=timeout),
             trace_request_ctx=progress,
         )
+
+    @asynccontextmanager
+    async def _limited(self) -> AsyncIterator[None]:
+        """Bound the block by the deadline and by the store's end. Raises `TimeoutError` for both."""
+        async with asyncio.timeout(self.deadline) as limit:
+            self._limits[limit] = None
+            try:
+                yield
+            finally:
+                del self._limits[limit]
+
+    def _too_late(self) -> str:
+        return "the store was closed" if self._closed else f"no answer within {self.deadline:g} s"
 
     async def _token(self, call: Call) -> str:
         assert self.credentials.tokens is not None

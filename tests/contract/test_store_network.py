@@ -274,3 +274,21 @@ async def test_a_long_list_comes_in_pages_of_one_revision(backend: Backend, monk
         while (event := await anext(events)).type is not EventType.DELETED:  # a pod is marked first
             assert event.object is not None
             assert event.object.metadata.name == "p3"
+
+
+async def test_closing_the_store_ends_what_is_under_way(
+    backend: Backend, relayed: tuple[Relay, KubernetesStore]
+) -> None:
+    relay, store = relayed
+    store.server.deadline = 30.0
+    pool = await created(backend)
+    relay.fault = Fault.SILENCE
+    write = asyncio.create_task(store.patch(IPPOOL, pool.metadata.name, {"spec": {"disable": True}}))
+    read = asyncio.create_task(store.get(IPPOOL, pool.metadata.name))
+    await asyncio.sleep(0.2)
+    await store.aclose()
+    async with asyncio.timeout(2):
+        assert [type(error) for error in await asyncio.gather(write, read, return_exceptions=True)] == [
+            Ambiguous,
+            Unavailable,
+        ]

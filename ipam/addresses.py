@@ -9,6 +9,7 @@ import ipaddress
 import re
 from bisect import bisect_right
 from collections.abc import Container, Sequence
+from functools import lru_cache
 from typing import Final
 
 BITS: Final = {4: 32, 6: 128}
@@ -19,6 +20,10 @@ MAPPED_FIRST: Final = 0xFFFF << 32
 MAPPED_LAST: Final = MAPPED_FIRST | 0xFFFFFFFF
 
 _BEYOND: Final = 1 << 129
+_ZEROS: Final = re.compile(r"(?<![0-9a-f])0(?::0)+(?![0-9a-f])").findall
+"""The runs of two or more groups that are zero."""
+_REMEMBERED: Final = 32_768
+"""Texts kept: a pool's whole table is written each time, and an IPv6 text takes longer than the rest of its record."""
 _IPV4: Final = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(?:\.(?!$)|$)){4}").fullmatch
 """Five times as fast as `ipaddress`, and a big pool has thousands of these to read after every lost race."""
 
@@ -49,6 +54,7 @@ def parse_address(text: str) -> tuple[int, int]:
     return 6, number
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def format_address(number: int, version: int) -> str:
     """The canonical text, as Go's `net.IP.String` prints it.
 
@@ -63,22 +69,14 @@ def format_address(number: int, version: int) -> str:
         raise ValueError(message)
     if version == 4 or MAPPED_FIRST <= number <= MAPPED_LAST:
         return f"{number >> 24 & 255}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-    groups = f"{number:032x}"
-    words = [groups[at : at + 4].lstrip("0") or "0" for at in range(0, 32, 4)]
-    start, length = _longest_zero_run(words)
-    if length < 2:
-        return ":".join(words)
-    return f"{':'.join(words[:start])}::{':'.join(words[start + length :])}"
-
-
-def _longest_zero_run(words: Sequence[str]) -> tuple[int, int]:
-    """Start and length of the first of the longest runs of zero groups."""
-    best, best_length, run = 0, 0, 0
-    for at, word in enumerate(words):
-        run = run + 1 if word == "0" else 0
-        if run > best_length:
-            best, best_length = at - run + 1, run
-    return best, best_length
+    digits = f"{number:032x}"
+    text = ":".join([digits[at : at + 4].lstrip("0") or "0" for at in range(0, 32, 4)])
+    longest = max(_ZEROS(text), key=len, default="")
+    if not longest:
+        return text
+    padded = f":{text}:"
+    head, _, tail = padded.partition(f":{longest}:")
+    return f"{head[1:]}::{tail[:-1]}"
 
 
 class FreeAddresses:

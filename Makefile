@@ -13,7 +13,7 @@ setup: ## a Python that fits and .venv from the lock file (instant when nothing 
 	@tools/bootstrap
 
 demo: setup shim ## two pods on a real macvlan segment through the real shim and actors, here, in seconds
-	@$(PYTHON) -m bench.demo
+	@.venv/bin/spiderpoolctl demo
 
 test: ## everything that proves the project, phase by phase; TESTS='rules lint' runs only those
 	@tools/bootstrap --timed

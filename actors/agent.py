@@ -175,6 +175,7 @@ def main(argv: list[str] | None = None) -> int:
         health_port=settings.health_port,
         metric_port=settings.metric_http_port if settings.enabled_metric else None,
         program=metrics.Program.AGENT,
+        trace_buffer=settings.trace_buffer,
         notes=settings.notes,
     )
 

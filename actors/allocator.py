@@ -42,13 +42,13 @@ from api.wire import (
     Request,
     Response,
 )
-from ipam.selection import SelectionError, SelectionRequest, select
+from ipam.selection import Selection, SelectionError, SelectionRequest, select
 from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope
 from runtime.errors import ActorError
 from runtime.store.port import NotFound, Store, StoreError
 from runtime.transport.port import Peer
-from telemetry import metrics, traces
+from telemetry import attributes, metrics, traces
 
 _log = logging.getLogger(__name__)
 _audit = logging.getLogger("spiderpool.audit")
@@ -171,8 +171,10 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
     async def _allocate(self, request: Allocate, peer: Peer) -> Allocated:
         pod = await self._live_pod(request.pod, peer)
         with traces.span("allocator.select") as span:
-            candidates, explanation = await self._select(request, pod, peer)
-            span.set_attribute("spiderpool.explanation", str(explanation))
+            selection = await self._select(request, pod, peer)
+            span.set_attribute(attributes.SELECTION_SOURCE, selection.source)
+            span.set_attribute(attributes.EXPLANATION, selection.explanation.summary())
+        candidates = {version: names for version, names in ((4, selection.ipv4), (6, selection.ipv6)) if names}
         granted: dict[int, tuple[str, Granted]] = {}
         refused: dict[int, Explanation] = {}
 
@@ -186,7 +188,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
             async with anyio.create_task_group() as group:
                 for version, names in candidates.items():
                     group.start_soon(claim, version, names)
-            why = explanation.merged(*refused.values())
+            why = selection.explanation.merged(*refused.values())
             missing = [version for version in candidates if version not in granted]
             if missing:
                 raise _Refusal(_exhausted(request.pod, missing, why, held=bool(granted)))
@@ -233,8 +235,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                     verdicts.append(Verdict(pool=name, accepted=False, reason=reason))
         return None, tuple(verdicts)
 
-    async def _select(self, request: Allocate, pod: Pod, peer: Peer) -> tuple[dict[int, tuple[str, ...]], Explanation]:
-        """Candidate pools by family."""
+    async def _select(self, request: Allocate, pod: Pod, peer: Peer) -> Selection:
         selection_request = SelectionRequest(
             pod=pod,
             namespace=await self._object(NAMESPACE, request.pod.namespace, self._view.namespace),
@@ -246,7 +247,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
             enable_ipv6=self._policy.enable_ipv6,
         )
         try:
-            selection = select(selection_request, self._view.pools())
+            return select(selection_request, self._view.pools())
         except SelectionError as error:
             raise _Refusal(
                 Rejected(
@@ -256,8 +257,6 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                     explanation=error.explanation,
                 )
             ) from error
-        candidates = {4: selection.ipv4, 6: selection.ipv6}
-        return {version: names for version, names in candidates.items() if names}, selection.explanation
 
     async def _object[T](self, kind: Kind[T], name: str, cached: Callable[[str], T | None]) -> T | None:
         found = cached(name)

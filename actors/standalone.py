@@ -62,5 +62,6 @@ def main(argv: list[str] | None = None) -> int:
         health_port=settings.agent.health_port,
         metric_port=settings.agent.metric_http_port if settings.agent.enabled_metric else None,
         program=metrics.Program.BOTH,
+        trace_buffer=settings.agent.trace_buffer,
         notes=settings.notes,
     )

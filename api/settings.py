@@ -93,6 +93,10 @@ class _Common(Struct, frozen=True, kw_only=True):
     """Path of the certificates that a client trusts a controller by."""
     controller_name: Annotated[str, Env("SPIDERPOOL_CONTROLLER_NAME")] = "spiderpool-controller"
     """Of the controller's Service and ServiceAccount, in `pod_namespace`."""
+    trace_buffer: Annotated[
+        int, Meta(ge=0, le=1_000_000), Env("SPIDERPOOL_TRACE_BUFFER", (), "a number of spans, 0 to 1000000")
+    ] = 0
+    """Finished spans that are kept in memory and shown at `/debug/traces` of the health port; 0: none."""
     config: ConfigFile = ConfigFile()
     """The ConfigMap file."""
     notes: tuple[str, ...] = ()

@@ -6,6 +6,8 @@ CNI socket on purpose, so that a kubelet that floods one cannot starve the probe
 ========================= ====================================================================================
 GET /metrics              the metrics, if the server was given a program
 GET /healthz              the supervision tree as JSON; 200 when ok or degraded, else 503. ``?text``: for people
+GET /debug/traces         the ids of the traces in memory as JSON, with ``?<id>`` the spans of one (`FinishedSpan`), if
+                          the server was given a recorder
 GET /v1/runtime/startup   200 once nothing is starting, else 500 (as the original's)
 GET /v1/runtime/readiness 200 when ok or degraded, else 500
 GET /v1/runtime/liveness  200 unless something has failed, else 500
@@ -20,10 +22,12 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
+import msgspec
 from msgspec import Struct
 
 from telemetry import metrics
 from telemetry.health import HealthTree, State
+from telemetry.recorder import SpanRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ class HttpServer:
         *,
         health: HealthTree | None = None,
         program: metrics.Program | None = None,
+        recorder: SpanRecorder | None = None,
         routes: Mapping[str, Route] | None = None,
     ) -> None:
         """Nothing is opened before the block is entered, which raises OSError when the address cannot be had.
@@ -68,6 +73,7 @@ class HttpServer:
             port: 0 for any free one.
             health: gives /healthz and /v1/runtime/*.
             program: gives /metrics, with the metrics of that program.
+            recorder: gives /debug/traces.
             routes: more paths, or others for the same ones.
         """
         self._host = host or None
@@ -75,7 +81,11 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._program = program
-        self._routes: dict[str, Route] = {**(_health_routes(health) if health else {}), **(routes or {})}
+        self._routes: dict[str, Route] = {
+            **(_health_routes(health) if health else {}),
+            **(_trace_routes(recorder) if recorder else {}),
+            **(routes or {}),
+        }
 
     def __repr__(self) -> str:
         return f"<HttpServer {self._host or '*'}:{self.port}{'' if self._server else ' closed'}>"
@@ -190,6 +200,19 @@ def _health_routes(health: HealthTree) -> dict[str, Route]:
         "/v1/runtime/readiness": probe(lambda state: state in _WELL),
         "/v1/runtime/liveness": probe(lambda state: state is not State.FAILED),
     }
+
+
+def _trace_routes(recorder: SpanRecorder) -> dict[str, Route]:
+    def answer(query: str) -> Response:
+        try:
+            found = recorder.trace(query) if query else recorder.trace_ids()
+        except ValueError:
+            return Response(b"not a trace id\n", HTTPStatus.BAD_REQUEST)
+        if not found and query:
+            return Response(b"no such trace\n", HTTPStatus.NOT_FOUND)
+        return Response(msgspec.json.encode(found) + b"\n", content_type="application/json")
+
+    return {"/debug/traces": answer}
 
 
 async def _send(writer: asyncio.StreamWriter, answer: Response, *, keep: bool, body: bool) -> None:

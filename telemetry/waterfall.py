@@ -1,6 +1,6 @@
 """A trace drawn as text: who ran in whom, from when to when, in milliseconds. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from telemetry.recorder import FinishedSpan
 
@@ -12,7 +12,7 @@ def draw(spans: Iterable[FinishedSpan], *, width: int = 40, related: Iterable[Fi
     """Draw the spans of one trace, one line each, in the order in which they began below their parent.
 
     A line has the start relative to the first span and the duration in milliseconds, a bar on the trace's time scale,
-    the name indented below its parent, and what failed. Under a span stand its links.
+    the name indented below its parent, and what failed. Under a span stand its links to other traces.
 
     Args:
         spans: of one trace, from any number of processes. A span whose parent is not among them is drawn as a root.
@@ -43,7 +43,7 @@ def draw(spans: Iterable[FinishedSpan], *, width: int = 40, related: Iterable[Fi
         line = f"{times}  |{_bar(span, begin=begin, total=total, width=width)}|  {label:<{label_width}}"
         lines.append(line.rstrip() + (f"  ! {_one_line(span.error)}" if span.error else ""))
         margin = " " * (27 + width) + "  " * depth
-        lines += [f"{margin}{note}" for note in _links(span, others)]
+        lines += [f"{margin}{note}" for note in _links(span, others, known=known)]
     return "\n".join(lines) + "\n"
 
 
@@ -66,8 +66,10 @@ def _bar(span: FinishedSpan, *, begin: int, total: int, width: int) -> str:
     return (" " * start + filled)[:width].ljust(width)
 
 
-def _links(span: FinishedSpan, others: Mapping[str, FinishedSpan]) -> Iterable[str]:
+def _links(span: FinishedSpan, others: Mapping[str, FinishedSpan], *, known: Container[str]) -> Iterable[str]:
     for link in span.links:
+        if link.span_id in known:
+            continue  # it stands above already
         other = others.get(link.span_id)
         yield f"↔ {_named(other)}" if other else f"↔ span {link.span_id} of trace {link.trace_id}"
     for other in others.values():

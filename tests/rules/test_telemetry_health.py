@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from telemetry import metrics
+from telemetry import metrics, traces
 from telemetry.health import HealthTree, State
 from telemetry.http import HttpServer, Response
 
@@ -126,6 +126,22 @@ async def test_metrics_are_read_and_rendered() -> None:
     assert int(fields["Content-Length"]) == len(body)
     assert b"spiderpool_sandboxes 0.0\n" in body
     assert read == [1]
+
+
+async def test_traces_in_memory_are_shown() -> None:
+    with traces.recording(service="agent") as recorder:
+        with traces.span("outer"), traces.span("inner"):
+            pass
+        trace_id = recorder.span("outer").trace_id
+        async with HttpServer("127.0.0.1", 0, recorder=recorder) as server:
+            status, listed = await get(server.port, "/debug/traces")
+            assert (status, json.loads(listed)) == (200, [trace_id])
+            status, shown = await get(server.port, f"/debug/traces?{trace_id}")
+            assert (status, [span["name"] for span in json.loads(shown)]) == (200, ["outer", "inner"])
+            assert (await get(server.port, f"/debug/traces?{1:032x}"))[0] == 404
+            assert (await get(server.port, "/debug/traces?x"))[0] == 400
+    async with HttpServer("127.0.0.1", 0) as server:
+        assert (await get(server.port, "/debug/traces"))[0] == 404
 
 
 async def test_a_connection_is_kept() -> None:

@@ -1,0 +1,1 @@
+"""The demonstration: a LAN out of network namespaces, a node on it, two pods, and nothing left afterwards."""

@@ -55,8 +55,8 @@ class Claim(Struct, frozen=True, tag="claim", kw_only=True):
         cid: first 12 hex digits of the sandbox's container id. A claim with another cid than the record's is one of a
             newer sandbox and takes the record over.
 
-    Raises:
-        ValueError: one of them is empty. Such a record could never be released by its holder.
+    None of them may be empty, such a record could not be released by its holder: the ledger refuses the claim, alone,
+    rather than raising, since the rest of the batch is other pods'.
     """
 
     pod: str
@@ -64,12 +64,6 @@ class Claim(Struct, frozen=True, tag="claim", kw_only=True):
     nic: str
     node: str
     cid: str
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            if not getattr(self, name):
-                message = f"a claim needs {name}: {self!r}"
-                raise ValueError(message)
 
 
 class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):
@@ -126,8 +120,8 @@ class Refused(Struct, frozen=True, tag="refused", kw_only=True):
     """A claim that this pool cannot serve, or a release by a node that does not hold it. What there was stays.
 
     Attributes:
-        reason: its predicate is one of `disable`, `terminating`, `max-records`, `object-size` and `full`; for a release
-            it is `node`.
+        reason: its predicate is one of `disable`, `terminating`, `max-records`, `object-size`, `full`, and `claim` for
+            one that lacks something; for a release it is `node`.
     """
 
     reason: Reason
@@ -358,6 +352,9 @@ class Ledger:
         return Surrendered(ips=tuple(map(self._text, freed)))
 
     def _claim(self, claim: Claim, undo: list[tuple[int, AllocationRecord | None]]) -> Granted | Refused:
+        missing = [name for name in claim.__struct_fields__ if not getattr(claim, name)]
+        if missing:
+            return self._refused("claim", wanted=", ".join(claim.__struct_fields__), seen=f"no {', no '.join(missing)}")
         held = self._matching(claim.uid, claim.nic)
         kept = next((ip for ip in held if ip in self._allocatable), None)
         if kept is not None:

@@ -26,7 +26,7 @@ from api.settings import ControllerSettings, SettingsError, load_controller
 from runtime.actor import System
 from runtime.errors import ActorError, MailboxFull
 from runtime.store.cluster_credentials import from_kubernetes_asyncio
-from runtime.store.credentials import Credentials, CredentialsError, in_cluster
+from runtime.store.credentials import Credentials, CredentialsError, PluginNeeded, from_kubeconfig, in_cluster
 from runtime.store.kubernetes import KubernetesStore
 from runtime.store.port import NotFound, Store
 from runtime.store.tokens import review_token
@@ -125,11 +125,17 @@ async def _node_of_pod(store: Store, namespace: str, name: str, uid: str) -> str
 
 
 async def _credentials(kubeconfig: str) -> Credentials:
-    """A kubeconfig with everything that kubectl does for it, else the pod's own account."""
+    """A kubeconfig with everything that kubectl does for it, else the pod's own account.
+
+    kubernetes_asyncio costs 60 MiB and is asked only where a plugin has to be run.
+    """
     try:
-        if kubeconfig:
+        if not kubeconfig:
+            return await anyio.to_thread.run_sync(in_cluster)
+        try:
+            return await anyio.to_thread.run_sync(from_kubeconfig, kubeconfig)
+        except PluginNeeded:
             return await from_kubernetes_asyncio(kubeconfig)
-        return await anyio.to_thread.run_sync(in_cluster)
     except CredentialsError as error:
         program.refuse(NAME, error)
 

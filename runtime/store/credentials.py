@@ -29,6 +29,10 @@ class CredentialsError(Exception):
     """No way to the API server can be made of what was given. The text names the file or variable and the fault."""
 
 
+class PluginNeeded(CredentialsError):
+    """The kubeconfig's user authenticates by a plugin (exec or auth-provider): see `cluster_credentials`."""
+
+
 class TokenSource(Protocol):
     """Where bearer tokens come from. Tokens expire: ask before every request."""
 
@@ -234,7 +238,7 @@ def from_kubeconfig(path: str | Path, *, context: str = "") -> Credentials:
 def _assemble(path: Path, cluster: _Cluster, user: _User, *, namespace: str) -> Credentials:
     if user.exec is not None or user.auth_provider is not None:
         msg = f"{path}: the user authenticates by a plugin (exec or auth-provider), which only the controller can run"
-        raise CredentialsError(msg)
+        raise PluginNeeded(msg)
     folder = path.parent
     tls = None
     if urlsplit(cluster.server).scheme == "https":

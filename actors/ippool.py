@@ -301,8 +301,8 @@ class IPPoolActor(Actor[Message]):
                 self._name,
                 change,
                 subresource="status",
+                # Which implies the uid: to demand that as well would cost a read on the API server.
                 resource_version=self._pool.metadata.resource_version,
-                uid=self._pool.metadata.uid,
             )
         metrics.POOL_COMMIT_SECONDS.observe(self.system.clock.now() - begun)
         metrics.POOL_COMMIT_BYTES.inc(size)

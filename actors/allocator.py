@@ -273,15 +273,14 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
         Refused unless it is alive and on the node that asks.
         """
         pod = self._view.pod(ref.namespace, ref.name)
+        if pod is None and not self._policy.pods_exist:
+            return Pod(metadata=ObjectMeta(name=ref.name, namespace=ref.namespace, uid=ref.uid or str(ref)))
         if pod is None or not _same(pod, ref.uid):
             try:
                 pod = await self._store.get(POD, ref.name, namespace=ref.namespace)
             except NotFound:
-                if self._policy.pods_exist:
-                    raise _Refusal(
-                        Rejected(message=f"pod {ref}: no such pod", retry=True, cause="wrong_input")
-                    ) from None
-                return Pod(metadata=ObjectMeta(name=ref.name, namespace=ref.namespace, uid=ref.uid or str(ref)))
+                missing = Rejected(message=f"pod {ref}: no such pod", retry=True, cause="wrong_input")
+                raise _Refusal(missing) from None
             if not _same(pod, ref.uid):
                 raise _Refusal(
                     Rejected(

@@ -4,8 +4,9 @@ IPv4: the kernel sends a gratuitous ARP request per address when a link with arp
 (`cni.netlink.link.announce_on_up`). It costs nothing; a packet socket of our own would take 16 ms to close, and until
 then keep the container's namespace alive.
 
-IPv6: the kernel would announce after duplicate address detection, which we leave out, so we send the unsolicited
-neighbour advertisement (RFC 4861, section 7.2.6) from an ICMPv6 socket in the namespace.
+IPv6: Linux 6.18 does the same for a link with ndisc_notify. That setting has no netlink message, and a read-only
+/proc/sys keeps it off, so we send the unsolicited neighbour advertisement (RFC 4861, section 7.2.6) ourselves, from an
+ICMPv6 socket in the namespace. Twice is harmless.
 """
 
 import socket

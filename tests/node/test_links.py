@@ -14,6 +14,7 @@ from pyroute2 import IPRoute
 
 from cni.errors import CniError, InterfaceExists, InvalidConfig, InvalidNetns, KernelRefused
 from cni.kernel import LinuxKernel
+from cni.netlink import attachment
 from cni.plan import AddressPlan, LinkPlan
 from tests.netns import Netns
 from tests.node.conftest import Segment, talk
@@ -140,6 +141,25 @@ async def test_the_segment_is_told(kernel: LinuxKernel, segment: Segment) -> Non
         (frame[21], frame[22:38], frame[58], frame[62:78], frame[78:86]) == (255, six, 0x20, six, b"\x02\x01" + mac)
         for frame in advertisements
     )
+
+
+async def test_the_segment_is_told_where_the_kernel_keeps_silent(
+    kernel: LinuxKernel, segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As under a read-only /proc/sys, which keeps ndisc_notify off. The first round is the control.
+    monkeypatch.setattr(attachment, "_prepare_ipv6", lambda _: None)
+    container = segment.container()
+    heard = []
+    for advertises in (False, True):
+        with monkeypatch.context() as patch, segment.neighbour.run(_listen) as ear:
+            if not advertises:
+                patch.setattr(attachment, "_advertise", lambda *_: None)
+            await attach(kernel, container, FIRST)
+            frames = await asyncio.to_thread(_hear, ear)
+            await kernel.detach_link(str(container.path), "eth0")
+        six = IPv6Address("fd77::5").packed
+        heard.append([f for f in frames if f[12:14] == b"\x86\xdd" and f[54] == 136 and f[62:78] == six])
+    assert [len(one) for one in heard] == [0, 1]
 
 
 async def test_a_neighbour_forgets_the_former_holder(kernel: LinuxKernel, segment: Segment) -> None:

@@ -1,0 +1,34 @@
+"""The pages keep up with the code: settings, links between pages, names of folders."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api import settings
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize(
+    ("program", "known"), [("spiderpool-agent", settings.AGENT), ("spiderpool-controller", settings.CONTROLLER)]
+)
+def test_every_setting_has_its_row(program: str, known: tuple[Any, ...]) -> None:
+    text = (CHECKOUT / "docs" / "configuration.md").read_text()
+    section = text.partition(f"## {program}\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `([A-Z_]+)` ", section, re.MULTILINE) == [setting.env.name for setting in known]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_folders_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"`((?:api|ipam|telemetry|runtime|cni|actors|ctl|tests|helm)/[\w/.]*)`", page.read_text())
+    assert [name for name in named if not (CHECKOUT / name).exists()] == []

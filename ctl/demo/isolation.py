@@ -109,7 +109,7 @@ def _refusal(error: OSError, uid: int) -> str:
     guilty = [name.replace("/", ".") + f"={value}" for name, value in _LIMITS.items() if _is(name, value)]
     why = f" ({', '.join(guilty)})" if guilty else ""
     if error.errno in {errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS}:
-        return f"user {uid} may not make namespaces here{why}: {error.strerror}; run it as root"
+        return f"user {uid} may not make namespaces here{why}: {error.strerror}{'; run it as root' if uid else ''}"
     return f"namespaces cannot be made{why}: {error}"
 
 

@@ -1,5 +1,6 @@
 """What the demonstration prints: headings, lines and marks, in colours where somebody looks at a terminal."""
 
+import io
 import os
 import sys
 from typing import TextIO
@@ -13,6 +14,8 @@ class Report:
     def __init__(self, stream: TextIO | None = None) -> None:
         """`stream` is stdout by default. NO_COLOR (no-color.org) is honoured."""
         self._stream = sys.stdout if stream is None else stream
+        if isinstance(self._stream, io.TextIOWrapper):
+            self._stream.reconfigure(errors="replace")  # bars and lines are not in every terminal's alphabet
         self._colours = self._stream.isatty() and not os.environ.get("NO_COLOR")
         self.failures: list[str] = []
 

@@ -304,6 +304,9 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
     # -- release -------------------------------------------------------------------------------------------------------
 
     async def _release(self, request: Release, peer: Peer) -> Released:
+        if not request.container_id:
+            # It would match the records of every sandbox.
+            raise _Refusal(Rejected(message=f"pod {request.pod}: container_id is missing", cause="wrong_input"))
         uid = request.pod.uid
         if not uid:
             pod = self._view.pod(request.pod.namespace, request.pod.name)

@@ -222,6 +222,8 @@ class IPPoolActor(Actor[Message]):
         if self._ledger is None or self._pool is None:
             self._load()
             return
+        # A SpiderReservedIP takes effect with the next batch, whether or not the pool has been read again.
+        self._ledger.reserve(self._reserved(self._ledger.version))
         attempt.outcome = self._ledger.apply([self._operation(ask.message) for ask in attempt.asks])
         if attempt.outcome.changed:
             self._write(attempt)

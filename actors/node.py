@@ -20,13 +20,13 @@ from actors.controllers import Controllers
 from actors.disk import Journal
 from actors.outbox import Message as OutboxMessage
 from actors.outbox import Owe
-from actors.sandbox import Attach, Detach, SandboxActor, Verify
+from actors.sandbox import Attach, Detach, SandboxActor, Verify, detach
 from actors.sandbox import Message as SandboxMessage
 from api.wire import Inquire, Ready
 from cni.errors import CniError, InvalidConfig, NotReady, TryAgainLater
 from cni.journal import JournalEntry, State
 from cni.kernel import Kernel
-from cni.protocol import Invocation, PodArgs, Role, Verb
+from cni.protocol import Invocation, PodArgs, Verb
 from cni.result import Result
 from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope, Reply
@@ -250,8 +250,7 @@ class NodeActor(Actor[Message]):
                 "its ADD was cut short" if entry.state is State.ADDING else f"{entry.netns} is gone",
             )
             try:
-                if entry.role is Role.MAIN and entry.netns:
-                    await self._kernel.detach_link(entry.netns, entry.ifname)
+                await detach(self._kernel, entry)
                 owed = msgspec.structs.replace(entry, state=State.RELEASING)
                 await self._journal.put(owed)
                 self._outbox.tell(Owe(owed))

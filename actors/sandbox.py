@@ -164,7 +164,6 @@ class SandboxActor(Actor[Message]):
                 entry,
                 state=State.ADDED,
                 pod=msgspec.structs.replace(entry.pod, uid=allocated.pod_uid),
-                kind=link.kind if link is not None else "",
                 mac=link.mac if link is not None else "",
                 addresses=tuple(a.address for a in allocated.addresses),
                 pools=tuple(a.pool for a in allocated.addresses),
@@ -177,7 +176,7 @@ class SandboxActor(Actor[Message]):
             if isinstance(error, _LinkFailed):
                 entry = msgspec.structs.replace(entry, pools=error.pools, doubtful=error.doubtful)
             with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
-                await self._undo(entry, asked=not _holds_nothing(error))
+                await self._undo(entry, made=not isinstance(error, _LinkFailed), asked=not _holds_nothing(error))
             raise _as_cni(error, invocation) from error
         return result
 
@@ -229,11 +228,11 @@ class SandboxActor(Actor[Message]):
                 msg = f"a controller answered an allocation with {type(answered.response).__name__}"
                 raise InternalError(msg)
 
-    async def _undo(self, entry: JournalEntry, *, asked: bool) -> None:
+    async def _undo(self, entry: JournalEntry, *, made: bool, asked: bool) -> None:
         """Take the link away and see to it that the addresses go back."""
         try:
-            if entry.role is Role.MAIN and entry.netns:
-                await self._kernel.detach_link(entry.netns, entry.ifname)
+            if made:
+                await detach(self._kernel, entry)
             if asked:
                 await self._owe(entry)
             else:
@@ -284,9 +283,8 @@ class SandboxActor(Actor[Message]):
         await self._take_down(entry)
 
     async def _take_down(self, entry: JournalEntry) -> None:
-        if entry.role is Role.MAIN and entry.netns:
-            with traces.span("link.delete"):
-                await self._kernel.detach_link(entry.netns, entry.ifname)
+        with traces.span("link.delete"):
+            await detach(self._kernel, entry)
         if entry.pod.name:
             await self._owe(entry)
 
@@ -309,6 +307,7 @@ class SandboxActor(Actor[Message]):
             netns=invocation.netns,
             network=invocation.conf.name,
             role=invocation.role,
+            kind=invocation.conf.type if invocation.role is Role.MAIN else "",
             pod=_pod(invocation.args),
             changed_ns=self._wall_ns(),
         )
@@ -342,6 +341,12 @@ class _Rejected(Exception):
         super().__init__(str(error))
         self.error = error
         self.held = held
+
+
+async def detach(kernel: Kernel, entry: JournalEntry) -> None:
+    """Remove the link that an entry stands for; one of another kind or MAC address is somebody else's and stays."""
+    if entry.role is Role.MAIN and entry.netns:
+        await kernel.detach_link(entry.netns, entry.ifname, kind=entry.kind, mac=entry.mac)
 
 
 def _leaf(error: BaseException) -> BaseException:

@@ -2,6 +2,7 @@
 
 import sys
 
-from bench.cluster import main
+from bench import cluster, ledger
 
-sys.exit(main())
+ledger.main()
+sys.exit(cluster.main())

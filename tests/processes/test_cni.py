@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
 from tests.processes.lab import CniError, Lab, Pod, call
 from tests.servers import CniBinaries
@@ -76,6 +77,20 @@ def test_a_new_sandbox_takes_the_addresses_over_and_a_late_del_of_the_old_one_ta
     assert pod.name in lab.endpoints()
     pod.delete()
     gone(lab, pod)
+
+
+def test_an_interface_of_somebody_else_is_refused_and_stays(lab: Lab, pod: Pod) -> None:
+    def make() -> None:
+        with IPRoute() as route:
+            route.link("add", ifname="eth0", kind="bridge")
+
+    assert pod.netns is not None
+    pod.netns.run(make)
+    with pytest.raises(CniError, match="eth0 exists already"):
+        pod.add()
+    pod.delete()
+    assert pod.netns.run(interfaces) == ["eth0", "lo"]
+    assert pod.uid not in {record["podUid"] for record in lab.records().values()}
 
 
 @pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])

@@ -60,7 +60,8 @@ async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
             yield Backend("memory", memory, memory, "contract", compact_memory)
             await memory.aclose()
         case "sqlite":
-            sqlite, twin = SQLiteStore(tmp_path / "store.db"), SQLiteStore(tmp_path / "store.db")
+            # A busy disk may starve one of two writers for seconds; how long it waits is not what these tests are about.
+            sqlite, twin = (SQLiteStore(tmp_path / "store.db", patience=60) for _ in range(2))
 
             async def compact_sqlite() -> str:
                 await sqlite.compact()

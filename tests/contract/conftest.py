@@ -60,7 +60,7 @@ async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
             yield Backend("memory", memory, memory, "contract", compact_memory)
             await memory.aclose()
         case "sqlite":
-            # A busy disk may starve one of two writers for seconds; how long it waits is not what these tests are about.
+            # A busy disk may starve one of two writers for seconds, and these tests are not about its patience.
             sqlite, twin = (SQLiteStore(tmp_path / "store.db", patience=60) for _ in range(2))
 
             async def compact_sqlite() -> str:

@@ -26,8 +26,9 @@ format: setup ## rewrite the sources in the house's layout
 	@.venv/bin/ruff check --quiet --fix . || true
 	@.venv/bin/ruff format .
 
-generate: setup ## the chart's CRDs from the Structs in api/
+generate: setup ## the chart's CRDs from the Structs in api/, docs/metrics.md from the table of metrics
 	@$(PYTHON) -m api.crd --output helm/spiderpool/crds
+	@$(PYTHON) -m telemetry.docs --output docs/metrics.md
 
 shim: setup ## the C executable that kubelet starts, for amd64 and arm64, in build/cni
 	@$(PYTHON) -m cni.shim.build --output build/cni

@@ -1,9 +1,8 @@
 """The actor of one IPPool: the only writer of its status, one write per batch.
 
-Messages: `Claim`, `Surrender` and `Peek` from allocators; `Loaded`, `LoadFailed`, `Written`, `WriteFailed` and
-`Retry` from its own I/O. State: the ledger of the last object it read or wrote, with that object's resourceVersion;
-the batch in hand. Persists: `status.allocatedIPs` and the counts, nothing else. Answers: after the store has
-acknowledged.
+Messages: `Claim`, `Surrender` and `Peek` from allocators; `Loaded`, `Written`, `Failed` and `Retry` from its own I/O.
+State: the ledger of the last object it read or wrote, with that object's resourceVersion; the batch in hand. Persists:
+`status.allocatedIPs` and the counts, nothing else. Answers: after the store has acknowledged.
 
 Natural batching: while a write is in flight the mailbox is held and fills; the next write takes all of it, releases
 first. There is no timer that waits for more.

@@ -163,6 +163,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             stack.push_async_callback(store.aclose)
             root.add_service("replicas", lambda: replicas.follow(store))
+        gauge = metrics.RPC_CONNECTIONS.labels(side="client")
+        stack.callback(metrics.on_scrape(lambda: gauge.set(agent.controllers.connections)))
         agent.serve_cni(Path(settings.config.ipam_unix_socket_path))
         root.add_supervisor(connections)
         root.add_supervisor(agent.supervisor)

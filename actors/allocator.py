@@ -48,7 +48,7 @@ from runtime.envelope import Envelope
 from runtime.errors import ActorError
 from runtime.store.port import NotFound, Store, StoreError
 from runtime.transport.port import Peer
-from telemetry import attributes, metrics, traces
+from telemetry import attributes, traces
 
 _log = logging.getLogger(__name__)
 _audit = logging.getLogger("spiderpool.audit")
@@ -334,7 +334,6 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
         held = any(s.held for s in surrendered)
         if not held:
             await endpoint.forget(self._store, pod_ref, request.nic)
-        metrics.IPAM_RELEASE_COUNTS.inc()
         return Released(addresses=tuple(freed))
 
     async def _surrender(self, name: str, uid: str, nic: str, container_id: str, peer: Peer) -> Surrendered:

@@ -9,6 +9,7 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       rpc          the agents' connections
 """
 
+import contextlib
 import logging
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -74,6 +75,15 @@ class Controller:
             capacity=AllocatorActor.capacity,
         )
 
+    def measure(self, *, debug: bool) -> None:
+        """Set the gauges of pools; those of single pools only with `debug`."""
+        pools = self.cluster.pools.snapshot.values()
+        metrics.TOTAL_IPPOOL_COUNTS.set(len(tuple(pools)))
+        for pool in pools if debug else ():
+            total, used = pool.status.total_ip_count or 0, pool.status.allocated_ip_count or 0
+            metrics.DEBUG_IPPOOL_TOTAL_IP_COUNTS.labels(SpiderIPPool=pool.metadata.name).set(total)
+            metrics.DEBUG_IPPOOL_AVAILABLE_IP_COUNTS.labels(SpiderIPPool=pool.metadata.name).set(total - used)
+
     async def serve(self, call: Call) -> bytes:
         """The transport's handler: one request of an agent. Raises `Overloaded`."""
         request = wire.decode_request(call.payload)
@@ -110,6 +120,13 @@ async def _rpc(system: System, controller: Controller, settings: ControllerSetti
         handler=controller.serve,
         name=settings.pod_name,
     )
+    connections = metrics.RPC_CONNECTIONS.labels(side="server")
+    with contextlib.ExitStack() as stack:
+        stack.callback(metrics.on_scrape(lambda: connections.set(server.statistics().connections)))
+        await _run(server)
+
+
+async def _run(server: TlsServer) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(server.run)
         _log.info("serving agents on port %d", await server.listening())
@@ -154,6 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         store = KubernetesStore(await _credentials(settings.kubeconfig), agent=f"{NAME}/{program.VERSION}")
         stack.push_async_callback(store.aclose)
         controller = Controller(system, store, settings=settings, path="controller")
+        stack.callback(metrics.on_scrape(lambda: controller.measure(debug=settings.enabled_debug_metric)))
         root.add_supervisor(controller.supervisor)
         root.add_service("rpc", lambda: _rpc(system, controller, settings, store))
 

@@ -48,12 +48,12 @@ class Controllers:
             self._channels.remove(channel)
 
     def __repr__(self) -> str:
-        return f"<Controllers {sum(c.connected for c in self._channels)}/{len(self._channels)} connected>"
+        return f"<Controllers {self.connections}/{len(self._channels)} connected>"
 
     @property
-    def connected(self) -> bool:
-        """Whether any replica would be asked at once."""
-        return any(channel.connected for channel in self._channels)
+    def connections(self) -> int:
+        """How many replicas would be asked at once."""
+        return sum(channel.connected for channel in self._channels)
 
     async def ask(self, request: wire.Request, *, deadline: float) -> Answer:
         """Send a request to one replica after another until one answers, by `deadline` (clock port, seconds).

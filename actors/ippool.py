@@ -177,6 +177,11 @@ class IPPoolActor(Actor[Message]):
                 _answer(envelope, self._peek(envelope.message))
                 continue
             asks.append(envelope)
+            waited = now - envelope.queued_at
+            if isinstance(envelope.message, Claim):
+                metrics.IPAM_ALLOCATION_LIMIT_DURATION.observe(waited)
+            else:
+                metrics.IPAM_RELEASE_LIMIT_DURATION.observe(waited)
             traces.record(
                 "ippool.wait",
                 start_ns=int((wall - (now - envelope.queued_at)) * 1e9),
@@ -329,7 +334,10 @@ class IPPoolActor(Actor[Message]):
             case Conflict():
                 attempt.conflicts += 1
                 _conflicting.inc()
-                metrics.IPAM_ALLOCATION_UPDATE_IPPOOL_CONFLICT_COUNTS.inc()
+                if any(isinstance(ask.message, Claim) for ask in attempt.asks):
+                    metrics.IPAM_ALLOCATION_UPDATE_IPPOOL_CONFLICT_COUNTS.inc()
+                else:
+                    metrics.IPAM_RELEASE_UPDATE_IPPOOL_CONFLICT_COUNTS.inc()
                 if attempt.conflicts > _CONFLICTS:
                     self._refuse_all(
                         Reason(

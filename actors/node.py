@@ -33,6 +33,7 @@ from runtime.envelope import Envelope, Reply
 from runtime.errors import ActorError
 from runtime.supervision import Supervisor
 from runtime.transport.port import TransportError
+from telemetry import metrics
 
 _log = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ class NodeActor(Actor[Message]):
                 )
                 return LATER
             case Recovered(entries):
+                metrics.SANDBOXES.set(len(entries))
                 for entry in entries:
                     self._entries.setdefault(entry.container_id, {})[entry.ifname] = entry
                 self._ready()

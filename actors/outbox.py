@@ -28,7 +28,8 @@ from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
 from runtime.actor import LATER, Actor, Question
 from runtime.envelope import Envelope
-from runtime.transport.port import TransportError
+from runtime.transport.port import DeadlineExceeded, TransportError
+from telemetry import metrics
 
 _log = logging.getLogger(__name__)
 
@@ -203,7 +204,19 @@ class OutboxActor(Actor[Message]):
         if entry.netns and await self._kernel.carries(entry.netns, entry.ifname, entry.addresses):
             msg = f"a link in {entry.netns} still carries {', '.join(entry.addresses) or entry.ifname}"
             raise _NotYet(msg)
-        await release(self._controllers, entry, deadline=self.system.clock.now() + _REQUEST_SECONDS)
+        begun = self.system.clock.now()
+        metrics.IPAM_RELEASE_COUNTS.inc()
+        try:
+            await release(self._controllers, entry, deadline=begun + _REQUEST_SECONDS)
+        except DeadlineExceeded:
+            metrics.IPAM_RELEASE_ERR_RETRIES_EXHAUSTED_COUNTS.inc()
+            metrics.IPAM_RELEASE_FAILURE_COUNTS.inc()
+            raise
+        except TransportError:
+            metrics.IPAM_RELEASE_ERR_INTERNAL_COUNTS.inc()
+            metrics.IPAM_RELEASE_FAILURE_COUNTS.inc()
+            raise
+        metrics.IPAM_RELEASE_DURATION.observe(self.system.clock.now() - begun)
         if last:
             await self._journal.remove(entry.key)
         return last

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
@@ -112,6 +113,7 @@ def run(
         if metric_port is not None:
             root.add_service("metrics", lambda: _http("", metric_port, health, program=program))
         stack = AsyncExitStack()
+        stack.callback(metrics.on_scrape(lambda: _measure_actors(root)))
         await build(system, root, stack)
         # What the imports and the set-up have made lives until the end: the collector need not look at it again.
         gc.collect()
@@ -127,6 +129,26 @@ def run(
         return 0
 
     return asyncio.run(main())
+
+
+def _measure_actors(root: Supervisor) -> None:
+    """Set the gauges of actors and mailboxes, by kind."""
+    counts: Counter[str] = Counter()
+    depths: dict[str, int] = {}
+    ages: dict[str, float] = {}
+    waiting = [root.status()]
+    while waiting:
+        status = waiting.pop()
+        waiting += status.children
+        if status.mailbox is not None and status.kind:
+            counts[status.kind] += 1
+            depths[status.kind] = max(depths.get(status.kind, 0), status.mailbox.depth)
+            ages[status.kind] = max(ages.get(status.kind, 0.0), status.mailbox.oldest_age)
+    metrics.ACTORS.clear()
+    for kind, count in counts.items():
+        metrics.ACTORS.labels(actor=kind).set(count)
+        metrics.MAILBOX_DEPTH.labels(actor=kind).set(depths[kind])
+        metrics.MAILBOX_OLDEST_AGE_SECONDS.labels(actor=kind).set(ages[kind])
 
 
 async def _http(

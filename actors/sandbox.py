@@ -43,7 +43,7 @@ from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope
 from runtime.errors import ActorError
 from runtime.transport.port import TransportError, Unreachable
-from telemetry import traces
+from telemetry import metrics, traces
 
 _log = logging.getLogger(__name__)
 
@@ -220,7 +220,8 @@ class SandboxActor(Actor[Message]):
         match answered.response:
             case Allocated() as allocated:
                 return allocated, answered.doubtful
-            case Rejected(message, retry, _, explanation, held):
+            case Rejected(message, retry, cause, explanation, held):
+                _count_failure(cause)
                 details = "" if explanation is None else explanation.summary()
                 error = TryAgainLater(message, details) if retry else AllocationRefused(message, details)
                 raise _Rejected(error, held=held or answered.doubtful)
@@ -297,7 +298,7 @@ class SandboxActor(Actor[Message]):
         """From here on the outbox sees to the release."""
         owed = msgspec.structs.replace(entry, state=State.RELEASING, changed_ns=self._wall_ns())
         await self._put(owed)
-        self._entries.pop(entry.ifname, None)
+        self._forget(entry.ifname)
         self._outbox.tell(Owe(owed))
 
     def _entry(self, invocation: Invocation) -> JournalEntry:
@@ -314,11 +315,17 @@ class SandboxActor(Actor[Message]):
 
     async def _put(self, entry: JournalEntry) -> None:
         await self._journal.put(entry)
+        if entry.ifname not in self._entries:
+            metrics.SANDBOXES.inc()
         self._entries[entry.ifname] = entry
 
     async def _remove(self, ifname: str) -> None:
         await self._journal.remove(Key(self._container_id, ifname))
-        self._entries.pop(ifname, None)
+        self._forget(ifname)
+
+    def _forget(self, ifname: str) -> None:
+        if self._entries.pop(ifname, None) is not None:
+            metrics.SANDBOXES.dec()
 
     def _wall_ns(self) -> int:
         return int(self.system.clock.wall() * 1e9)
@@ -341,6 +348,16 @@ class _Rejected(Exception):
         super().__init__(str(error))
         self.error = error
         self.held = held
+
+
+def _count_failure(cause: str) -> None:
+    match cause:
+        case "no_available_pool":
+            metrics.IPAM_ALLOCATION_ERR_NO_AVAILABLE_POOL_COUNTS.inc()
+        case "ip_used_out":
+            metrics.IPAM_ALLOCATION_ERR_IP_USED_OUT_COUNTS.inc()
+        case "internal":
+            metrics.IPAM_ALLOCATION_ERR_INTERNAL_COUNTS.inc()
 
 
 async def detach(kernel: Kernel, entry: JournalEntry) -> None:
@@ -368,6 +385,7 @@ def _as_cni(error: BaseException, invocation: Invocation) -> BaseException:
         case _Rejected() | _LinkFailed():
             return leaf.error
         case TransportError():
+            metrics.IPAM_ALLOCATION_ERR_RETRIES_EXHAUSTED_COUNTS.inc()
             return TryAgainLater(f"pod {_pod(invocation.args)}: no controller could be asked for addresses", str(leaf))
         case ActorError():
             return TryAgainLater(f"pod {_pod(invocation.args)}: the agent is overloaded or stopping", str(leaf))

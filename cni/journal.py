@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import re
+import time
 from enum import StrEnum
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from api.wire import PodRef
 from cni.errors import IoFailure
 from cni.protocol import Role
 from cni.result import Result
+from telemetry import metrics
 
 _log = logging.getLogger(__name__)
 _SUFFIX = ".json"
@@ -111,6 +113,7 @@ class Journal:
         Raises:
             IoFailure: it could not be written; what was there before still is.
         """
+        begun = time.perf_counter()
         path = self._path(entry.key)
         temporary = path.with_suffix(".tmp")
         try:
@@ -120,6 +123,7 @@ class Journal:
                 os.fsync(file.fileno())
             temporary.rename(path)
             self._sync_directory()
+            metrics.JOURNAL_FSYNC_SECONDS.observe(time.perf_counter() - begun)
         except OSError as error:
             raise IoFailure(f"journal entry {path} cannot be written", str(error)) from error
 

@@ -1,16 +1,20 @@
 """The node's kernel as the actors see it: a handful of asynchronous verbs, each idempotent or undone on failure."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from errno import errorcode
 from functools import partial
 from typing import Protocol
 
 import anyio
 from anyio import to_thread
 
+from cni.errors import KernelRefused
 from cni.netlink import attachment
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
+from telemetry import metrics
 
 
 class Kernel(Protocol):
@@ -103,9 +107,14 @@ class LinuxKernel:
         return await self._run(attachment.carries, netns, ifname, addresses)
 
     async def _run[*Args, T](self, function: Callable[[*Args], T], *args: *Args) -> T:
+        step = getattr(function, "func", function).__name__
+        begun = time.perf_counter()
         work = asyncio.ensure_future(to_thread.run_sync(function, *args, limiter=self._limiter))
         try:
             return await asyncio.shield(work)
+        except KernelRefused as error:
+            metrics.NETLINK_ERRORS.labels(step=step, errno=errorcode.get(error.errno, str(error.errno))).inc()
+            raise
         except asyncio.CancelledError:
             with anyio.CancelScope(shield=True):
                 while not work.done():
@@ -114,3 +123,5 @@ class LinuxKernel:
             if not work.cancelled():
                 work.exception()  # nobody is left to be told
             raise
+        finally:
+            metrics.NETLINK_STEP_SECONDS.labels(step=step).observe(time.perf_counter() - begun)

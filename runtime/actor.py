@@ -18,12 +18,14 @@ import anyio
 from anyio.abc import TaskGroup
 from msgspec import Struct
 from opentelemetry import context as otel
+from prometheus_client import Histogram
 
 from runtime.clock import Clock, SystemClock
 from runtime.envelope import Envelope, Reply
 from runtime.errors import ActorStopped, AskCycle, AskTimeout
 from runtime.mailbox import Mailbox, MailboxStatistics
 from runtime.timers import Timers
+from telemetry import metrics
 from telemetry.health import HealthTree
 
 _FAIRNESS = 64
@@ -234,6 +236,8 @@ class Cell[M]:
         self._factory = factory
         self._group: TaskGroup | None = None
         self._pending: dict[int, Reply] = {}
+        self._waits: Histogram
+        self._batches: Histogram
 
     def request_stop(self) -> None:
         """Ask for an orderly end: the message in hand is the last."""
@@ -249,6 +253,9 @@ class Cell[M]:
     async def run(self) -> None:
         """Live one life: until `request_stop`, or an exception that nobody asked for."""
         actor = self._factory()
+        self.mailbox.kind = kind = type(actor).__name__.removesuffix("Actor").lower()
+        self._waits = metrics.MAILBOX_WAIT_SECONDS.labels(actor=kind)
+        self._batches = metrics.MAILBOX_BATCH_SIZE.labels(actor=kind)
         actor.ref = self.ref
         actor.system = self.system
         actor.timers = Timers(self._timer_fired)
@@ -283,6 +290,7 @@ class Cell[M]:
             elif actor.batch > 1:
                 batch = [e for e in self.mailbox.take_nowait(actor.batch) if self._wanted(e)]
                 if batch:
+                    self._batches.observe(len(batch))
                     self._deliver_batch(actor, batch)
             else:
                 for envelope in self.mailbox.take_nowait(1):
@@ -298,6 +306,7 @@ class Cell[M]:
         if envelope.reply is not None and envelope.reply.done:
             self.mailbox.count_expired()
             return False
+        self._waits.observe(self.system.clock.now() - envelope.queued_at)
         if envelope.reply is not None:
             self._pending[id(envelope.reply)] = envelope.reply
             if len(self._pending) > 2 * self.mailbox.capacity:

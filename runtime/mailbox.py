@@ -17,6 +17,7 @@ from msgspec import Struct
 from runtime.clock import Clock
 from runtime.envelope import Envelope
 from runtime.errors import ActorStopped, MailboxFull
+from telemetry import metrics
 
 
 class MailboxStatistics(Struct, frozen=True):
@@ -40,6 +41,8 @@ class Mailbox:
     def __init__(self, owner: str, *, capacity: int, clock: Clock) -> None:
         """`capacity` bounds the user lane; `owner` is the actor's name, for error texts."""
         self.owner = owner
+        self.kind = ""
+        """What the owner is, as the metrics' label; known once it lives."""
         self.capacity = capacity
         self._clock = clock
         self._user: deque[Envelope] = deque()
@@ -66,6 +69,7 @@ class Mailbox:
             raise ActorStopped(self.owner)
         if len(self._user) >= self.capacity:
             self._rejected += 1
+            metrics.MAILBOX_REJECTIONS.labels(actor=self.kind).inc()
             raise MailboxFull(self.owner, self.capacity)
         self._user.append(envelope)
         if not self._held:

@@ -19,6 +19,7 @@ from msgspec import Struct
 from runtime.actor import Actor, Cell, Ref, System
 from runtime.errors import Escalated
 from runtime.mailbox import MailboxStatistics
+from telemetry import metrics
 from telemetry.health import State
 
 _log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class ChildStatus(Struct, frozen=True):
     last_failure: str = ""
     mailbox: MailboxStatistics | None = None
     children: tuple["ChildStatus", ...] = ()
+    kind: str = ""
+    """What an actor is; empty for services and supervisors."""
 
 
 class _Child:
@@ -113,6 +116,7 @@ class _Child:
             last_failure=self.last_failure,
             mailbox=self.cell.mailbox.statistics() if self.cell is not None else None,
             children=self.supervisor.status().children if self.supervisor is not None else (),
+            kind=self.cell.mailbox.kind if self.cell is not None else "",
         )
 
 
@@ -270,6 +274,8 @@ class Supervisor:
                 self._count_failure(child, failure)
                 self._report(child, "restarting")
                 child.restarts += 1
+                if child.cell is not None:
+                    metrics.ACTOR_RESTARTS.labels(actor=child.cell.mailbox.kind).inc()
                 if self._strategy is Strategy.REST_FOR_ONE:
                     self._restart_after(child)
         finally:

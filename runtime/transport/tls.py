@@ -38,6 +38,7 @@ from runtime.transport.port import (
     TransportError,
     Unreachable,
 )
+from telemetry import metrics
 
 _log = logging.getLogger(__name__)
 
@@ -316,6 +317,7 @@ class TlsChannel:
         raise Unreachable(msg)
 
     def _down(self, error: Exception) -> None:
+        metrics.RPC_CONNECTION_FAILURES.labels(reason=type(error).__name__).inc()
         text = one_line(error)
         self._refusal = text if isinstance(error, Refused) else ""
         level = logging.DEBUG if text == self._last_failure else logging.WARNING

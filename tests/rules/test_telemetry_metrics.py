@@ -143,3 +143,14 @@ def test_a_page_that_drifted_is_found(tmp_path: Path, capsys: pytest.CaptureFixt
     page.write_text(docs.markdown([Metric(name="x", kind=Kind.GAUGE, help="y", program=Program.BOTH)]))
     assert docs.main(["--check", "--output", str(page)]) == 1
     assert "make generate" in capsys.readouterr().err
+
+
+def test_every_metric_is_set_by_some_room() -> None:
+    """A metric in the table that nobody sets would be a promise in the documentation that nothing keeps."""
+    rooms = ("actors", "cni", "runtime", "ctl")
+    checkout = Path(__file__).resolve().parents[2]
+    used = "\n".join(path.read_text() for room in rooms for path in (checkout / room).rglob("*.py"))
+    table = (checkout / "telemetry" / "metrics.py").read_text()
+    declared = re.findall(r"^([A-Z_]+) = (?:counter|gauge|histogram|Durations)\(", table, re.MULTILINE)
+    assert len(declared) > 40
+    assert [name for name in declared if f"metrics.{name}" not in used] == []

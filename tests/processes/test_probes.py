@@ -1,0 +1,44 @@
+"""What the programs say of themselves over HTTP, after real calls."""
+
+import json
+from urllib.request import urlopen
+
+import pytest
+
+from tests.processes.lab import Lab
+
+
+def get(port: int, path: str) -> str:
+    with urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+        return str(answer.read().decode())
+
+
+def value(exposition: str, series: str) -> float:
+    """The value of one series, by its name and labels as exposed."""
+    return next(float(line.rpartition(" ")[2]) for line in exposition.splitlines() if line.rpartition(" ")[0] == series)
+
+
+@pytest.mark.blocking
+@pytest.mark.timeout(120)
+def test_metrics_and_health_after_one_pod(lab: Lab) -> None:
+    pod = lab.pod("measured")
+    pod.start()
+    agent = get(lab.metric_ports["n1"], "/metrics")
+    assert value(agent, "spiderpool_ipam_allocation_counts") >= 1
+    assert value(agent, "spiderpool_sandboxes") == 1
+    assert value(agent, 'spiderpool_actors{actor="sandbox"}') == 1
+    assert value(agent, 'spiderpool_rpc_connections{side="client"}') == 1
+    assert value(agent, 'spiderpool_netlink_step_seconds_count{step="make_link"}') >= 1
+    assert value(agent, "spiderpool_journal_fsync_seconds_count") >= 2
+    controller = get(lab.metric_ports["controller"], "/metrics")
+    assert value(controller, 'spiderpool_actors{actor="ippool"}') == 2
+    assert value(controller, 'spiderpool_rpc_connections{side="server"}') == 2
+    assert value(controller, 'spiderpool_pool_commits_total{outcome="committed"}') >= 2
+    assert value(controller, "spiderpool_total_ippool_counts") >= 2
+
+    tree = json.loads(get(lab.health_ports["controller"], "/healthz"))
+    assert tree["status"] == "ok"
+    assert {"controller"} <= {child["name"] for child in tree["children"]}
+    assert "ippools" in get(lab.health_ports["controller"], "/healthz?text")
+    pod.stop()
+    lab.wait_for(lambda: value(get(lab.metric_ports["n1"], "/metrics"), "spiderpool_sandboxes") == 0)

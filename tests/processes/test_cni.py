@@ -9,7 +9,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from tests.processes.lab import CniError, Lab, Pod, call
-from tests.servers import CniBinaries
+from tests.servers import CniBinaries, ServersUnavailable, debian_plugins
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
 
@@ -128,12 +128,19 @@ def test_cnitool_with_our_main_plugin(lab: Lab, pod: Pod, cni_binaries: CniBinar
     gone(lab, pod)
 
 
-def test_our_ipam_under_the_reference_macvlan(lab: Lab, pod: Pod, cni_binaries: CniBinaries) -> None:
-    folder = lab.folder / "foreign"
+@pytest.mark.parametrize("origin", ["upstream", "debian"])
+def test_our_ipam_under_the_reference_macvlan(lab: Lab, pod: Pod, cni_binaries: CniBinaries, origin: str) -> None:
+    macvlan = cni_binaries.macvlan
+    if origin == "debian":
+        try:
+            macvlan = debian_plugins() / "macvlan"
+        except ServersUnavailable as problem:
+            pytest.skip(str(problem))
+    folder = lab.folder / f"foreign-{origin}"
     folder.mkdir()
     (folder / "spiderpool").write_bytes((lab.plugins / "spiderpool").read_bytes())
     (folder / "spiderpool").chmod(0o755)
-    (folder / "macvlan").symlink_to(cni_binaries.macvlan)
+    (folder / "macvlan").symlink_to(macvlan)
     network = {"cniVersion": "1.0.0", "name": "foreign", "plugins": [lab.config(pod.node, name="foreign")]}
     result = json.loads(cnitool(lab, pod, cni_binaries, network, "add", path=folder))
     told = {ip["address"].partition("/")[0] for ip in result["ips"]}

@@ -8,6 +8,7 @@ compiler.
 
 from tests.servers.certificates import CertificateAuthority, KeyPair
 from tests.servers.control_plane import ControlPlane
+from tests.servers.debian import debian_plugins
 from tests.servers.jaeger import JaegerServer
 from tests.servers.process import CommandFailed, ServerFailed, ServerProcess, free_port
 from tests.servers.provide import CniBinaries, ServersUnavailable, cni_binaries, executable
@@ -23,6 +24,7 @@ __all__ = [
     "ServerProcess",
     "ServersUnavailable",
     "cni_binaries",
+    "debian_plugins",
     "executable",
     "free_port",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from tests.servers.debian import debian_plugins
 from tests.servers.provide import NAMES, ServersUnavailable, executable
 
 
@@ -19,6 +20,10 @@ def main() -> int:
             return 1
         if time.monotonic() - start > 1 or sys.stdout.isatty():
             print(f"servers: {name:<14} {path}", flush=True)
+    try:
+        debian_plugins(progress=lambda line: print(f"servers: {line}", flush=True))
+    except ServersUnavailable as problem:
+        print(f"servers: {problem}; the test with Debian's plugin will be skipped", flush=True)
     print(f"servers: {len(NAMES)} executables ready", flush=True)
     return 0
 

@@ -66,6 +66,9 @@ class Controllers:
         with traces.span(f"rpc {type(request).__name__}"):
             while True:
                 channels = sorted(self._channels, key=lambda c: not c.connected)
+                if not channels and self._clock.now() >= deadline:
+                    # The last one may have gone in the middle: what it was asked may still be carried out.
+                    raise ambiguous or Unreachable("no controller replica is known: is the controller's Service ready?")
                 for channel in channels:
                     left = deadline - self._clock.now()
                     if left <= 0:

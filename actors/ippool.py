@@ -33,7 +33,7 @@ from ipam.ranges import Ranges
 from runtime.actor import LATER, Actor, Question
 from runtime.envelope import Envelope
 from runtime.store.port import Ambiguous, Busy, Conflict, NotFound, Store, StoreError, Unavailable
-from telemetry import metrics, traces
+from telemetry import attributes, metrics, traces
 
 _log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class IPPoolActor(Actor[Message]):
                 start_ns=int((wall - (now - envelope.queued_at)) * 1e9),
                 end_ns=int(wall * 1e9),
                 parent=envelope.trace,
-                attributes={"spiderpool.ippool.name": self._name},
+                attributes={attributes.POOL: self._name},
             )
         if not asks:
             return
@@ -296,8 +296,8 @@ class IPPoolActor(Actor[Message]):
             "ippool.batch",
             links=links,
             attributes={
-                "spiderpool.ippool.name": self._name,
-                "spiderpool.batch.size": len(attempt.asks),
+                attributes.POOL: self._name,
+                attributes.BATCH_SIZE: len(attempt.asks),
                 "spiderpool.batch.bytes": size,
                 "spiderpool.batch.conflicts": attempt.conflicts,
             },

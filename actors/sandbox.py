@@ -361,9 +361,12 @@ def _count_failure(cause: str) -> None:
 
 
 async def detach(kernel: Kernel, entry: JournalEntry) -> None:
-    """Remove the link that an entry stands for; one of another kind or MAC address is somebody else's and stays."""
+    """Remove the link that an entry stands for; one of another kind is somebody else's and stays.
+
+    Its MAC address does not matter: a chained plugin may have changed it since.
+    """
     if entry.role is Role.MAIN and entry.netns:
-        await kernel.detach_link(entry.netns, entry.ifname, kind=entry.kind, mac=entry.mac)
+        await kernel.detach_link(entry.netns, entry.ifname, kind=entry.kind)
 
 
 def _leaf(error: BaseException) -> BaseException:

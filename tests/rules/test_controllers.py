@@ -1,0 +1,75 @@
+"""An agent's way to any replica that answers: order, failover, doubt, and an end by the deadline."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from actors.controllers import Controllers
+from api import wire
+from runtime.testing import VirtualClock, run
+from runtime.transport.port import Disconnected, Overloaded, TransportError, Unreachable
+
+
+class Replica:
+    """A channel that answers, or fails in one way for ever."""
+
+    def __init__(self, failure: TransportError | None = None, *, connected: bool = True) -> None:
+        self.failure = failure
+        self.connected = connected
+        self.asked = 0
+
+    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "") -> bytes:
+        self.asked += 1
+        await asyncio.sleep(0.001)
+        if self.failure is not None:
+            raise self.failure
+        return wire.encode(wire.Ready())
+
+
+def ask(*replicas: Replica, seconds: float = 5.0) -> tuple[Any, float]:
+    """What comes of one request, and the virtual seconds it took."""
+
+    async def main() -> tuple[Any, float]:
+        controllers = Controllers(list(replicas), clock=VirtualClock())
+        try:
+            answer: Any = await controllers.ask(wire.Inquire(), deadline=seconds)
+        except TransportError as error:
+            answer = error
+        return answer, asyncio.get_running_loop().time()
+
+    body: Callable[[], Coroutine[Any, Any, tuple[Any, float]]] = main
+    return run(body, seed=1)
+
+
+def test_a_connected_replica_is_asked_first() -> None:
+    down, up = Replica(Unreachable("down"), connected=False), Replica()
+    answer, _ = ask(down, up)
+    assert (answer.response, answer.doubtful, down.asked) == (wire.Ready(), False, 0)
+
+
+def test_another_replica_takes_over_and_the_answer_is_in_doubt() -> None:
+    answer, _ = ask(Replica(Disconnected("cut")), Replica())
+    assert answer.doubtful
+
+
+def test_an_overloaded_replica_is_not_worked_around() -> None:
+    answer, _ = ask(Replica(Overloaded("busy")), Replica())
+    assert isinstance(answer, Overloaded)
+
+
+@pytest.mark.parametrize(("failure", "kind"), [(Unreachable("down"), Unreachable), (Disconnected("cut"), Disconnected)])
+def test_it_ends_by_the_deadline_and_says_whether_something_may_have_happened(
+    failure: TransportError, kind: type[TransportError]
+) -> None:
+    answer, seconds = ask(Replica(failure), Replica(failure))
+    assert type(answer) is kind
+    assert seconds == pytest.approx(5.0, abs=0.2)
+
+
+def test_without_any_replica_it_ends_by_the_deadline_too() -> None:
+    answer, seconds = ask()
+    assert isinstance(answer, Unreachable)
+    assert "no controller replica is known" in str(answer)
+    assert seconds == pytest.approx(5.0, abs=0.2)

@@ -343,12 +343,14 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
         match answer:
             case Surrendered():
                 return answer
-            case Refused(reason, retry):
+            case Refused(reason):
                 if reason.predicate == "exists":
                     return Surrendered()  # the pool is gone, and its records with it
                 if reason.predicate == "node":
                     _audit.warning("refused: node %s releases pod uid %s: %s", peer.node, uid, reason)
-                raise _Refusal(Rejected(message=str(reason), retry=retry, cause="denied"))
+                    raise _Refusal(Rejected(message=f"pool {name}: {reason}", cause="denied"))
+                # A release is never given up for what may be mended: an unreadable status, a store that refuses.
+                raise _Refusal(Rejected(message=f"pool {name}: {reason}", retry=True, cause="internal"))
             case _:
                 assert_never(answer)
 

@@ -1,0 +1,1 @@
+"""Programs that build, not programs that run: nothing here is part of what a user installs."""

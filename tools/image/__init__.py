@@ -1,0 +1,1 @@
+"""The container image without a container engine: Debian packages and locked wheels in, an OCI archive out."""

@@ -16,14 +16,17 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from actors import program
+from actors.activity import Activity
 from actors.allocator import AllocatorActor, Policy, Serve
 from actors.cluster import Cluster
 from actors.ippools import IPPools
 from api import wire
 from api.kinds import POD
 from api.settings import ControllerSettings, SettingsError, load_controller
+from api.status import ReplicaStatus
 from runtime.actor import System
 from runtime.errors import ActorError, MailboxFull
 from runtime.store.cluster_credentials import from_kubernetes_asyncio
@@ -36,6 +39,7 @@ from runtime.transport.identity import TokenAuthenticator
 from runtime.transport.port import Call, Overloaded
 from runtime.transport.server import TlsServer
 from telemetry import metrics, traces
+from telemetry.http import Response, Route
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +73,9 @@ class Controller:
             enable_ipv4=settings.config.enable_ipv4, enable_ipv6=settings.config.enable_ipv6, pods_exist=pods_exist
         )
         self._clock = system.clock
+        self._activity = Activity()
+        self._replica = settings.pod_name
+        self._started = system.clock.wall()
         self._allocator = self.supervisor.add_actor(
             "allocator",
             lambda: AllocatorActor(store, pools=self.pools, view=self.cluster.view(), policy=policy),
@@ -99,7 +106,19 @@ class Controller:
         outcome = answer.cause or "rejected" if isinstance(answer, wire.Rejected) else "ok"
         metrics.RPC_REQUESTS.labels(side="server", method=method, outcome=outcome).inc()
         metrics.RPC_REQUEST_SECONDS.labels(side="server", method=method).observe(self._clock.now() - begun)
+        self._activity.record(request, answer, call.peer, at=self._clock.wall())
         return wire.encode(answer)
+
+    def status(self) -> ReplicaStatus:
+        """What `spiderpoolctl status` asks every replica."""
+        return ReplicaStatus(
+            replica=self._replica,
+            version=program.VERSION,
+            started=self._started,
+            pools={pool.metadata.name: self._replica for pool in self.cluster.pools.snapshot.values()},
+            nodes=self._activity.nodes(),
+            problems=self._activity.problems(now=self._clock.wall()),
+        )
 
 
 async def _rpc(system: System, controller: Controller, settings: ControllerSettings, store: KubernetesStore) -> None:
@@ -167,11 +186,16 @@ def main(argv: list[str] | None = None) -> int:
     if not settings.tls_server_cert:
         program.refuse(NAME, SettingsError("--tls-server-cert is missing: agents connect over TLS"))
 
+    routes: dict[str, Route] = {}
+
     async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
         store = KubernetesStore(await _credentials(settings.kubeconfig), agent=f"{NAME}/{program.VERSION}")
         stack.push_async_callback(store.aclose)
         controller = Controller(system, store, settings=settings, path="controller")
         stack.callback(metrics.on_scrape(lambda: controller.measure(debug=settings.enabled_debug_metric)))
+        routes["/debug/status"] = lambda _query: Response(
+            msgspec.json.encode(controller.status()) + b"\n", content_type="application/json"
+        )
         root.add_supervisor(controller.supervisor)
         root.add_service("rpc", lambda: _rpc(system, controller, settings, store))
 
@@ -184,4 +208,5 @@ def main(argv: list[str] | None = None) -> int:
         program=metrics.Program.CONTROLLER,
         trace_buffer=settings.trace_buffer,
         notes=settings.notes,
+        routes=routes,
     )

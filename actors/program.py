@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from runtime.actor import System
 from runtime.supervision import Supervisor
 from telemetry import logs, metrics, traces
 from telemetry.health import HealthTree
-from telemetry.http import HttpServer
+from telemetry.http import HttpServer, Route
 from telemetry.metrics import Program
 from telemetry.recorder import SpanRecorder
 
@@ -87,12 +87,13 @@ def run(
     program: Program,
     trace_buffer: int = 0,
     notes: Sequence[str] = (),
+    routes: Mapping[str, Route] | None = None,
 ) -> int:
     """Run a supervision tree until SIGTERM or SIGINT; returns the exit code.
 
     `build` fills the root supervisor with children; what it pushes on the stack is closed behind them. Exit code 1
     that the root gave up, and the platform is to start the process again. With `trace_buffer` that many finished spans
-    are kept and shown at `/debug/traces` of the health port.
+    are kept and shown at `/debug/traces` of the health port; `routes` are more of its paths, and `build` may add some.
     """
     logs.setup(log_level)
     attributes = {"k8s.node.name": node} if node else {}
@@ -109,7 +110,7 @@ def run(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: loop.create_task(root.stop()))
-        root.add_service("probes", lambda: _http("", health_port, health, recorder=recorder))
+        root.add_service("probes", lambda: _http("", health_port, health, recorder=recorder, routes=routes))
         if metric_port is not None:
             root.add_service("metrics", lambda: _http("", metric_port, health, program=program))
         stack = AsyncExitStack()
@@ -152,9 +153,15 @@ def _measure_actors(root: Supervisor) -> None:
 
 
 async def _http(
-    host: str, port: int, health: HealthTree, *, program: Program | None = None, recorder: SpanRecorder | None = None
+    host: str,
+    port: int,
+    health: HealthTree,
+    *,
+    program: Program | None = None,
+    recorder: SpanRecorder | None = None,
+    routes: Mapping[str, Route] | None = None,
 ) -> None:
-    async with HttpServer(host, port, health=health, program=program, recorder=recorder):
+    async with HttpServer(host, port, health=health, program=program, recorder=recorder, routes=routes):
         await anyio.sleep_forever()
 
 

@@ -15,9 +15,16 @@ VERBS = {
     "version": "what this is",
     "apply": "create objects from YAML, or change them to what it says",
     "get": "what is in the pools",
+    "status": "whether an installation works: components, owners of pools, nodes, errors of the last hour",
     "demo": "two pods on a LAN of their own, on this machine",
 }
-_MODULES = {"apply": "ctl.apply", "get": "ctl.get", "demo": "ctl.demo.verb", "version": "ctl.version"}
+_MODULES = {
+    "apply": "ctl.apply",
+    "get": "ctl.get",
+    "status": "ctl.status",
+    "demo": "ctl.demo.verb",
+    "version": "ctl.version",
+}
 _INTERRUPTED = 130
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
 
 from tests.isolation import isolate
 from tests.servers import CniBinaries, ControlPlane, JaegerServer, cni_binaries
@@ -28,8 +29,13 @@ LOGS: Final = CHECKOUT / "build" / "logs"
 
 
 def pytest_configure() -> None:
-    """Cuts the run off from the machine's network; ``make servers`` has fetched what it needs before."""
+    """Cuts the run off from the machine's network; ``make servers`` has fetched what it needs before.
+
+    Examples may be drawn slowly: how fast a busy machine does it is no property of the code.
+    """
     isolate()
+    settings.register_profile("busy machine", suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

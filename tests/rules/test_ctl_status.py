@@ -1,0 +1,187 @@
+"""What a replica remembers for `spiderpoolctl status`, and what the verb makes of the answers."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from actors.activity import Activity
+from api.core import EndpointSlice
+from api.ippool import IPPoolSpec, IPPoolStatus, SpiderIPPool
+from api.meta import ObjectMeta
+from api.reasons import Explanation
+from api.status import NodeActivity, Problem, ReplicaStatus
+from api.wire import Allocate, Allocated, Inquire, PodRef, Ready, Rejected, Release
+from ctl import status
+from ctl.status import Component, ago, assemble, health_ports, render
+from runtime.transport.port import Peer
+
+PEER = Peer(account="system:serviceaccount:spiderpool:spiderpool-agent", node="n1", pod="spiderpool/agent-1")
+GRANTED = Allocated(addresses=(), routes=(), explanation=Explanation(), pod_uid="u")
+WELL = [
+    Component(name="spiderpool-controller", kind="Deployment", desired=1, ready=1, updated=1, version="0.1.0"),
+    Component(name="spiderpool-agent", kind="DaemonSet", desired=1, ready=1, updated=1, version="0.1.0"),
+]
+
+
+def allocate(name: str) -> Allocate:
+    return Allocate(pod=PodRef(namespace="default", name=name, uid="u"), nic="eth0", container_id="c")
+
+
+def pod(name: str, node: str, *, ready: bool = True, waiting: str = "") -> Any:
+    document = {
+        "metadata": {"name": name, "namespace": "spiderpool", "labels": {"app.kubernetes.io/version": "0.1.0"}},
+        "spec": {"nodeName": node},
+        "status": {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": str(ready)}],
+            "containerStatuses": [
+                {"restartCount": 2, "state": {"waiting": {"reason": waiting}} if waiting else {"running": {}}}
+            ],
+        },
+    }
+    return msgspec.convert(document, status._Pod)
+
+
+def pool(name: str, used: int, total: int) -> SpiderIPPool:
+    return SpiderIPPool(
+        metadata=ObjectMeta(name=name),
+        spec=IPPoolSpec(subnet="10.6.0.0/16", ips=[]),
+        status=IPPoolStatus(allocated_ip_count=used, total_ip_count=total),
+    )
+
+
+def test_grants_and_refusals_are_counted_by_node() -> None:
+    activity = Activity()
+    activity.record(allocate("a"), GRANTED, PEER, at=100.0)
+    activity.record(allocate("b"), Rejected(message="full", cause="ip_used_out"), PEER, at=101.0)
+    activity.record(Inquire(), Ready(), PEER, at=102.0)
+    (node,) = activity.nodes()
+    assert node == NodeActivity(
+        node="n1", agent="spiderpool/agent-1", last_add=100.0, last_pod="default/a", adds=1, failures=1
+    )
+
+
+def test_repetitions_of_a_refusal_are_one_problem_and_old_ones_are_forgotten() -> None:
+    activity = Activity()
+    for second in range(5):
+        activity.record(allocate("b"), Rejected(message=f"full {second}", cause="ip_used_out"), PEER, at=float(second))
+    activity.record(
+        Release(pod=PodRef(namespace="default", name="c"), nic="eth0", container_id="c"),
+        Rejected(message="not yours", cause="denied"),
+        PEER,
+        at=10.0,
+    )
+    latest, repeated = activity.problems(now=20.0)
+    assert (latest.pod, latest.cause, latest.count) == ("default/c", "denied", 1)
+    assert (repeated.pod, repeated.message, repeated.count) == ("default/b", "full 4", 5)
+    assert activity.problems(now=3604.5) == (latest,)
+    assert activity.problems(now=9999.0) == ()
+
+
+def test_problems_are_bounded() -> None:
+    activity = Activity()
+    for number in range(2000):
+        activity.record(allocate(f"p{number}"), Rejected(message="full", cause="x"), PEER, at=1.0)
+    problems = activity.problems(now=1.0)
+    assert len(problems) == 500
+    assert problems[0].pod == "default/p1999"
+
+
+def test_all_is_well() -> None:
+    replica = ReplicaStatus(
+        replica="controller-1",
+        version="0.1.0",
+        started=0.0,
+        pools={"lan": "controller-1"},
+        nodes=(NodeActivity(node="n1", last_add=90.0, last_pod="default/a", adds=3, failures=1),),
+    )
+    found = assemble(
+        "spiderpool",
+        components=WELL,
+        controllers=[(pod("controller-1", "n1"), replica)],
+        agents=[pod("agent-1", "n1")],
+        nodes=["n1"],
+        pools=[pool("lan", 3, 10)],
+    )
+    assert found.wrong == ()
+    text = render(found, now=100.0)
+    assert "All is well." in text
+    assert "lan    3      10      controller-1" in text
+    assert [line.split() for line in text.splitlines() if line.startswith("n1")] == [
+        ["n1", "agent-1", "Ready", "2", "10s", "default/a", "3", "1"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"nodes": ["n1", "n2"]}, "node n2: its agent is missing"),
+        ({"agents": [pod("agent-1", "n1", ready=False, waiting="CrashLoopBackOff")]}, "its agent is CrashLoopBackOff"),
+        ({"controllers": [(pod("controller-1", "n1"), "connection refused")]}, "controller-1: connection refused"),
+        (
+            {"components": [msgspec.structs.replace(WELL[0], ready=0), WELL[1]]},
+            "Deployment spiderpool-controller: 0 of 1 ready",
+        ),
+        (
+            {"components": [msgspec.structs.replace(WELL[0], version="0.2.0"), WELL[1]]},
+            "several versions at once: 0.1.0, 0.2.0",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict[str, Any], wrong: str) -> None:
+    usual: dict[str, Any] = {
+        "components": WELL,
+        "controllers": [(pod("controller-1", "n1"), ReplicaStatus(replica="controller-1", version="0", started=0.0))],
+        "agents": [pod("agent-1", "n1")],
+        "nodes": ["n1"],
+        "pools": [],
+    }
+    found = assemble("spiderpool", **{**usual, **change})
+    assert any(wrong in line for line in found.wrong), found.wrong
+    assert f"WRONG: {found.wrong[0]}" in render(found, now=0.0)
+
+
+def test_of_two_agents_on_a_node_the_ready_one_speaks() -> None:
+    found = assemble(
+        "spiderpool",
+        components=WELL,
+        controllers=[],
+        agents=[pod("new", "n1", ready=False), pod("old", "n1")],
+        nodes=["n1"],
+        pools=[],
+    )
+    assert [agent.pod for agent in found.agents] == ["old"]
+
+
+def test_the_owner_itself_knows_best_and_long_tables_are_cut() -> None:
+    first = ReplicaStatus(replica="a", version="0", started=0.0, pools={"p0": "a", "p1": "a"})
+    second = ReplicaStatus(replica="b", version="0", started=0.0, pools={"p0": "a", "p1": "b"})
+    problems = (Problem(at=1.0, count=2, node="n1", pod="default/x", cause="ip_used_out", message="m" * 300),)
+    found = assemble(
+        "spiderpool",
+        components=WELL,
+        controllers=[(pod("a", "n1"), first), (pod("b", "n2"), msgspec.structs.replace(second, problems=problems))],
+        agents=[pod("agent-1", "n1")],
+        nodes=["n1"],
+        pools=[pool(f"p{number}", 0, 1) for number in range(20)],
+    )
+    assert [p.owner for p in found.pools[:3]] == ["a", "b", ""]
+    text = render(found, now=61.0)
+    assert "and 8 more pools" in text
+    assert "Refused in the last hour:" in text
+    assert max(map(len, text.splitlines())) < 200
+
+
+def test_the_port_comes_from_the_slices() -> None:
+    document = {
+        "endpoints": [{"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "controller-1"}}],
+        "ports": [{"name": "rpc", "port": 5723}, {"name": "http", "port": 5720}],
+    }
+    assert health_ports([msgspec.convert(document, EndpointSlice)]) == {"controller-1": 5720}
+
+
+def test_ages_are_short() -> None:
+    assert [ago(at, 1_000_000.0) for at in (0.0, 999_990.0, 999_700.0, 990_000.0, 700_000.0)] == [
+        *("", "10s", "5m", "2h", "3d")
+    ]

@@ -34,7 +34,7 @@ def pytest_configure() -> None:
     Examples may be drawn slowly: how fast a busy machine does it is no property of the code.
     """
     isolate()
-    settings.register_profile("busy machine", suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("busy machine", suppress_health_check=[HealthCheck.too_slow], deadline=None)
     settings.load_profile("busy machine")
 
 

@@ -175,3 +175,18 @@ class CronJob(Struct, frozen=True, omit_defaults=True, rename="camel"):
     api_version: str = "batch/v1"
     kind: str = "CronJob"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
+
+
+class Event(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What somebody has to say about an object, kept for an hour."""
+
+    api_version: str = "v1"
+    kind: str = "Event"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    involved_object: ObjectReference = field(default_factory=ObjectReference)
+    type: str = ""
+    """Normal or Warning."""
+    reason: str = ""
+    """One word for programs, for example CNIWithdrawn."""
+    message: str = ""
+    """For people."""

@@ -4,7 +4,7 @@ import builtins
 
 from msgspec import Struct
 
-from api import core
+from api import core, extensions
 from api.coordinator import SpiderCoordinator
 from api.endpoint import SpiderEndpoint
 from api.ippool import SpiderIPPool
@@ -95,3 +95,19 @@ STATEFULSET = _workload(core.StatefulSet, "apps", "statefulsets")
 DAEMONSET = _workload(core.DaemonSet, "apps", "daemonsets")
 JOB = _workload(core.Job, "batch", "jobs")
 CRONJOB = _workload(core.CronJob, "batch", "cronjobs")
+EVENT = Kind(group="", version="v1", plural="events", kind="Event", namespaced=True, status=False, type=core.Event)
+
+
+def _cluster_wide[T](cls: builtins.type[T], group: str, plural: str, *, status: bool = False) -> Kind[T]:
+    return Kind(group=group, version="v1", plural=plural, kind=cls.__name__, namespaced=False, status=status, type=cls)
+
+
+CUSTOMRESOURCEDEFINITION = _cluster_wide(
+    extensions.CustomResourceDefinition, "apiextensions.k8s.io", "customresourcedefinitions", status=True
+)
+VALIDATINGWEBHOOK = _cluster_wide(
+    extensions.ValidatingWebhookConfiguration, "admissionregistration.k8s.io", "validatingwebhookconfigurations"
+)
+MUTATINGWEBHOOK = _cluster_wide(
+    extensions.MutatingWebhookConfiguration, "admissionregistration.k8s.io", "mutatingwebhookconfigurations"
+)

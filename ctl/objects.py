@@ -6,7 +6,6 @@ fit, so that a misspelt `gatway` is found before a pod is without a gateway. Pur
 
 import re
 from collections.abc import Iterator
-from ipaddress import ip_interface
 from typing import Any
 
 import msgspec
@@ -19,7 +18,7 @@ from api.ippool import SpiderIPPool
 from api.kinds import COORDINATOR, ENDPOINT, IPPOOL, MULTUSCONFIG, RESERVEDIP, SUBNET, Kind
 from api.meta import API_VERSION, ObjectMeta
 from ctl.errors import Misuse
-from ipam.ranges import Ranges, parse_ranges
+from ipam import poolspec
 
 KINDS = {kind.kind: kind for kind in (IPPOOL, SUBNET, RESERVEDIP, COORDINATOR, MULTUSCONFIG, ENDPOINT)}
 """What can be written, by the word that stands in `kind`."""
@@ -96,7 +95,7 @@ def _manifest(document: object, where: str) -> Manifest:
         raise Misuse(msg)
     if isinstance(item, SpiderIPPool):
         try:
-            _check(item)
+            poolspec.check(item.spec)
         except ValueError as error:
             msg = f"{where}: {error}"
             raise Misuse(msg) from None
@@ -142,25 +141,3 @@ def _explained(error: msgspec.ValidationError, document: object) -> str:
             value = value.get(part)
     text = reason.replace("`", "")
     return f"{path or 'the object'}: {shown(value)}: {text[:1].lower()}{text[1:]}"
-
-
-def _check(pool: SpiderIPPool) -> None:
-    """What the types cannot say of a pool. Raises ValueError."""
-    spec = pool.spec
-    try:
-        subnet = ip_interface(spec.subnet).network
-    except ValueError:
-        subnet = None
-    if subnet is None or "/" not in spec.subnet:
-        msg = f"spec.subnet: {shown(spec.subnet)}: expected a CIDR such as 10.6.0.0/16"
-        raise ValueError(msg)
-    if spec.ip_version not in {None, subnet.version}:
-        msg = f"spec.ipVersion: {spec.ip_version}: spec.subnet is {spec.subnet}"
-        raise ValueError(msg)
-    whole = Ranges.of(subnet.version, [(int(subnet.network_address), int(subnet.broadcast_address))])
-    gateway = [] if spec.gateway is None else [spec.gateway]
-    for field, entries in (("spec.ips", spec.ips), ("spec.excludeIPs", spec.exclude_ips), ("spec.gateway", gateway)):
-        outside = parse_ranges(entries, subnet.version, field=field).difference(whole)
-        if outside:
-            msg = f"{field}: {outside}: outside of spec.subnet {spec.subnet}"
-            raise ValueError(msg)

@@ -1,11 +1,12 @@
 """How an agent reaches the controller: any replica that answers, through channels that come and go.
 
-Requests are idempotent, so one that may or may not have been carried out is simply sent to the next replica. The
-replicas come from `SPIDERPOOL_CONTROLLER_ADDRESSES`, or are the controller in the same process.
+Requests are idempotent, so one that may or may not have been carried out is simply sent to the next replica; a replica
+that hangs costs no more than a dead one, for it is left as soon as it is silent. Every node has an order of its own
+among the replicas (the one by which pools are spread too), so that the agents spread over them.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 import msgspec
@@ -13,7 +14,8 @@ from msgspec import Struct
 
 from api import wire
 from runtime.clock import Clock
-from runtime.transport.port import Channel, DeadlineExceeded, Overloaded, TransportError, Unreachable
+from runtime.ownership import score
+from runtime.transport.port import Channel, DeadlineExceeded, Overloaded, Silent, TransportError, Unreachable
 from telemetry import traces
 
 _log = logging.getLogger(__name__)
@@ -33,19 +35,34 @@ class Answer(Struct, frozen=True):
 class Controllers:
     """The channels to all replicas, behind one `ask`."""
 
-    def __init__(self, channels: Sequence[Channel], *, clock: Clock) -> None:
-        """`channels` are tried in order, those that are connected first."""
+    def __init__(self, channels: Sequence[Channel], *, clock: Clock, node: str = "") -> None:
+        """`channels` are tried in order, those that are connected first. `node` decides the order of those added."""
         self._channels = list(channels)
         self._clock = clock
+        self._node = node
+        self._names: dict[Channel, str] = {}
+        self._listeners: list[Callable[[], None]] = []
 
-    def add(self, channel: Channel) -> None:
-        """Another replica."""
+    def add(self, channel: Channel, *, name: str = "") -> None:
+        """Another replica; by `name` it finds its place among the others."""
+        self._names[channel] = name
         self._channels.append(channel)
+        self._channels.sort(key=lambda known: score(self._node, self._names.get(known, "")))
+
+    def on_connect(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called whenever a replica that could not be asked can be asked again."""
+        self._listeners.append(listener)
+
+    def connected(self) -> None:
+        """A channel is up: to be called by whoever keeps the channels."""
+        for listener in self._listeners:
+            listener()
 
     def discard(self, channel: Channel) -> None:
         """A replica that is gone; an unknown one is ignored."""
         if channel in self._channels:
             self._channels.remove(channel)
+            self._names.pop(channel, None)
 
     def __repr__(self) -> str:
         return f"<Controllers {self.connections}/{len(self._channels)} connected>"
@@ -75,15 +92,24 @@ class Controllers:
                         raise ambiguous or last or Unreachable("no controller replica answered in time")
                     # A replica that is not connected gets a share of the time only: the next one may be.
                     until = deadline if channel.connected else self._clock.now() + left / (1 + len(channels))
+                    # Only who has somebody else to ask may leave a replica that is silent for a moment.
+                    hurry = any(other.connected for other in self._channels if other is not channel)
                     try:
-                        reply = await channel.request(payload, deadline=until, traceparent=traces.inject())
-                        return Answer(wire.decode_response(reply), doubtful=ambiguous is not None)
+                        reply = await channel.request(
+                            payload, deadline=until, traceparent=traces.inject(), hurry=hurry
+                        )
+                        response = wire.decode_response(reply)
+                        copies = isinstance(response, wire.Allocated) and response.doubtful
+                        return Answer(response, doubtful=ambiguous is not None or copies)
                     except Unreachable as error:
                         last = error
                     except DeadlineExceeded as error:
                         ambiguous = error
                     except Overloaded as error:
                         raise error from None
+                    except Silent as error:
+                        _log.warning("controller: %s", error)
+                        ambiguous = error
                     except TransportError as error:
                         _log.warning("controller: %s: %s", channel, error)
                         ambiguous = error

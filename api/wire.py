@@ -51,6 +51,25 @@ class Inquire(Struct, frozen=True, tag=True):
     """Whether an ADD could be served now (the CNI verb STATUS)."""
 
 
+class Attachment(Struct, frozen=True):
+    """One interface of one sandbox that an agent knows of, whatever has become of it."""
+
+    uid: str
+    """Of the pod; empty where neither runtime nor controller has told it yet."""
+    nic: str
+    cid: str
+    """First 12 hex digits of the container id, as records have it."""
+
+
+class Report(Struct, frozen=True, tag=True):
+    """All that a node's agent knows of: what it builds, what stands, and what it still has to give back.
+
+    What the pools record for the node and no report knows is garbage; see `actors.collector`.
+    """
+
+    attachments: tuple[Attachment, ...] = ()
+
+
 class Address(Struct, frozen=True):
     """One granted address."""
 
@@ -72,12 +91,18 @@ class Allocated(Struct, frozen=True, tag=True):
     explanation: Explanation
     pod_uid: str
     """The uid that the records carry; it is what a release must name."""
+    doubtful: bool = False
+    """Whether a copy of a claim may still be under way to a pool, through a replica that gave no answer."""
 
 
 class Released(Struct, frozen=True, tag=True):
     """The answer to `Release`: committed to the store. `addresses` lists what was freed now, without prefix length."""
 
     addresses: tuple[str, ...] = ()
+
+
+class Noted(Struct, frozen=True, tag=True):
+    """The answer to `Report`."""
 
 
 class Ready(Struct, frozen=True, tag=True):
@@ -98,8 +123,8 @@ class Rejected(Struct, frozen=True, tag=True):
     """Whether records may be there all the same: the agent sends a `Release`."""
 
 
-Request = Allocate | Release | Inquire
-Response = Allocated | Released | Ready | Rejected
+Request = Allocate | Release | Inquire | Report
+Response = Allocated | Released | Noted | Ready | Rejected
 
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _response_decoder: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)

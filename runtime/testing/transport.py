@@ -26,6 +26,7 @@ from runtime.transport.port import (
     Overloaded,
     Peer,
     RemoteFailure,
+    Silent,
     TransportError,
     Unreachable,
 )
@@ -50,6 +51,8 @@ class Weather(Struct, frozen=True, kw_only=True):
     cut_after: tuple[float, float] = (0.0, 0.05)
     silence: float = 3.0
     """How long both ends of a partition take to notice it."""
+    suspect: float = 0.3
+    """How long a request that is in a hurry takes to notice it."""
 
 
 CALM = Weather()
@@ -109,6 +112,8 @@ class SimulatedNetwork:
         self._orphans: dict[asyncio.Task[bytes], str] = {}
         """Handlers whose caller has gone, each with the address that runs it."""
         self._partitions: dict[frozenset[str], float] = {}
+        self._silent: set[frozenset[str]] = set()
+        """Partitions that a request in a hurry has noticed."""
         self._held: dict[frozenset[str], list[Callable[[], object]]] = {}
         self._waiting: dict[asyncio.Future[None], None] = {}
 
@@ -178,6 +183,7 @@ class SimulatedNetwork:
         pair = frozenset((one, other))
         if self._partitions.pop(pair, None) is None:
             return
+        self._silent.discard(pair)
         self._note("heal", one, other)
         for deliver in self._held.pop(pair, []):
             self._after(self._delay(), pair, deliver)
@@ -185,12 +191,21 @@ class SimulatedNetwork:
 
     def reachable(self, source: str, destination: str) -> bool:
         """Whether a connection is up, as far as both ends have noticed."""
-        since = self._partitions.get(frozenset((source, destination)))
+        pair = frozenset((source, destination))
+        since = self._partitions.get(pair)
         alive = since is None or asyncio.get_running_loop().time() < since + self.weather.silence
-        return alive and destination in self._handlers
+        return alive and destination in self._handlers and pair not in self._silent
 
     async def request(
-        self, source: str, destination: str, payload: bytes, *, peer: Peer, deadline: float, traceparent: str
+        self,
+        source: str,
+        destination: str,
+        payload: bytes,
+        *,
+        peer: Peer,
+        deadline: float,
+        traceparent: str,
+        hurry: bool = False,
     ) -> bytes:
         """See `runtime.transport.port.Channel.request`."""
         loop = asyncio.get_running_loop()
@@ -205,6 +220,8 @@ class SimulatedNetwork:
         )
         self._flights[flight] = None
         timer = loop.call_at(deadline, flight.fail, DeadlineExceeded(f"{destination} did not answer in time"))
+        if hurry:
+            self._suspect(flight, loop.time())
         try:
             self._send(flight)
             return await flight.future
@@ -298,6 +315,19 @@ class SimulatedNetwork:
         if flight in self._flights:
             self.cut(*flight.pair)
 
+    def _suspect(self, flight: _Flight, begun: float) -> None:
+        """Look now and then whether a request in a hurry waits for somebody who says nothing."""
+        if flight.future.done():
+            return
+        pair = frozenset(flight.pair)
+        since, now = self._partitions.get(pair), asyncio.get_running_loop().time()
+        if since is not None and now >= max(since, begun) + self.weather.suspect:
+            self._note("silent", *flight.pair)
+            self._silent.add(pair)
+            flight.fail(Silent(f"{flight.pair[1]} is silent"))
+            return
+        asyncio.get_running_loop().call_later(self.weather.suspect / 3, self._suspect, flight, begun)
+
     def _disconnect(self, flight: _Flight, why: str) -> None:
         """The caller knows at once, the other side a moment later; it then stops working for nobody."""
         flight.fail(Disconnected(f"{flight.pair[1]}: {why}"))
@@ -356,10 +386,16 @@ class SimulatedChannel:
     def __repr__(self) -> str:
         return f"<SimulatedChannel {self.source} -> {self.destination}>"
 
-    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "") -> bytes:
+    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False) -> bytes:
         """See the port."""
         return await self._network.request(
-            self.source, self.destination, payload, peer=self._peer, deadline=deadline, traceparent=traceparent
+            self.source,
+            self.destination,
+            payload,
+            peer=self._peer,
+            deadline=deadline,
+            traceparent=traceparent,
+            hurry=hurry,
         )
 
     @property

@@ -1,6 +1,7 @@
 """One connection that carries frames: what client and server do alike. The bytes move on asyncio streams."""
 
 import asyncio
+from collections.abc import Callable
 
 import anyio
 
@@ -28,12 +29,19 @@ class Connection:
         self._early: list[Frame] = []
         self._broken = ""
         self._heard = asyncio.get_running_loop().time()
+        self.on_word: Callable[[], None] | None = None
+        """Called once when something is heard again, a ping's answer included."""
         host, port, *_ = writer.get_extra_info("peername") or ("?", 0)
         self.host: str = host
         self.remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def __repr__(self) -> str:
         return f"<Connection {self.remote}{' closed' if self._writer.is_closing() else ''}>"
+
+    @property
+    def heard(self) -> float:
+        """When the last bytes came, loop seconds."""
+        return self._heard
 
     def accept_up_to(self, limit: int) -> None:
         """Change the size of the largest frame to accept."""
@@ -70,6 +78,9 @@ class Connection:
             if not data:
                 raise self._disconnected(None)
             self._heard = asyncio.get_running_loop().time()
+            if self.on_word is not None:
+                woken, self.on_word = self.on_word, None
+                woken()
             self._decoder.feed(data)
 
     async def receive_one(self) -> Frame:

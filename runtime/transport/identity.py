@@ -57,7 +57,7 @@ class TokenAuthenticator:
 
         Args:
             review: Asks the API server.
-            accounts: The user names that are accepted, each with what it is in a word (`agent`), for refusals.
+            accounts: The user names that are accepted, each with what it is in a word (`agent`): the peer's role.
             clock: Its monotonic seconds age what is remembered.
             node_of_pod: Asked where the token itself does not name the node; without it such a token is refused.
             keep: Seconds for which an answer is remembered.
@@ -140,7 +140,7 @@ class TokenAuthenticator:
         if not node:
             msg = f"the token of account {account} is bound to pod {pod} (uid {uid}), which is on no node"
             raise Refused(msg)
-        return Peer(account=account, node=node, pod=pod, pod_uid=uid)
+        return Peer(account=account, node=node, pod=pod, pod_uid=uid, role=self._accounts[account])
 
     def _forget(self) -> None:
         """Drop what is out of date, now and then: renewed tokens leave their old ones behind."""

@@ -34,7 +34,14 @@ class LocalChannel:
         """See the port."""
         return True
 
-    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "") -> bytes:
+    async def request(
+        self,
+        payload: bytes,
+        *,
+        deadline: float,
+        traceparent: str = "",
+        hurry: bool = False,  # noqa: ARG002 - it cannot be silent alone
+    ) -> bytes:
         """See the port. The handler runs in the caller's task: cancelling the call cancels it at once."""
         if deadline <= anyio.current_time():
             raise Unreachable("the deadline had passed before the request could be sent")

@@ -27,6 +27,10 @@ class Disconnected(TransportError):
     """The connection broke after the request went out: it may or may not have been carried out."""
 
 
+class Silent(Disconnected):
+    """The other side says nothing any more, though it should: it hangs, or the network does. It may wake up again."""
+
+
 class DeadlineExceeded(TransportError):
     """No reply in time: the request may or may not have been carried out."""
 
@@ -49,6 +53,8 @@ class Peer(Struct, frozen=True):
     pod: str = ""
     """The pod that the token is bound to, as ``namespace/name``."""
     pod_uid: str = ""
+    role: str = ""
+    """What the account is to the server (``agent``, ``controller``): it decides which messages are accepted."""
 
 
 class Call(Struct, frozen=True):
@@ -69,8 +75,11 @@ Handler = Callable[[Call], Awaitable[bytes]]
 class Channel(Protocol):
     """The calling side."""
 
-    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "") -> bytes:
+    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False) -> bytes:
         """Send one request and wait for its reply, until `deadline` on the loop clock (seconds).
+
+        With `hurry`, which is for callers that can ask somebody else, `Silent` comes when the other side stops
+        speaking, long before the connection counts as broken.
 
         Requests are pipelined: many may be under way at once and replies come in any order. Cancelling a call tells the
         other side, which then stops as soon as it can; what it had already committed stays.
@@ -80,5 +89,5 @@ class Channel(Protocol):
 
     @property
     def connected(self) -> bool:
-        """Whether a request would go out at once."""
+        """Whether a request would go out at once, to somebody who speaks."""
         ...

@@ -51,9 +51,10 @@ class ServerTiming(Struct, frozen=True, kw_only=True):
     """How often a connected client is asked who it is."""
     doubt: float = 600.0
     """How long a connection is kept while that question has no answer, because the API server gives none."""
-    ping: float = 1.0
-    silence: float = 3.0
-    """A client that says nothing for `ping` is pinged; after `silence` its connection counts as broken."""
+    ping: float = 15.0
+    silence: float = 45.0
+    """A client that says nothing for `ping` is pinged; after `silence` its connection counts as broken. Clients ping
+    more often than that, so a server of hundreds of them has nothing to send."""
     drain: float = 0.8
     """What requests under way get to end, when the server is stopped."""
     certificate: float = 10.0

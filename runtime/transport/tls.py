@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -23,6 +24,7 @@ from runtime.transport.frames import (
     Frame,
     FrameError,
     Hello,
+    Ping,
     RefusedFrame,
     ReplyFrame,
     Request,
@@ -35,9 +37,11 @@ from runtime.transport.port import (
     Overloaded,
     Refused,
     RemoteFailure,
+    Silent,
     TransportError,
     Unreachable,
 )
+from runtime.transport.vigil import Patience, Vigil
 from telemetry import metrics
 
 _log = logging.getLogger(__name__)
@@ -52,11 +56,14 @@ class Timing(Struct, frozen=True, kw_only=True):
     connect: float = 5.0
     """For TCP, TLS and the server's look at our token, together."""
     backoff_first: float = 0.02
-    backoff_most: float = 2.0
+    backoff_most: float = 0.5
     """Pauses between attempts double from the first to the most; each is cut by up to half, at random."""
-    ping: float = 1.0
-    silence: float = 3.0
-    """A server that says nothing for `ping` is pinged; after `silence` the connection counts as broken."""
+    ping: float = 10.0
+    silence: float = 30.0
+    """A server that says nothing for `ping` is pinged; after `silence` the connection counts as broken. This is for
+    idle connections."""
+    patience: Patience = Patience()
+    """For a server that owes an answer."""
     token_check: float = 10.0
     """How often the token source is asked whether there is a newer token."""
 
@@ -64,18 +71,71 @@ class Timing(Struct, frozen=True, kw_only=True):
 class _Link:
     """One accepted connection, with the requests that wait on it."""
 
-    def __init__(self, connection: Connection, server: str, token: str) -> None:
+    def __init__(
+        self, connection: Connection, server: str, token: str, *, patience: Patience, woken: Callable[[], None]
+    ) -> None:
+        """`woken` is called when a silent server speaks again."""
         self.connection = connection
         self.server = server
         self.token = token
         self.ids = itertools.count(1)
         self.waiting: dict[int, asyncio.Future[bytes]] = {}
-        self.since = asyncio.get_running_loop().time()
+        self.hurried: set[int] = set()
+        """Those whose callers can ask somebody else."""
+        self.silent = False
+        self._woken = woken
+        self._vigil = Vigil(patience)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wait_for(self, number: int, future: asyncio.Future[bytes], *, hurry: bool) -> None:
+        """A request went out."""
+        self.waiting[number] = future
+        if hurry:
+            self.hurried.add(number)
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(self._vigil.begin(loop.time()), self._look)
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for it any more."""
+        del self.waiting[number]
+        self.hurried.discard(number)
 
     def fail_all(self, why: str) -> None:
+        """The connection has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for future in self.waiting.values():
             if not future.done():
                 future.set_exception(Disconnected(why))
+
+    def _speaks(self) -> None:
+        self.silent = False
+        self._woken()
+
+    def _look(self) -> None:
+        """See to it that whoever waits does not wait for the dead."""
+        self._timer = None
+        if not self.waiting and not self.silent:
+            return
+        loop = asyncio.get_running_loop()
+        verdict = self._vigil.look(loop.time(), self.connection.heard)
+        if verdict.broken:
+            self.connection.abort(
+                f"nothing heard for {loop.time() - self.connection.heard:.1f} s while a request waited"
+            )
+            return
+        if verdict.ping:
+            self.connection.send(Ping())
+        if verdict.silent:
+            self.silent = True
+            self.connection.on_word = self._speaks
+            for number in self.hurried:
+                future = self.waiting[number]
+                if not future.done():
+                    future.set_exception(Silent(f"{self.server}: {self.connection.remote} is silent"))
+        self._timer = loop.call_at(verdict.again, self._look)
 
 
 class TlsChannel:
@@ -91,12 +151,13 @@ class TlsChannel:
         token: TokenSource,
         random: Random,
         timing: Timing | None = None,
+        on_connect: Callable[[], None] | None = None,
     ) -> None:
         """Say where to connect.
 
         `host` is an address or a name to dial. `server_name` is what the certificate must be for, whatever was dialled.
         `ca_file` is read again before each attempt. `token` proves who we are (`credentials.token_file`); `random`
-        spreads the attempts of many clients.
+        spreads the attempts of many clients. `on_connect` is called whenever requests can go out again.
         """
         self._host = host
         self._port = port
@@ -105,6 +166,7 @@ class TlsChannel:
         self._token = token
         self._random = random
         self._timing = timing or Timing()
+        self._on_connect = on_connect
         self._link: _Link | None = None
         self._refusal = ""
         self._last_failure = "not tried yet"
@@ -114,6 +176,8 @@ class TlsChannel:
     def __repr__(self) -> str:
         link = self._link
         state = f"connected to {link.server}" if link is not None else f"down: {self._last_failure}"
+        if link is not None and link.silent:
+            state += ", which is silent"
         waiting = len(link.waiting) if link is not None else 0
         return f"<TlsChannel {self.address} {state}, {waiting} waiting>"
 
@@ -125,7 +189,7 @@ class TlsChannel:
     @property
     def connected(self) -> bool:
         """See the port."""
-        return self._link is not None
+        return self._link is not None and not self._link.silent
 
     @property
     def server(self) -> str:
@@ -137,7 +201,7 @@ class TlsChannel:
         """Why the last connection or attempt ended, for health pages; empty while there is a connection."""
         return self._last_failure
 
-    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "") -> bytes:
+    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False) -> bytes:
         """See the port.
 
         Raises besides: `FrameTooLarge` (a `TransportError`): the payload is larger than the protocol allows. When the
@@ -153,7 +217,7 @@ class TlsChannel:
         remaining_ms = _LONGEST_MS if math.isinf(remaining) else min(math.ceil(remaining * 1000), _LONGEST_MS)
         link.connection.send(Request(number, remaining_ms, traceparent, payload))
         future: asyncio.Future[bytes] = loop.create_future()
-        link.waiting[number] = future
+        link.wait_for(number, future, hurry=hurry)
         # A timer and not a cancel scope: a reply and the deadline in the same tick cannot then lose the reply.
         timer = loop.call_at(deadline, self._expire, future)
         answered = False
@@ -161,11 +225,11 @@ class TlsChannel:
             reply = await future
             answered = True
         except TransportError as error:
-            answered = not isinstance(error, DeadlineExceeded)
+            answered = not isinstance(error, DeadlineExceeded | Silent)
             raise
         finally:
             timer.cancel()
-            del link.waiting[number]
+            link.forget(number)
             if not answered:
                 link.connection.send(Cancel(number))
                 if future.done() and not future.cancelled():
@@ -202,10 +266,10 @@ class TlsChannel:
         """One connection from its making to its end. Raises what ended it."""
         connection, welcome, token = await self._connect()
         try:
-            link = _Link(connection, welcome.server, token)
+            link = _Link(connection, welcome.server, token, patience=self._timing.patience, woken=self._up)
             _log.info("connected to %s (%s)", self.address, welcome.server)
             self._link, self._refusal, self._last_failure = link, "", ""
-            self._change()
+            self._up()
             ended: TransportError = Disconnected("closed")
             try:
                 async with anyio.create_task_group() as group:
@@ -296,7 +360,10 @@ class TlsChannel:
         with anyio.CancelScope(deadline=deadline):
             while True:
                 link = self._link
-                if link is not None:
+                if link is not None and link.silent:
+                    waits_for = "the server is silent"
+                    await self._changed.wait()
+                elif link is not None:
                     waits_for = "takes no more data"
                     try:
                         await link.connection.flush()
@@ -324,6 +391,11 @@ class TlsChannel:
         _log.log(level, "%s: %s", self.address, text)
         self._last_failure = text
         self._change()
+
+    def _up(self) -> None:
+        self._change()
+        if self._on_connect is not None:
+            self._on_connect()
 
     def _change(self) -> None:
         self._changed.set()

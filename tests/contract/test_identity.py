@@ -69,7 +69,9 @@ async def cluster(control_plane: ControlPlane, namespace: str) -> AsyncIterator[
 async def test_the_agents_token_names_its_pod_and_node(cluster: Cluster) -> None:
     uid = await cluster.pod("agent-0")
     peer = await cluster.authenticator(await cluster.token(pod="agent-0"))
-    assert peer == Peer(account=cluster.agent, node="node-a", pod=f"{cluster.namespace}/agent-0", pod_uid=uid)
+    assert peer == Peer(
+        account=cluster.agent, node="node-a", pod=f"{cluster.namespace}/agent-0", pod_uid=uid, role="agent"
+    )
 
 
 async def test_a_token_for_another_audience_is_refused(cluster: Cluster) -> None:

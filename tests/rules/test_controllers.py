@@ -9,7 +9,7 @@ import pytest
 from actors.controllers import Controllers
 from api import wire
 from runtime.testing import VirtualClock, run
-from runtime.transport.port import Disconnected, Overloaded, TransportError, Unreachable
+from runtime.transport.port import Disconnected, Overloaded, Silent, TransportError, Unreachable
 
 
 class Replica:
@@ -19,9 +19,11 @@ class Replica:
         self.failure = failure
         self.connected = connected
         self.asked = 0
+        self.hurried = False
 
-    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "") -> bytes:
+    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False) -> bytes:
         self.asked += 1
+        self.hurried = hurry
         await asyncio.sleep(0.001)
         if self.failure is not None:
             raise self.failure
@@ -73,3 +75,43 @@ def test_without_any_replica_it_ends_by_the_deadline_too() -> None:
     assert isinstance(answer, Unreachable)
     assert "no controller replica is known" in str(answer)
     assert seconds == pytest.approx(5.0, abs=0.2)
+
+
+def test_only_who_has_somebody_else_to_ask_is_in_a_hurry() -> None:
+    alone, down = Replica(), Replica(Unreachable("down"), connected=False)
+    ask(alone, down)
+    assert not alone.hurried
+    first, second = Replica(), Replica()
+    ask(first, second)
+    assert first.hurried
+
+
+def test_a_silent_replica_is_left_and_the_answer_is_in_doubt() -> None:
+    answer, seconds = ask(Replica(Silent("hangs")), Replica())
+    assert answer.doubtful
+    assert seconds < 1.0
+
+
+def test_nodes_spread_over_the_replicas_and_each_keeps_its_order() -> None:
+    names = ("controller-a", "controller-b", "controller-c")
+    first: set[str] = set()
+    for node in (f"node-{number}" for number in range(20)):
+        orders = set()
+        for order in (names, names[::-1]):
+            controllers = Controllers([], clock=VirtualClock(), node=node)
+            replicas = {name: Replica() for name in names}
+            for name in order:
+                controllers.add(replicas[name], name=name)
+            run(lambda asked=controllers: asked.ask(wire.Inquire(), deadline=5.0), seed=1)  # type: ignore[misc]
+            orders.add(next(name for name, replica in replicas.items() if replica.asked))
+        assert len(orders) == 1
+        first |= orders
+    assert first == set(names)
+
+
+def test_listeners_hear_of_a_connection() -> None:
+    controllers = Controllers([], clock=VirtualClock())
+    heard: list[int] = []
+    controllers.on_connect(lambda: heard.append(1))
+    controllers.connected()
+    assert heard == [1]

@@ -69,7 +69,7 @@ def without(field: str) -> dict[str, list[str]]:
 def test_the_agent_is_its_pod_on_its_node() -> None:
     async def main() -> None:
         peer = await authenticator(ApiServer(bound()))("t")
-        assert peer == Peer(account=AGENT, node="n1", pod="kube-system/agent-x", pod_uid="u1")
+        assert peer == Peer(account=AGENT, node="n1", pod="kube-system/agent-x", pod_uid="u1", role="agent")
 
     run(main, seed=1)
 

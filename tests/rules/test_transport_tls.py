@@ -31,33 +31,13 @@ from tests.rules.transport_world import (
     QUICK,
     QUICK_SERVER,
     Authority,
+    Gate,
     Proxy,
     World,
     authority,
     soon,
     until,
 )
-
-
-class Gate:
-    """A handler that waits to be let go, and remembers what happened to its calls."""
-
-    def __init__(self) -> None:
-        self.open = asyncio.Event()
-        self.begun: list[bytes] = []
-        self.ended: list[bytes] = []
-        self.cancelled: list[bytes] = []
-
-    async def __call__(self, call: Call) -> bytes:
-        self.begun.append(call.payload)
-        try:
-            await self.open.wait()
-        except asyncio.CancelledError:
-            self.cancelled.append(call.payload)
-            raise
-        self.ended.append(call.payload)
-        return call.payload
-
 
 # ---------------------------------------------------------------- requests
 

@@ -1,0 +1,63 @@
+"""A server that hangs: who can ask somebody else learns it fast, who cannot waits, and a slow one is not a hung one."""
+
+import asyncio
+from pathlib import Path
+
+import anyio
+import pytest
+
+from runtime.transport.port import Silent
+from runtime.transport.tls import Timing
+from runtime.transport.vigil import Patience
+from tests.rules.transport_world import Gate, Proxy, World, soon, until
+
+HASTY = Timing(connect=2.0, backoff_first=0.01, backoff_most=0.05, patience=Patience(broken=60.0))
+
+
+async def test_who_is_in_a_hurry_leaves_a_silent_server_and_who_is_not_waits_for_it(tmp_path: Path) -> None:
+    gate = Gate()
+    world = World(tmp_path, gate)
+    async with (
+        world.serving() as server,
+        Proxy(server.port).running() as proxy,
+        world.connecting(proxy.port, timing=HASTY) as channel,
+    ):
+        patient = asyncio.create_task(channel.request(b"patient", deadline=soon(30)))
+        hasty = asyncio.create_task(channel.request(b"hasty", deadline=soon(30), hurry=True))
+        await until(lambda: len(gate.begun) == 2)
+        proxy.hold()
+        with pytest.raises(Silent, match="is silent"):
+            await hasty
+        assert not channel.connected
+        assert "silent" in repr(channel)
+        gate.open.set()
+        proxy.release()
+        assert await patient == b"patient"
+        assert channel.connected
+        assert proxy.accepted == 1
+        await until(lambda: gate.cancelled == [b"hasty"] or server.statistics().in_flight == 0)
+
+
+async def test_a_slow_handler_is_not_silence(tmp_path: Path) -> None:
+    gate = Gate()
+    world = World(tmp_path, gate)
+    quick = Timing(patience=Patience(probe=0.02, suspect=0.2, broken=0.4))
+    async with world.serving(), world.connecting(timing=quick) as channel:
+        waiting = asyncio.create_task(channel.request(b"a", deadline=soon(30), hurry=True))
+        await until(lambda: gate.begun == [b"a"])
+        await anyio.sleep(1.0)
+        gate.open.set()
+        assert await waiting == b"a"
+
+
+async def test_whoever_wants_to_know_is_told_of_every_connection(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    told: list[int] = []
+    async with (
+        world.serving() as server,
+        Proxy(server.port).running() as proxy,
+        world.connecting(proxy.port, on_connect=lambda: told.append(1)),
+    ):
+        await until(lambda: len(told) == 1)
+        proxy.cut()
+        await until(lambda: len(told) == 2)

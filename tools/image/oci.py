@@ -121,7 +121,7 @@ def write_archive(
         return write_layers(out, layers=[write_layer(rootfs, Path(scratch))], name=name, settings=settings)
 
 
-def write_layer(rootfs: Path, folder: Path, *, comment: str = "", level: int = 6) -> Layer:
+def write_layer(rootfs: Path, folder: Path, *, comment: str = "", level: int = 7) -> Layer:
     """Pack a folder as a layer ``<hex>.tar.gz`` in another folder.
 
     Raises `ValueError` when it holds a device, a socket or a FIFO.

@@ -37,7 +37,9 @@ def install(requirements: Path, root: Path, architecture: str, *, checkout: Path
     ]
     argv += ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--link-mode", "copy"]
     argv += ["--python-platform", PLATFORMS[architecture], "--python-version", "3.13", "-r", requirements]
-    subprocess.run(argv, stdin=subprocess.DEVNULL, check=True)
+    # What an earlier build or make setup has fetched needs no network.
+    if subprocess.run([*argv, "--offline"], stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode:
+        subprocess.run(argv, stdin=subprocess.DEVNULL, check=True)
     trim(site)
 
 

@@ -44,6 +44,9 @@ from telemetry.http import Response, Route
 _log = logging.getLogger(__name__)
 
 NAME = "spiderpool-controller"
+COMMANDS = {"crds": "actors.crds", "clean": "actors.clean"}
+"""Besides `daemon`: what the chart's hooks run."""
+
 AUDIENCE = "spiderpool-controller"
 """Of the tokens that agents show."""
 
@@ -178,7 +181,12 @@ async def _credentials(kubeconfig: str) -> Credentials:
 
 def main(argv: list[str] | None = None) -> int:
     """The program."""
-    arguments = program.parse_arguments(NAME, "Allocates addresses for the agents of a cluster.", argv, tls=True)
+    code = program.dispatch(argv, COMMANDS)
+    if code is not None:
+        return code
+    arguments = program.parse_arguments(
+        NAME, "Allocates addresses for the agents of a cluster.", argv, tls=True, others=COMMANDS
+    )
     try:
         settings = load_controller(program.environment(), arguments.file_text, arguments.flags)
     except SettingsError as error:

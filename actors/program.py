@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -43,10 +44,21 @@ class Arguments(Struct, frozen=True):
     file_text: str | None
 
 
-def parse_arguments(name: str, description: str, argv: Sequence[str] | None, *, tls: bool = False) -> Arguments:
-    """Read flags and the ConfigMap file. Ends the process with code 2 when they are wrong."""
+def parse_arguments(
+    name: str, description: str, argv: Sequence[str] | None, *, tls: bool = False, others: Iterable[str] = ()
+) -> Arguments:
+    """Read flags and the ConfigMap file. Ends the process with code 2 when they are wrong.
+
+    `others` are the sub-commands besides `daemon`, for the help: `dispatch` comes before.
+    """
     parser = argparse.ArgumentParser(prog=name, description=description)
-    parser.add_argument("command", nargs="?", default="daemon", choices=["daemon"], help="run in the foreground")
+    parser.add_argument(
+        "command",
+        nargs="?",
+        default="daemon",
+        choices=["daemon", *others],
+        help="daemon (the default) runs in the foreground; COMMAND --help says more of the others",
+    )
     parser.add_argument(
         "--config-path", default="", metavar="FILE", help=f"the ConfigMap file (default {DEFAULT_PATH})"
     )
@@ -68,6 +80,20 @@ def parse_arguments(name: str, description: str, argv: Sequence[str] | None, *, 
         tls_server_key=given.tls_server_key if tls else "",
     )
     return Arguments(flags=flags, file_text=text)
+
+
+def dispatch(argv: Sequence[str] | None, commands: Mapping[str, str]) -> int | None:
+    """Run the sub-command that the first word names, and return its exit code; None when it names none of them.
+
+    `commands` are modules by the command's name, each with a function `main` that takes the words behind the name. Only
+    the one that is asked for is imported.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    module = commands.get(words[0]) if words else None
+    if module is None:
+        return None
+    code: int = import_module(module).main(words[1:])
+    return code
 
 
 def refuse(name: str, error: Exception) -> NoReturn:

@@ -82,6 +82,25 @@ class Address(Struct, frozen=True):
     vlan: int = 0
 
 
+class Coordination(Struct, frozen=True, omit_defaults=True):
+    """The cluster's settings for pods and their own node; the keys of the plugin's configuration win over them."""
+
+    mode: str = "auto"
+    service_cidr: tuple[str, ...] = ()
+    overlay_pod_cidr: tuple[str, ...] = ()
+    hijack_cidr: tuple[str, ...] = ("169.254.0.0/16",)
+    policy_routes: tuple[Route, ...] = ()
+    pod_mac_prefix: str = ""
+    veth_mtu: int = 1500
+    """Bytes."""
+    veth_link_address: str = ""
+    host_rule_table: int = 500
+    pod_rp_filter: int = 0
+    """Negative leaves it alone."""
+    tx_queue_len: int = 0
+    """Packets; 0 leaves it alone."""
+
+
 class Allocated(Struct, frozen=True, tag=True):
     """The answer to `Allocate`: committed to the store."""
 
@@ -93,6 +112,7 @@ class Allocated(Struct, frozen=True, tag=True):
     """The uid that the records carry; it is what a release must name."""
     doubtful: bool = False
     """Whether a copy of a claim may still be under way to a pool, through a replica that gave no answer."""
+    coordinator: Coordination = Coordination()
 
 
 class Released(Struct, frozen=True, tag=True):

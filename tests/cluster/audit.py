@@ -1,0 +1,163 @@
+"""Whether nothing is too much and nothing is missing: pods, pools, endpoints, journals and kernels against each other.
+
+Every check names what it found, so that a failed audit says which promise was broken. What is on its way (a release
+that an agent still owes, a namespace that dies) is waited for by `settled`; what does not settle is a leak.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from api.ippool import SpiderIPPool
+from ipam.addresses import format_address
+from ipam.ledger import Ledger
+from ipam.ranges import Ranges
+from tests.cluster.lab import Cluster, LabFailed
+from tests.cluster.lab.node import Node
+
+SETTLE_SECONDS: Final = 60.0
+JOURNAL: Final = "/var/lib/spiderpool/journal"
+_MAX_RECORDS: Final = 1 << 20
+_HOST_TABLE: Final = "500"
+
+
+class Record(msgspec.Struct, frozen=True, order=True):
+    """An address in use, by whichever source says so."""
+
+    pod: str
+    address: str
+
+
+def settled(cluster: Cluster, *, expect: int | None = None, timeout: float = SETTLE_SECONDS) -> None:
+    """Return when an audit finds nothing. Raises LabFailed with the last findings.
+
+    Args:
+        cluster: with the product on it.
+        expect: how many pods have addresses of ours; None for however many there are.
+        timeout: seconds.
+    """
+    last: list[str] = []
+
+    def clean() -> bool:
+        last[:] = audit(cluster, expect=expect)
+        return not last
+
+    try:
+        cluster.wait(clean, timeout, "a clean audit", interval=0.5)
+    except LabFailed as problem:
+        raise LabFailed("audit: " + "\n  ".join(["", *last])) from problem
+
+
+def audit(cluster: Cluster, *, expect: int | None = None) -> list[str]:
+    """What is wrong now, a line each."""
+    pods = underlay_pods(cluster)
+    records = set(pool_records(cluster))
+    wanted = {Record(name, ip) for name, pod in pods.items() for ip in addresses(pod)}
+    found = [f"pool holds {r.address} for {r.pod}, which has it not" for r in sorted(records - wanted)]
+    found += [f"pod {r.pod} has {r.address}, which no pool holds for it" for r in sorted(wanted - records)]
+    endpoints = set(endpoint_records(cluster))
+    found += [f"SpiderEndpoint {r.pod} says {r.address}, the pod does not" for r in sorted(endpoints - wanted)]
+    found += [f"SpiderEndpoint {r.pod} lacks {r.address}" for r in sorted(wanted - endpoints)]
+    shared = [r.address for r in wanted]
+    found += [f"{ip} is carried by two pods" for ip in sorted({ip for ip in shared if shared.count(ip) > 1})]
+    found += pool_counts(cluster)
+    for node in cluster.nodes.values():
+        if node.is_on:
+            here = [pod for pod in pods.values() if pod["spec"]["nodeName"] == node.name]
+            found += node_findings(node, here)
+    if expect is not None and len(pods) != expect:
+        found.append(f"{len(pods)} pods have addresses, expected {expect}")
+    return found
+
+
+def underlay_pods(cluster: Cluster) -> dict[str, dict[str, Any]]:
+    """The pods with a network of their own that have addresses, by namespace/name."""
+    items = cluster.kubectl_json("get", "pods", "--all-namespaces")["items"]
+    return {
+        f"{pod['metadata']['namespace']}/{pod['metadata']['name']}": pod
+        for pod in items
+        if not pod["spec"].get("hostNetwork")
+        and addresses(pod)
+        and pod["status"]["phase"] not in {"Succeeded", "Failed"}
+    }
+
+
+def addresses(pod: Mapping[str, Any]) -> list[str]:
+    """Those in a pod's status."""
+    return [entry["ip"] for entry in pod["status"].get("podIPs", ())]
+
+
+def pool_records(cluster: Cluster) -> Iterable[Record]:
+    """What the pools hold."""
+    for pool in _pools(cluster):
+        ledger = Ledger.load(pool, Ranges(4 if "." in pool.spec.subnet else 6), _MAX_RECORDS)
+        for number, held in ledger.records.items():
+            yield Record(held.pod, format_address(number, ledger.version))
+
+
+def pool_counts(cluster: Cluster) -> list[str]:
+    """Pools whose counters are not what their table says."""
+    found = []
+    for pool in _pools(cluster):
+        ledger = Ledger.load(pool, Ranges(4 if "." in pool.spec.subnet else 6), _MAX_RECORDS)
+        if (pool.status.allocated_ip_count or 0) != len(ledger.records):
+            found.append(
+                f"pool {pool.metadata.name} counts {pool.status.allocated_ip_count}, holds {len(ledger.records)}"
+            )
+    return found
+
+
+def _pools(cluster: Cluster) -> list[SpiderIPPool]:
+    return msgspec.convert(cluster.kubectl_json("get", "spiderippools")["items"], list[SpiderIPPool])
+
+
+def endpoint_records(cluster: Cluster) -> Iterable[Record]:
+    """What the SpiderEndpoints say."""
+    for item in cluster.kubectl_json("get", "spiderendpoints", "--all-namespaces")["items"]:
+        name = f"{item['metadata']['namespace']}/{item['metadata']['name']}"
+        for detail in item.get("status", {}).get("current", {}).get("ips", ()):
+            for key in ("ipv4", "ipv6"):
+                if detail.get(key):
+                    yield Record(name, detail[key].partition("/")[0])
+
+
+def node_findings(node: Node, pods: list[dict[str, Any]]) -> list[str]:
+    """What a node's kernel and journal have too much or too little of, for the pods that run there."""
+    wanted = {ip for pod in pods for ip in addresses(pod)}
+    found = []
+    veths = {name for name, link in node.links().items() if _is_ours(name, link)}
+    if len(veths) != len(pods):
+        found.append(f"{node.name} has {len(veths)} veths to pods for {len(pods)} pods: {', '.join(sorted(veths))}")
+    routed = set()
+    for family in ("-4", "-6"):
+        shown = node.run(["ip", family, "-json", "route", "show", "table", _HOST_TABLE], check=False).stdout
+        routed |= {route["dst"] for route in json.loads(shown or "[]")}
+    found += [f"{node.name} routes {ip} to a pod that has it not" for ip in sorted(routed - wanted)]
+    found += [f"{node.name} has no route to {ip}" for ip in sorted(wanted - routed)]
+    entries = journal(node)
+    journalled = {address.partition("/")[0] for entry in entries for address in entry.get("addresses", ())}
+    found += [f"{node.name}'s journal has {ip}, no pod does" for ip in sorted(journalled - wanted)]
+    found += [f"{node.name}'s journal lacks {ip}" for ip in sorted(wanted - journalled)]
+    found += [
+        f"{node.name}'s journal: {e['ifname']} of {e['container_id'][:12]} is {e['state']}"
+        for e in entries
+        if e["state"] != "added"
+    ]
+    spaces = node.run(["sh", "-c", "ls /run/netns | wc -l"], check=False).stdout.strip()
+    if spaces != str(len(pods)):
+        found.append(f"{node.name} has {spaces} network namespaces for {len(pods)} pods")
+    return found
+
+
+def _is_ours(name: str, link: Mapping[str, Any]) -> bool:
+    return name.startswith("veth") and link.get("linkinfo", {}).get("info_kind") == "veth"
+
+
+def journal(node: Node) -> list[dict[str, Any]]:
+    """The entries of a node's journal."""
+    shown = node.run(["sh", "-c", f"cat {JOURNAL}/*.json 2>/dev/null | sed 's/}}{{/}}\\n{{/g'; true"]).stdout
+    return [json.loads(line) for line in shown.splitlines() if line.strip()]

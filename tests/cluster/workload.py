@@ -1,0 +1,202 @@
+"""Workloads on a cluster with the product: Deployments that kubelet probes, streams of pods, who reaches whom."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from tests.cluster.lab import Cluster
+from tests.cluster.lab.pods import pod
+from tests.cluster.product import is_ready
+from tests.servers.process import CommandFailed
+
+PORT: Final = 8080
+_READY_SECONDS: Final = 180.0
+_SANDBOX_FAILED: Final = "FailedCreatePodSandBox"
+
+
+class Deployment:
+    """Pods that serve HTTP, spread over the nodes, Ready when kubelet's probe reaches them; and a Service for them."""
+
+    def __init__(self, cluster: Cluster, name: str, *, namespace: str = "default", grace: int = 1) -> None:
+        """Nothing exists before `scale`."""
+        self.cluster = cluster
+        self.name = name
+        self.namespace = namespace
+        self._grace = grace
+
+    def manifests(self, replicas: int) -> list[dict[str, Any]]:
+        """The Deployment and its Service of both families."""
+        template = pod(self.name, namespace=self.namespace)
+        spec = template["spec"]
+        spec["terminationGracePeriodSeconds"] = self._grace
+        spec["topologySpreadConstraints"] = [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": {"app": self.name}},
+            }
+        ]
+        metadata = {"name": self.name, "namespace": self.namespace}
+        return [
+            {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": metadata,
+                "spec": {
+                    "replicas": replicas,
+                    "selector": {"matchLabels": {"app": self.name}},
+                    "template": {"metadata": {"labels": {"app": self.name}}, "spec": spec},
+                },
+            },
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": metadata,
+                "spec": {
+                    "selector": {"app": self.name},
+                    "ipFamilyPolicy": "RequireDualStack",
+                    "ports": [{"port": 80, "targetPort": PORT}],
+                },
+            },
+        ]
+
+    def scale(self, replicas: int, *, wait: bool = True, timeout: float = _READY_SECONDS) -> None:
+        """Have that many; with `wait`, return when all are Ready, or when none is left."""
+        self.cluster.apply(*self.manifests(replicas))
+        if wait:
+            self.settle(replicas, timeout=timeout)
+
+    def settle(self, replicas: int, *, timeout: float = _READY_SECONDS) -> None:
+        """Wait until exactly so many pods exist and all are Ready. Raises LabFailed."""
+
+        def done() -> bool:
+            pods = self.pods()
+            return len(pods) == replicas and all(is_ready(pod) for pod in pods)
+
+        self.cluster.wait(done, timeout, f"{replicas} Ready pods of {self.name}", interval=0.5)
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Its pods, those that are going included."""
+        selector = f"--selector=app={self.name}"
+        return list(self.cluster.kubectl_json("get", "pods", f"--namespace={self.namespace}", selector)["items"])
+
+    def cluster_ips(self) -> list[str]:
+        """The Service's addresses, one of each family."""
+        service = self.cluster.kubectl_json("get", "service", self.name, f"--namespace={self.namespace}")
+        return list(service["spec"]["clusterIPs"])
+
+    def remove(self) -> None:
+        """Delete all of it and wait until the pods are gone."""
+        self.cluster.delete(*self.manifests(0), timeout=120)
+        self.cluster.wait(lambda: not self.pods(), _READY_SECONDS, f"no pod of {self.name}")
+
+
+def url(address: str, port: int = PORT) -> str:
+    """Of an address of either family."""
+    return f"http://[{address}]:{port}/" if ":" in address else f"http://{address}:{port}/"
+
+
+def fetch(cluster: Cluster, name: str, address: str, *, port: int = PORT, namespace: str = "default") -> str:
+    """What a pod gets by HTTP from an address. Raises CommandFailed."""
+    argv = ("timeout", "5", "wget", "-q", "-O", "-", url(address, port))
+    return cluster.exec(name, *argv, namespace=namespace)
+
+
+def sandbox_failures(cluster: Cluster) -> dict[str, int]:
+    """How often a pod's sandbox could not be made so far, by message, as kubelet's events count it."""
+    counts: dict[str, int] = {}
+    selector = f"--field-selector=reason={_SANDBOX_FAILED}"
+    for event in cluster.kubectl_json("get", "events", "--all-namespaces", selector)["items"]:
+        series = event.get("series") or {}
+        message = f"{event['involvedObject']['name']}: {event.get('message', '')}"
+        counts[message] = counts.get(message, 0) + max(event.get("count") or 1, series.get("count", 1))
+    return counts
+
+
+class Streamed(msgspec.Struct):
+    """What a stream of pods saw.
+
+    Attributes:
+        started: pods that were created.
+        ready: those that got Ready.
+        gap: the longest time, seconds, in which no pod got Ready.
+    """
+
+    started: int = 0
+    ready: int = 0
+    gap: float = 0.0
+
+
+class Stream:
+    """Pods that come and go while something else happens: each is created, awaited and deleted."""
+
+    def __init__(self, cluster: Cluster, *, nodes: tuple[str, ...] = ("n1", "n2"), pause: float = 0.5) -> None:
+        """Begins when entered. `pause` is the time between two creations, seconds."""
+        self._cluster = cluster
+        self._nodes = nodes
+        self._pause = pause
+        self._stop = threading.Event()
+        self._seen = Streamed()
+        self._error: Exception | None = None
+        self._names: list[str] = []
+        self._last = 0.0
+
+    def _create(self) -> None:
+        number = self._seen.started
+        name = f"stream-{number}"
+        self._cluster.apply(pod(name, node=self._nodes[number % len(self._nodes)], labels={"stream": "yes"}))
+        self._names.append(name)
+        self._seen.started += 1
+
+    def _look(self) -> None:
+        items = self._cluster.kubectl_json("get", "pods", "--selector=stream=yes")["items"]
+        ready = [
+            item["metadata"]["name"] for item in items if is_ready(item) and "deletionTimestamp" not in item["metadata"]
+        ]
+        if ready:
+            now = time.monotonic()
+            self._seen.gap = max(self._seen.gap, now - self._last)
+            self._last = now
+            self._seen.ready += len(ready)
+            self._cluster.kubectl("delete", "pod", "--wait=false", *ready)
+            self._names = [name for name in self._names if name not in ready]
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._create()
+                self._look()
+                self._stop.wait(self._pause)
+            deadline = time.monotonic() + _READY_SECONDS
+            while self._names and time.monotonic() < deadline:
+                self._look()
+                time.sleep(0.3)
+        except Exception as error:  # noqa: BLE001 - told to the test by `running`
+            self._error = error
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Streamed]:
+        """Pods stream while the block runs; behind it the counts are final and every pod has been Ready once.
+
+        Raises CommandFailed, AssertionError.
+        """
+        self._last = time.monotonic()
+        thread = threading.Thread(target=self._run, name="stream")
+        thread.start()
+        try:
+            yield self._seen
+        finally:
+            self._stop.set()
+            thread.join()
+        if self._error is not None:
+            raise self._error
+        with contextlib.suppress(CommandFailed):
+            self._cluster.kubectl("wait", "--for=delete", "pod", "--selector=stream=yes", "--timeout=60s", timeout=70)
+        assert not self._names, f"never Ready: {', '.join(self._names)}"

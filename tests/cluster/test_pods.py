@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
-from tests.cluster.audit import addresses, settled, underlay_pods
-from tests.cluster.lab import Cluster, plan
+from tests.cluster.audit import addresses, audit, settled, underlay_pods
+from tests.cluster.lab import plan
 from tests.cluster.product import POOL_V4, POOL_V6, Product
 from tests.cluster.workload import Deployment, fetch, sandbox_failures
 
@@ -59,8 +60,6 @@ def test_pods_pools_endpoints_journals_and_kernels_agree(web: Deployment) -> Non
 
 def test_an_audit_would_find_a_leak(web: Deployment) -> None:
     """Without it the audits of all other tests would prove nothing."""
-    from tests.cluster.audit import audit
-
     (first, *_) = underlay_pods(web.cluster).values()
     name, node = first["metadata"]["name"], web.cluster.node(first["spec"]["nodeName"])
     address = addresses(first)[0]
@@ -134,9 +133,10 @@ def test_a_host_port_of_the_cluster_answers_from_outside(web: Deployment) -> Non
             ipv4, ipv6 = plan.node_addresses(node)
             for address in (ipv4, f"[{ipv6}]"):
                 url = f"http://{address}:30080/"
-                web.cluster.wait(lambda url=url: web.cluster.outside.get(url) == "ok\n", 20, url)
+                answer = partial(web.cluster.outside.get, url)
+                web.cluster.wait(answer, 20, url)
                 for _ in range(4):
-                    assert web.cluster.outside.get(url) == "ok\n"
+                    assert answer() == "ok\n"
     finally:
         web.cluster.delete(service)
 

@@ -17,12 +17,11 @@ import anyio
 
 from actors import program
 from actors.controllers import Controllers
-from actors.disk import DiskJournal, Journal
+from actors.disk import Journal, open_journal
 from actors.node import Invoke, NodeActor
 from actors.outbox import OutboxActor
 from actors.replicas import Replicas
 from api.settings import AgentSettings, SettingsError, load_agent
-from cni import journal
 from cni.errors import CniError, TryAgainLater
 from cni.kernel import Kernel, LinuxKernel
 from cni.protocol import Invocation, Verb
@@ -153,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
             system,
             path="agent",
             kernel=LinuxKernel(),
-            journal=DiskJournal(journal.Journal(Path(settings.state_dir) / "journal")),
+            journal=open_journal(Path(settings.state_dir)),
             channels=[],
         )
         connections = Supervisor("agent/controllers", system)

@@ -1,20 +1,41 @@
 """The node's journal as actors see it: a port, and the one on disk behind it."""
 
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Protocol
 
 import anyio
 import anyio.to_thread
 
 from cni import journal
+from cni.claims import Claims
+from cni.errors import TryAgainLater
 from cni.journal import JournalEntry, Key
 from telemetry import traces
+
+_PAUSES_SECONDS = (0.005, 0.25)
+"""Between two looks at a claim of another process: the first, and the longest. Only a roll-over has any."""
 
 
 class Journal(Protocol):
     """What the node built and owes, durable before anybody is answered."""
 
     async def load(self) -> list[JournalEntry]:
-        """Every entry."""
+        """Every entry. Another agent of this node may be changing them: what is decided needs a claim and `get`."""
+        ...
+
+    def claim(self, container_id: str, *, seconds: float) -> AbstractAsyncContextManager[None]:
+        """Keep all other processes away from a container's entries, and from what they stand for, in the block.
+
+        The same process may claim it several times over. Raises `cni.errors.TryAgainLater` when another one has it for
+        longer than `seconds`.
+        """
+        ...
+
+    async def get(self, key: Key) -> JournalEntry | None:
+        """One entry as it is now, None when there is none."""
         ...
 
     async def put(self, entry: JournalEntry) -> None:
@@ -29,13 +50,45 @@ class Journal(Protocol):
 class DiskJournal:
     """The journal in a directory; the file work happens on worker threads."""
 
-    def __init__(self, entries: journal.Journal) -> None:
-        """`entries` does the file work."""
+    def __init__(self, entries: journal.Journal, claims: Claims) -> None:
+        """They do the file work."""
         self._entries = entries
+        self._claims = claims
+        self._uses: Counter[str] = Counter()
 
     async def load(self) -> list[JournalEntry]:
         """See `Journal`."""
+        await anyio.to_thread.run_sync(self._claims.open)
         return list(await anyio.to_thread.run_sync(self._entries.load_all))
+
+    @asynccontextmanager
+    async def claim(self, container_id: str, *, seconds: float) -> AsyncIterator[None]:
+        """See `Journal`."""
+        if not self._claims.take(container_id):
+            with traces.span("journal.claim"):
+                await self._wait_for(container_id, seconds)
+        self._uses[container_id] += 1
+        try:
+            yield
+        finally:
+            self._uses[container_id] -= 1
+            if not self._uses[container_id]:
+                del self._uses[container_id]
+                self._claims.drop(container_id)
+
+    async def _wait_for(self, container_id: str, seconds: float) -> None:
+        pause, longest = _PAUSES_SECONDS
+        with anyio.move_on_after(seconds):
+            while not self._claims.take(container_id):
+                await anyio.sleep(pause)
+                pause = min(2 * pause, longest)
+            return
+        msg = f"container {container_id[:12]}: another agent of this node is at work on it"
+        raise TryAgainLater(msg, f"waited {seconds:g} s")
+
+    async def get(self, key: Key) -> JournalEntry | None:
+        """See `Journal`."""
+        return await anyio.to_thread.run_sync(self._entries.get, key)
 
     async def put(self, entry: JournalEntry) -> None:
         """See `Journal`."""
@@ -46,3 +99,8 @@ class DiskJournal:
         """See `Journal`."""
         with traces.span("journal.remove"):
             await anyio.to_thread.run_sync(self._entries.remove, key)
+
+
+def open_journal(state: Path) -> DiskJournal:
+    """The journal in a node's state folder. Nothing is touched before `load`."""
+    return DiskJournal(journal.Journal(state / "journal"), Claims(state / "journal.lock"))

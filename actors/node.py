@@ -1,26 +1,27 @@
 """The actor of this node: takes CNI calls and keeps one sandbox actor per container.
 
-When the agent starts it brings journal and kernel together.
+Messages: `Invoke` from the socket server; `Recovered`, `Forwarded`, `ForwardFailed`, `Mended` from its own work. State:
+the sandbox actors by container id. Persists: nothing itself. Answers: what the sandbox actor answers.
 
-Messages: `Invoke` from the socket server; `Recovered`, `Forwarded`, `ForwardFailed` from its own work. State: the
-sandbox actors by container id. Persists: nothing itself. Answers: what the sandbox actor answers.
-
-Before it serves, it deals with what a crash left: interfaces that were being added are taken down and their addresses
-given back; those whose namespace is gone (a reboot) are given back.
+It serves as soon as it has read the journal. Beside that, the sandbox actors deal with what an agent before left:
+interfaces whose ADD was cut short are taken down and their addresses given back; those whose namespace is gone (a
+reboot) are given back. A call for such a container waits for that, or does it itself. While the agent before still runs
+and works on a container, that container waits for it.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import assert_never
 
+import anyio
 import msgspec
 from msgspec import Struct
 
 from actors.controllers import Controllers
 from actors.disk import Journal
 from actors.outbox import Message as OutboxMessage
-from actors.outbox import Owe
-from actors.sandbox import Attach, Detach, SandboxActor, Verify, detach
+from actors.sandbox import Attach, Detach, Mend, SandboxActor, Verify
 from actors.sandbox import Message as SandboxMessage
 from api.wire import Inquire, Ready
 from cni.errors import CniError, InvalidConfig, NotReady, TryAgainLater
@@ -40,6 +41,10 @@ _log = logging.getLogger(__name__)
 _CALL_SECONDS = 60.0
 """The longest that one CNI call may take; kubelet's own limit is 2 minutes."""
 _STATUS_SECONDS = 2.0
+_MENDING = 32
+"""Containers of an earlier life that are dealt with at a time: their journal entries are synced to disk in parallel."""
+_MEND_PAUSES_SECONDS = (1.0, 60.0)
+"""Before an interface that could not be taken down is tried again: the first pause, and the longest."""
 
 
 class Invoke(Question["Result | None"], frozen=True, tag=True):
@@ -49,7 +54,7 @@ class Invoke(Question["Result | None"], frozen=True, tag=True):
 
 
 class Recovered(Struct, frozen=True, tag=True):
-    """Journal and kernel agree; `entries` are the interfaces that stand."""
+    """The journal was read; `entries` are the interfaces that it knows, those of the outbox left out."""
 
     entries: list[JournalEntry]
 
@@ -74,7 +79,13 @@ class Retired(Struct, frozen=True, tag=True):
     container_id: str
 
 
-Message = Invoke | Recovered | Forwarded | ForwardFailed | Retired
+class Mended(Struct, frozen=True, tag=True):
+    """One interface of an earlier life is as it should be, or gone."""
+
+    container_id: str
+
+
+Message = Invoke | Recovered | Forwarded | ForwardFailed | Mended | Retired
 
 
 class NodeActor(Actor[Message]):
@@ -92,7 +103,7 @@ class NodeActor(Actor[Message]):
         outbox: Ref[OutboxMessage],
         ready: Callable[[], None],
     ) -> None:
-        """`sandboxes` gets a child for every container; `ready` is called when the journal has been dealt with."""
+        """`sandboxes` gets a child for every container; `ready` is called when the journal has been read."""
         self._sandboxes = sandboxes
         self._kernel = kernel
         self._journal = journal
@@ -102,6 +113,9 @@ class NodeActor(Actor[Message]):
         self._refs: dict[str, Ref[SandboxMessage]] = {}
         self._entries: dict[str, dict[str, JournalEntry]] = {}
         self._calls: dict[int, tuple[Envelope, str]] = {}
+        self._mending: Counter[str] = Counter()
+        """Interfaces of an earlier life that are not dealt with yet, by container."""
+        self._limit = anyio.CapacityLimiter(_MENDING)
         self._number = 0
         self._names: dict[str, str] = {}
         self._children = 0
@@ -110,7 +124,7 @@ class NodeActor(Actor[Message]):
         return f"<NodeActor {len(self._refs)} sandboxes, {len(self._calls)} calls>"
 
     def started(self) -> None:
-        """Nothing is served before the journal has been dealt with."""
+        """Nothing is served before the journal has been read."""
         self.hold()
         self.pipe(self._recover(), Recovered)
 
@@ -132,12 +146,18 @@ class NodeActor(Actor[Message]):
                 metrics.SANDBOXES.set(len(entries))
                 for entry in entries:
                     self._entries.setdefault(entry.container_id, {})[entry.ifname] = entry
+                    self._mending[entry.container_id] += 1
+                for entry in entries:
+                    self.pipe(self._mend(entry), Mended)
                 self._ready()
                 self.release()
             case Forwarded(number, result):
                 self._end(number).resolve(result)
             case ForwardFailed(number, error):
                 self._end(number).fail(error)
+            case Mended(container_id):
+                self._mending[container_id] -= 1
+                self._retire(container_id)
             case Retired():
                 pass
             case _:
@@ -147,22 +167,27 @@ class NodeActor(Actor[Message]):
     def _end(self, number: int) -> Reply:
         """The caller's end of a call that is over. A container without interfaces and calls needs no actor."""
         envelope, container_id = self._calls.pop(number)
-        busy = any(other == container_id for _, other in self._calls.values())
-        if container_id and not busy and not self._entries.get(container_id) and container_id in self._refs:
-            del self._refs[container_id]
-            self._entries.pop(container_id, None)
-            self.pipe(self._sandboxes.remove(self._names.pop(container_id)), lambda _: Retired(container_id))
+        self._retire(container_id)
         assert envelope.reply is not None
         return envelope.reply
+
+    def _retire(self, container_id: str) -> None:
+        busy = self._mending[container_id] > 0 or any(other == container_id for _, other in self._calls.values())
+        if not busy:
+            del self._mending[container_id]
+            if not self._entries.get(container_id) and container_id in self._refs:
+                del self._refs[container_id]
+                self._entries.pop(container_id, None)
+                self.pipe(self._sandboxes.remove(self._names.pop(container_id)), lambda _: Retired(container_id))
 
     async def _serve(self, invocation: Invocation) -> Result | None:
         match invocation.verb:
             case Verb.ADD:
-                return await self._sandbox(invocation).ask(Attach(invocation), timeout=_CALL_SECONDS)
+                return await self._sandbox(invocation.container_id).ask(Attach(invocation), timeout=_CALL_SECONDS)
             case Verb.CHECK:
-                return await self._sandbox(invocation).ask(Verify(invocation), timeout=_CALL_SECONDS)
+                return await self._sandbox(invocation.container_id).ask(Verify(invocation), timeout=_CALL_SECONDS)
             case Verb.DEL:
-                return await self._sandbox(invocation).ask(Detach(invocation), timeout=_CALL_SECONDS)
+                return await self._sandbox(invocation.container_id).ask(Detach(invocation), timeout=_CALL_SECONDS)
             case Verb.GC:
                 await self._collect(invocation)
                 return None
@@ -174,8 +199,7 @@ class NodeActor(Actor[Message]):
             case _:
                 assert_never(invocation.verb)
 
-    def _sandbox(self, invocation: Invocation) -> Ref[SandboxMessage]:
-        container_id = invocation.container_id
+    def _sandbox(self, container_id: str) -> Ref[SandboxMessage]:
         ref = self._refs.get(container_id)
         if ref is None:
             entries = self._entries.setdefault(container_id, {})
@@ -203,23 +227,23 @@ class NodeActor(Actor[Message]):
             raise InvalidConfig(msg)
         keep = {(attachment.container_id, attachment.ifname) for attachment in valid}
         failures: list[str] = []
-        for container_id, entries in list(self._entries.items()):
-            for ifname, entry in list(entries.items()):
-                if entry.network != invocation.conf.name or (container_id, ifname) in keep:
-                    continue
-                gone = msgspec.structs.replace(
-                    invocation,
-                    verb=Verb.DEL,
-                    container_id=container_id,
-                    ifname=ifname,
-                    netns=entry.netns,
-                    role=entry.role,
-                    args=PodArgs(namespace=entry.pod.namespace, name=entry.pod.name, uid=entry.pod.uid),
-                )
-                try:
-                    await self._sandbox(gone).ask(Detach(gone), timeout=_CALL_SECONDS)
-                except (CniError, ActorError) as error:
-                    failures.append(f"{container_id} {ifname}: {error}")
+        for entry in await self._journal.load():
+            key = (entry.container_id, entry.ifname)
+            if entry.network != invocation.conf.name or key in keep or entry.state is State.RELEASING:
+                continue
+            gone = msgspec.structs.replace(
+                invocation,
+                verb=Verb.DEL,
+                container_id=entry.container_id,
+                ifname=entry.ifname,
+                netns=entry.netns,
+                role=entry.role,
+                args=PodArgs(namespace=entry.pod.namespace, name=entry.pod.name, uid=entry.pod.uid),
+            )
+            try:
+                await self._sandbox(entry.container_id).ask(Detach(gone), timeout=_CALL_SECONDS)
+            except (CniError, ActorError) as error:
+                failures.append(f"{entry.container_id} {entry.ifname}: {error}")
         if failures:
             msg = f"GC of network {invocation.conf.name} left {len(failures)} attachments"
             raise TryAgainLater(msg, "; ".join(failures))
@@ -236,27 +260,21 @@ class NodeActor(Actor[Message]):
             raise NotReady(msg, str(answered.response))
 
     async def _recover(self) -> list[JournalEntry]:
-        """Bring journal and kernel together; returns what stands."""
-        standing: list[JournalEntry] = []
-        for entry in await self._journal.load():
-            if entry.state is State.RELEASING:
-                continue  # the outbox has read it too
-            if entry.state is State.ADDED and await self._kernel.netns_exists(entry.netns):
-                standing.append(entry)
-                continue
-            _log.warning(
-                "taking down %s of container %s (pod %s): %s",
-                entry.ifname,
-                entry.container_id,
-                entry.pod,
-                "its ADD was cut short" if entry.state is State.ADDING else f"{entry.netns} is gone",
-            )
-            try:
-                await detach(self._kernel, entry)
-                owed = msgspec.structs.replace(entry, state=State.RELEASING)
-                await self._journal.put(owed)
-                self._outbox.tell(Owe(owed))
-            except CniError as error:
-                _log.error("could not take down %s of %s: %s", entry.ifname, entry.container_id, error)
-                standing.append(entry)
-        return standing
+        """What the journal knows; the outbox reads its own entries itself."""
+        return [entry for entry in await self._journal.load() if entry.state is not State.RELEASING]
+
+    async def _mend(self, entry: JournalEntry) -> str:
+        """Deal with an interface of an earlier life, however long that takes; returns the container's id."""
+        pause, longest = _MEND_PAUSES_SECONDS
+        while True:
+            async with self._limit:
+                if entry.state is State.ADDED and await self._kernel.netns_exists(entry.netns):
+                    return entry.container_id
+                try:
+                    await self._sandbox(entry.container_id).ask(Mend(entry.ifname), timeout=_CALL_SECONDS)
+                except (CniError, ActorError) as error:
+                    _log.error("could not take down %s of %s yet: %s", entry.ifname, entry.container_id, error)
+                else:
+                    return entry.container_id
+            await anyio.sleep(pause)
+            pause = min(2 * pause, longest)

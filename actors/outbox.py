@@ -1,6 +1,7 @@
 """The outbox: releases that this node owes the controller, kept until they are acknowledged.
 
-Messages: `Owe` and `Settle` from sandbox actors, `Done` and `Failed` from its own requests, `Look` from its timer.
+Messages: `Owe` and `Settle` from sandbox actors, `Connected` when a controller can be asked again, `Done` and `Failed`
+from its own requests, `Look` from its timer.
 State: the owed entries by container and interface. Persists: nothing itself; every entry it holds stands in the
 node's journal as "releasing" before it comes here and leaves the journal when the controller has acknowledged.
 Answers: `Settle` when nothing is owed for that interface any more.
@@ -8,6 +9,9 @@ Answers: `Settle` when nothing is owed for that interface any more.
 An address is free only when no link carries it (the pool would hand it out while a packet can still leave with it). Our
 own DEL removes the link first. Under a foreign main plugin the link goes after us, so the entry waits here until the
 kernel shows that link or namespace is gone.
+
+While one agent replaces another both may hold the same debt. An attempt claims the container and goes by the journal as
+it is then: an entry that is not "releasing" any more has been dealt with, or is a new ADD of the same sandbox.
 
 A copy of an ADD that was never answered may still be on its way to a pool when the release arrives there by another
 replica. So a doubtful entry is released twice, the second time when that copy's writes can no longer land.
@@ -34,8 +38,12 @@ from telemetry import metrics
 _log = logging.getLogger(__name__)
 
 _REQUEST_SECONDS = 10.0
+_CLAIM_SECONDS = 1.0
+"""How long an attempt waits for another agent of this node; the next one comes soon enough."""
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 5.0
+_SPREAD_SECONDS = 0.3
+"""Over which a node's owed releases begin when a controller comes back: all nodes see that at the same moment."""
 ECHO_SECONDS = 40.0
 """After that no write of an unanswered ADD can land any more: its own 20 s, and the store's 10 s, with a margin."""
 
@@ -56,6 +64,10 @@ class Inspect(Question[int], frozen=True, tag=True):
     """How many releases are owed."""
 
 
+class Connected(Struct, frozen=True, tag=True):
+    """A controller replica can be asked again: what waits need not wait for its pause."""
+
+
 class Done(Struct, frozen=True, tag=True):
     """The controller has acknowledged, and the journal has forgotten."""
 
@@ -65,7 +77,8 @@ class Done(Struct, frozen=True, tag=True):
 class Echo(Struct, frozen=True, tag=True):
     """The controller has acknowledged once; a second time is due later."""
 
-    key: Key
+    entry: JournalEntry
+    """What was released."""
 
 
 class Failed(Struct, frozen=True, tag=True):
@@ -87,7 +100,7 @@ class Loaded(Struct, frozen=True, tag=True):
     entries: list[JournalEntry]
 
 
-Message = Owe | Settle | Inspect | Done | Echo | Failed | Look | Loaded
+Message = Owe | Settle | Inspect | Connected | Done | Echo | Failed | Look | Loaded
 
 
 class _Owed(Struct):
@@ -136,15 +149,13 @@ class OutboxActor(Actor[Message]):
                 return self._settle(key, envelope)
             case Inspect():
                 return len(self._owed)
+            case Connected():
+                self._hurry()
             case Done(key):
                 self._owed.pop(key, None)
                 self._wake(key)
-            case Echo(key):
-                owed = self._owed.get(key)
-                if owed is not None:
-                    owed.echoing, owed.busy = True, False
-                    self.timers.start(str(key), ECHO_SECONDS, Look(key))
-                    self._wake(key)
+            case Echo(entry):
+                self._acknowledged(entry)
             case Failed(key, why):
                 self._put_off(key, why)
             case Look(key):
@@ -165,6 +176,19 @@ class OutboxActor(Actor[Message]):
         self._waiting.setdefault(key, []).append(envelope)
         return LATER
 
+    def _acknowledged(self, entry: JournalEntry) -> None:
+        owed = self._owed.get(entry.key)
+        if owed is not None:
+            owed.entry, owed.echoing, owed.busy = entry, True, False
+            self.timers.start(str(entry.key), ECHO_SECONDS, Look(entry.key))
+            self._wake(entry.key)
+
+    def _hurry(self) -> None:
+        for key, owed in self._owed.items():
+            owed.pause = _FIRST_PAUSE_SECONDS
+            if not owed.busy and not owed.echoing:
+                self.timers.start(str(key), self.system.random.uniform(0, _SPREAD_SECONDS), Look(key))
+
     def _put_off(self, key: Key, why: str) -> None:
         owed = self._owed.get(key)
         if owed is not None:
@@ -184,8 +208,8 @@ class OutboxActor(Actor[Message]):
         if owed is not None and not owed.busy:
             owed.busy = True
             self.pipe(
-                self._release(owed.entry, last=owed.echoing or not owed.entry.doubtful),
-                lambda last: Done(key) if last else Echo(key),
+                self._attempt(key, acknowledged=owed.entry if owed.echoing else None),
+                lambda again: Done(key) if again is None else Echo(again),
                 failed=lambda error: Failed(key, why=str(error)),
                 on_behalf=envelope,
             )
@@ -200,7 +224,19 @@ class OutboxActor(Actor[Message]):
             if envelope.reply is not None:
                 envelope.reply.resolve(None)
 
-    async def _release(self, entry: JournalEntry, *, last: bool) -> bool:
+    async def _attempt(self, key: Key, *, acknowledged: JournalEntry | None) -> JournalEntry | None:
+        """Release once; returns the entry if it is to be released again later."""
+        async with self._journal.claim(key.container_id, seconds=_CLAIM_SECONDS):
+            entry = await self._journal.get(key)
+            if entry is None or entry.state is not State.RELEASING:
+                return None
+            await self._release(entry)
+            if entry.doubtful and entry != acknowledged:
+                return entry
+            await self._journal.remove(key)
+            return None
+
+    async def _release(self, entry: JournalEntry) -> None:
         if entry.netns and await self._kernel.carries(entry.netns, entry.ifname, entry.addresses):
             msg = f"a link in {entry.netns} still carries {', '.join(entry.addresses) or entry.ifname}"
             raise _NotYet(msg)
@@ -217,9 +253,6 @@ class OutboxActor(Actor[Message]):
             metrics.IPAM_RELEASE_FAILURE_COUNTS.inc()
             raise
         metrics.IPAM_RELEASE_DURATION.observe(self.system.clock.now() - begun)
-        if last:
-            await self._journal.remove(entry.key)
-        return last
 
 
 async def release(controllers: Controllers, entry: JournalEntry, *, deadline: float) -> Released:

@@ -1,19 +1,22 @@
 """The actor of one pod sandbox on this node: does ADD, CHECK and DEL of that container one after the other.
 
-Messages: `Attach`, `Verify` and `Detach` from the node actor, `Finished` from its own work. State: the container's
-journal entries by interface. Persists: one journal entry an interface, as "adding" before anything is asked or built,
-as "added" with the result before the runtime is answered, as "releasing" from the moment the link is gone. Answers:
-when the kernel and the journal agree with the answer.
+Messages: `Attach`, `Verify`, `Detach` and `Mend` from the node actor, `Finished` from its own work. State: the
+container's journal entries by interface. Persists: one journal entry an interface, as "adding" before anything is asked
+or built, as "added" with the result before the runtime is answered, as "releasing" from the moment the link is gone.
+Answers: when the kernel and the journal agree with the answer.
 
-What a crash leaves: with "adding", possibly a link and possibly records, which the next agent takes down and gives back
-before it serves; with "added", a working interface; with "releasing", records that the outbox gives back.
+What a crash leaves: with "adding", possibly a link and possibly records, which the next agent's `Mend` takes down and
+gives back; with "added", a working interface; with "releasing", records that the outbox gives back.
+
+While one agent replaces another, both may be asked about one container. A verb therefore claims the container from the
+other process first, and reads the entry again, which the other one may have changed since.
 
 An ADD builds the link while the address is being allocated. A failed one is undone in reverse, and what the controller
 may still hold is given back by the outbox.
 """
 
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, assert_never
 
 import anyio
@@ -52,6 +55,8 @@ ALLOCATE_SECONDS = 20.0
 _SETTLE_SECONDS = 5.0
 """How long an ADD waits for an earlier DEL of the same interface to be over."""
 _UNDO_SECONDS = 10.0
+_CLAIM_SECONDS = 30.0
+"""How long a verb waits for another agent of this node that works on the container: longer than an ADD takes."""
 
 
 class Attach(Question[Result], frozen=True, tag=True):
@@ -72,6 +77,12 @@ class Detach(Question[None], frozen=True, tag=True):
     invocation: Invocation
 
 
+class Mend(Question[None], frozen=True, tag=True):
+    """Take down what an agent before left of an interface: an ADD that was cut short, a namespace that is gone."""
+
+    ifname: str
+
+
 class Finished(Struct, frozen=True, tag=True):
     """The work for one message has ended, with a result or an error."""
 
@@ -79,7 +90,7 @@ class Finished(Struct, frozen=True, tag=True):
     error: Exception | None = None
 
 
-Message = Attach | Verify | Detach | Finished
+Message = Attach | Verify | Detach | Mend | Finished
 
 
 class SandboxActor(Actor[Message]):
@@ -116,11 +127,13 @@ class SandboxActor(Actor[Message]):
         work: Coroutine[Any, Any, Result | None]
         match message:
             case Attach(invocation):
-                work = self._attach(invocation)
+                work = self._alone(invocation.ifname, lambda known: self._attach(invocation, known))
             case Verify(invocation):
-                work = self._verify(invocation)
+                work = self._alone(invocation.ifname, lambda known: self._verify(invocation, known))
             case Detach(invocation):
-                work = self._detach(invocation)
+                work = self._alone(invocation.ifname, lambda known: self._detach(invocation, known))
+            case Mend(ifname):
+                work = self._alone(ifname, self._mend)
             case Finished(result, error):
                 asker, self._asker = self._asker, None
                 self.release()
@@ -137,12 +150,23 @@ class SandboxActor(Actor[Message]):
         self.pipe(work, Finished, failed=lambda error: Finished(error=error), on_behalf=envelope)
         return LATER
 
+    async def _alone[R](self, ifname: str, verb: Callable[[JournalEntry | None], Awaitable[R]]) -> R:
+        """Do a verb while no other agent touches the container. It is given the interface's entry as it is now."""
+        async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
+            known = await self._journal.get(Key(self._container_id, ifname))
+            if known is None or known.state is State.RELEASING:
+                self._forget(ifname)
+            else:
+                self._know(known)
+            return await verb(known)
+
     # -- ADD -----------------------------------------------------------------------------------------------------------
 
-    async def _attach(self, invocation: Invocation) -> Result:
+    async def _attach(self, invocation: Invocation, known: JournalEntry | None) -> Result:
         ifname = invocation.ifname
-        known = self._entries.get(ifname)
-        if known is not None:
+        if known is not None and known.state is State.RELEASING:
+            self._hand_over(known)
+        elif known is not None:
             if known.result is not None and known.netns == invocation.netns and await self._intact(known):
                 return known.result
             # Left over from an ADD that could not be undone, or of a namespace that was rebuilt: that goes first.
@@ -251,8 +275,7 @@ class SandboxActor(Actor[Message]):
 
     # -- CHECK ---------------------------------------------------------------------------------------------------------
 
-    async def _verify(self, invocation: Invocation) -> None:
-        entry = self._entries.get(invocation.ifname)
+    async def _verify(self, invocation: Invocation, entry: JournalEntry | None) -> None:
         if entry is None or entry.state is not State.ADDED:
             msg = f"CNI_CONTAINERID: no interface {invocation.ifname} was added for container {invocation.container_id}"
             raise UnknownContainer(msg)
@@ -276,17 +299,26 @@ class SandboxActor(Actor[Message]):
 
     # -- DEL -----------------------------------------------------------------------------------------------------------
 
-    async def _detach(self, invocation: Invocation) -> None:
-        entry = self._entries.get(invocation.ifname)
+    async def _detach(self, invocation: Invocation, known: JournalEntry | None) -> None:
+        # Unknown here: done already, or the journal was lost. Kernel and controller are asked all the same.
+        await self._take_down(known or self._entry(invocation))
+
+    async def _mend(self, entry: JournalEntry | None) -> None:
         if entry is None:
-            # Unknown here: done already, or the journal was lost. Kernel and controller are asked all the same.
-            entry = self._entry(invocation)
-        await self._take_down(entry)
+            return
+        if entry.state is State.RELEASING:
+            self._hand_over(entry)
+        elif entry.state is State.ADDING or not await self._kernel.netns_exists(entry.netns):
+            why = "its ADD was cut short" if entry.state is State.ADDING else f"{entry.netns} is gone"
+            _log.warning("taking down %s of %s (pod %s): %s", entry.ifname, entry.container_id, entry.pod, why)
+            await self._take_down(entry)
 
     async def _take_down(self, entry: JournalEntry) -> None:
         with traces.span("link.delete"):
             await detach(self._kernel, entry)
-        if entry.pod.name:
+        if entry.state is State.RELEASING:
+            self._hand_over(entry)
+        elif entry.pod.name:
             await self._owe(entry)
 
     async def _intact(self, entry: JournalEntry) -> bool:
@@ -298,7 +330,11 @@ class SandboxActor(Actor[Message]):
         """From here on the outbox sees to the release."""
         owed = msgspec.structs.replace(entry, state=State.RELEASING, changed_ns=self._wall_ns())
         await self._put(owed)
-        self._forget(entry.ifname)
+        self._hand_over(owed)
+
+    def _hand_over(self, owed: JournalEntry) -> None:
+        """The journal says "releasing". It does no harm if the outbox knows already."""
+        self._forget(owed.ifname)
         self._outbox.tell(Owe(owed))
 
     def _entry(self, invocation: Invocation) -> JournalEntry:
@@ -315,6 +351,9 @@ class SandboxActor(Actor[Message]):
 
     async def _put(self, entry: JournalEntry) -> None:
         await self._journal.put(entry)
+        self._know(entry)
+
+    def _know(self, entry: JournalEntry) -> None:
         if entry.ifname not in self._entries:
             metrics.SANDBOXES.inc()
         self._entries[entry.ifname] = entry

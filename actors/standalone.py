@@ -12,9 +12,8 @@ import anyio
 from actors import program
 from actors.agent import Agent
 from actors.controller import Controller
-from actors.disk import DiskJournal
+from actors.disk import open_journal
 from api.settings import SettingsError, load_standalone
-from cni import journal
 from cni.kernel import LinuxKernel
 from runtime.actor import System
 from runtime.store.sqlite import FILE_NAME, SQLiteStore
@@ -48,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             system,
             path="standalone/agent",
             kernel=LinuxKernel(),
-            journal=DiskJournal(journal.Journal(state / "journal")),
+            journal=open_journal(state),
             channels=[LocalChannel(controller.serve, peer)],
         )
         agent.serve_cni(Path(settings.agent.config.ipam_unix_socket_path))

@@ -3,6 +3,9 @@
 So DEL is local and idempotent, and an agent that starts again knows what it owes.
 One file per (container id, interface): temp file, fsync, rename, fsync of the folder. Functions block: actors call
 them on a worker thread.
+
+While one agent replaces another both write here: an entry is written, removed or read for a decision only by who has
+claimed its container (`cni.claims`).
 """
 
 import hashlib
@@ -25,6 +28,8 @@ from telemetry import metrics
 _log = logging.getLogger(__name__)
 _SUFFIX = ".json"
 _UNSAFE = re.compile(r"[^a-zA-Z0-9_\-]")
+_TEMPORARY_SECONDS = 60.0
+"""A writer takes milliseconds from temp file to rename; what is older has no writer any more."""
 
 
 class State(StrEnum):
@@ -77,7 +82,7 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
 
 
 class Journal:
-    """The entries of one node, in one folder that nobody else writes."""
+    """The entries of one node, in one folder that only its agents write."""
 
     def __init__(self, directory: Path) -> None:
         """`directory` is made when missing, readable by its owner only."""
@@ -100,12 +105,16 @@ class Journal:
             raise IoFailure(f"journal {self.directory} cannot be read", str(error)) from error
         for path in paths:
             if path.suffix == ".tmp":
-                path.unlink(missing_ok=True)  # a writer died before its rename: nobody was told
+                _clear(path)
             elif path.suffix == _SUFFIX:
                 entry = self._read(path)
                 if entry is not None:
                     entries.append(entry)
         return entries
+
+    def get(self, key: Key) -> JournalEntry | None:
+        """One entry as it is on disk, None when there is none that can be read."""
+        return self._read(self._path(key))
 
     def put(self, entry: JournalEntry) -> None:
         """Write an entry; when this returns it survives a power cut.
@@ -161,6 +170,8 @@ class Journal:
             if self._path(entry.key) == path:
                 return entry
             problem = f"it belongs to {entry.container_id}/{entry.ifname}"
+        except FileNotFoundError:
+            return None
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             problem = str(error)
         aside = path.with_suffix(".corrupt")
@@ -170,3 +181,12 @@ class Journal:
         except OSError as error:
             _log.error("journal entry %s cannot be set aside: %s", path, error)
         return None
+
+
+def _clear(path: Path) -> None:
+    """Remove the temp file of a writer that died before its rename: nobody was told."""
+    try:
+        if time.time() - path.stat().st_mtime > _TEMPORARY_SECONDS:
+            path.unlink()
+    except FileNotFoundError:
+        pass  # another agent has renamed or cleared it

@@ -1,5 +1,7 @@
 """The journal: what was put is there after a restart, whatever else lies in the folder."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,16 @@ def test_put_load_remove(tmp_path: Path) -> None:
     assert list((tmp_path / "journal").iterdir()) == []
 
 
+def test_get_sees_what_another_process_wrote(tmp_path: Path) -> None:
+    mine, others = Journal(tmp_path), Journal(tmp_path)
+    assert mine.get(Key("c1", "eth0")) is None
+    others.put(entry())
+    assert mine.get(Key("c1", "eth0")) == entry()
+    assert mine.get(Key("c1", "eth1")) is None
+    others.remove(Key("c1", "eth0"))
+    assert mine.get(Key("c1", "eth0")) is None
+
+
 def test_only_the_owner_may_look(tmp_path: Path) -> None:
     Journal(tmp_path / "journal").load_all()
     assert (tmp_path / "journal").stat().st_mode & 0o777 == 0o700
@@ -78,6 +90,9 @@ def test_an_entry_under_another_name_is_set_aside(tmp_path: Path) -> None:
 def test_what_a_dying_writer_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / "c1-eth0-x.tmp").write_bytes(b'{"half')
     (tmp_path / "README").write_text("not ours")
+    assert Journal(tmp_path).load_all() == []
+    assert {path.name for path in tmp_path.iterdir()} == {"README", "c1-eth0-x.tmp"}, "another agent may be writing it"
+    os.utime(tmp_path / "c1-eth0-x.tmp", (0, time.time() - 120))
     assert Journal(tmp_path).load_all() == []
     assert [path.name for path in tmp_path.iterdir()] == ["README"]
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from runtime.testing import run
-from tests.simulation.world import ROUGH_NETWORK, ROUGH_STORE, Violation, World, crashes
+from tests.simulation.world import ROUGH_NETWORK, ROUGH_STORE, Violation, World, crashes, roll_overs
 
 SEEDS = range(1, 41)
 
@@ -33,6 +33,11 @@ def test_lost_doubled_and_late_messages(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_crashes_of_replicas_and_agents_on_top(seed: int) -> None:
     play(World(seed, chances=ROUGH_STORE, weather=ROUGH_NETWORK), seed, crashes)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_agents_that_replace_each_other_on_top(seed: int) -> None:
+    play(World(seed, chances=ROUGH_STORE, weather=ROUGH_NETWORK), seed, roll_overs)
 
 
 def test_a_crash_at_every_await_that_leaves_something() -> None:
@@ -83,3 +88,13 @@ def test_negative_control_without_the_fence_an_invariant_breaks() -> None:
         except Violation:
             broken += 1
     assert broken >= 6
+
+
+def test_negative_control_two_agents_that_do_not_claim_undo_each_others_work() -> None:
+    for seed in SEEDS:
+        try:
+            play(World(seed, chances=ROUGH_STORE, weather=ROUGH_NETWORK, claims=False), seed, roll_overs)
+        except (Violation, BaseExceptionGroup) as error:
+            if isinstance(error, Violation) or error.subgroup(Violation) is not None:
+                return
+    pytest.fail("claims are not needed, or the invariants are not looked at")

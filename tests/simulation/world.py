@@ -8,8 +8,9 @@ lets the pod live, and calls DEL until that succeeds.
 """
 
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -25,7 +26,7 @@ from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NODE, POD, Kind
 from api.meta import ObjectMeta
 from api.settings import ControllerSettings
 from cni.config import IpamConfig, NetConfig
-from cni.errors import CniError
+from cni.errors import CniError, TryAgainLater
 from cni.journal import JournalEntry, Key
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
 from cni.protocol import Invocation, PodArgs, Verb
@@ -51,28 +52,72 @@ type Point = Callable[[str], Awaitable[None]]
 """Called before and after everything that lasts: the process that does it may be made to die right there."""
 
 
-class MemoryJournal:
-    """`actors.disk.Journal` whose content survives its agent."""
+class MemoryDisk:
+    """What of a node's journal survives its agents, and which agent has claimed which container."""
 
     def __init__(self, point: Point) -> None:
         self.entries: dict[Key, JournalEntry] = {}
-        self._point = point
+        self.claims: dict[str, MemoryJournal] = {}
+        self.point = point
+
+
+class MemoryJournal:
+    """`actors.disk.Journal` of one agent's life, on a disk that other lives share."""
+
+    def __init__(self, disk: MemoryDisk, *, claims: bool = True) -> None:
+        """Without `claims` nobody is kept away from anything: the negative control."""
+        self._disk = disk
+        self._claims = claims
+        self._uses: Counter[str] = Counter()
+
+    @property
+    def entries(self) -> dict[Key, JournalEntry]:
+        return self._disk.entries
+
+    def died(self) -> None:
+        """The process has ended, however: the kernel drops its locks."""
+        for container_id in [cid for cid, holder in self._disk.claims.items() if holder is self]:
+            del self._disk.claims[container_id]
+        self._claims = False
+
+    @asynccontextmanager
+    async def claim(self, container_id: str, *, seconds: float) -> AsyncIterator[None]:
+        if not self._claims:
+            yield
+            return
+        with anyio.move_on_after(seconds) as limit:
+            while self._disk.claims.setdefault(container_id, self) is not self:  # noqa: ASYNC110 - virtual time
+                await anyio.sleep(0.01)
+        if limit.cancelled_caught:
+            msg = "another agent has it"
+            raise TryAgainLater(msg)
+        self._uses[container_id] += 1
+        try:
+            yield
+        finally:
+            self._uses[container_id] -= 1
+            if not self._uses[container_id] and self._disk.claims.get(container_id) is self:
+                del self._disk.claims[container_id]
+
+    async def get(self, key: Key) -> JournalEntry | None:
+        await anyio.sleep(0.00005)
+        return self.entries.get(key)
 
     async def load(self) -> list[JournalEntry]:
         await anyio.lowlevel.checkpoint()
         return list(self.entries.values())
 
     async def put(self, entry: JournalEntry) -> None:
-        await self._point(f"before journal.put {entry.state}")
+        await self._disk.point(f"before journal.put {entry.state}")
         await anyio.sleep(0.0002)
         self.entries[entry.key] = entry
-        await self._point(f"after journal.put {entry.state}")
+        await self._disk.point(f"after journal.put {entry.state}")
 
     async def remove(self, key: Key) -> None:
-        await self._point("before journal.remove")
+        await self._disk.point("before journal.remove")
         await anyio.sleep(0.0002)
         self.entries.pop(key, None)
-        await self._point("after journal.remove")
+        await self._disk.point("after journal.remove")
 
 
 class MemoryKernel:
@@ -98,6 +143,9 @@ class MemoryKernel:
     async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
         await self._point("before link.configure")
         await anyio.sleep(0.001)
+        if (netns, ifname) not in self._links:
+            msg = f"the link of {netns} was taken away while its ADD was at work on it"
+            raise Violation(msg)
         _, carried = self._links[netns, ifname]
         for address in plan.addresses:
             holder = self._segment.get(address)
@@ -180,13 +228,14 @@ class World:
         pods: int = 12,
         addresses: int = 20,
         fenced: bool = True,
+        claims: bool = True,
         crash_at: int = 0,
     ) -> None:
         """Say what goes wrong.
 
         `chances` are the store's faults and `weather` the network's. Without `fenced` the pools' writes demand no
-        resourceVersion. `crash_at` counts the points at which a crash leaves something: whoever reaches that one dies
-        there.
+        resourceVersion; without `claims` two agents of a node do not keep away from each other. `crash_at` counts the
+        points at which a crash leaves something: whoever reaches that one dies there.
         """
         self.random = random.Random(seed)
         self.record = EventRecord(keep=400)
@@ -197,14 +246,18 @@ class World:
         """Acknowledged ADDs whose DEL has not begun: container id to pod uid and addresses."""
         self.pods = pods
         self.addresses = addresses
+        self.calls: Counter[int] = Counter()
+        """CNI calls under way, by the id of their agent."""
         self.stores: dict[str, FaultyStore] = {}
         self._chances: Policy = chances or Chances()
         self._fenced = fenced
+        self._claims = claims
         self._crash_at = crash_at
         self.points = 0
         self.crashed_at = ""
         self._kernels = {node: MemoryKernel(self.segment, self._point(node)) for node in NODES}
-        self._journals = {node: MemoryJournal(self._point(node)) for node in NODES}
+        self._disks = {node: MemoryDisk(self._point(node)) for node in NODES}
+        self._journals: dict[str, MemoryJournal] = {}
         self._agents: dict[str, Agent] = {}
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._group: TaskGroup | None = None
@@ -229,22 +282,39 @@ class World:
     async def start_agent(self, node: str) -> None:
         """An agent process, on the kernel and the journal that its predecessor left."""
         peer = Peer(account="system:serviceaccount:spiderpool:spiderpool-agent", node=node)
+        journal = self._journals[node] = MemoryJournal(self._disks[node], claims=self._claims)
         order = REPLICAS if node != "n2" else REPLICAS[::-1]
         agent = self._agents[node] = Agent(
             self._system(),
             path=node,
             kernel=self._kernels[node],
-            journal=self._journals[node],
+            journal=journal,
             channels=[self.network.channel(node, replica, peer=peer) for replica in order],
         )
         self._spawn(node, agent.supervisor)
+
+    async def roll_over(self, node: str) -> None:
+        """A new agent beside the old one; then the old one ends, in order or not, when it likes."""
+        old, scope, journal = self._agents.get(node), self._scopes[node], self._journals[node]
+        if old is None:
+            return
+        await self.start_agent(node)
+        await anyio.sleep(self.random.uniform(0, 1.0))
+        if self.random.random() < 0.5:
+            while self.calls[id(old)]:  # noqa: ASYNC110 - virtual time
+                await anyio.sleep(0.01)
+            await old.supervisor.stop()
+            await anyio.sleep(2.0)
+        scope.cancel()
+        journal.died()
 
     def crash(self, name: str) -> None:
         """kill -9: everything that the process was doing ends where it is."""
         self.record.event("crash", name)
         self.network.withdraw(name)
         self._scopes[name].cancel()
-        self._agents.pop(name, None)
+        if self._agents.pop(name, None) is not None:
+            self._journals[name].died()
 
     def _point(self, name: str) -> Point:
         async def point(what: str) -> None:
@@ -319,7 +389,7 @@ class World:
 
     async def _settled(self) -> None:
         """Wait until nothing is owed any more."""
-        while any(journal.entries for journal in self._journals.values()):  # noqa: ASYNC110 - virtual time
+        while any(disk.entries for disk in self._disks.values()):  # noqa: ASYNC110 - virtual time
             await anyio.sleep(1.0)
         await anyio.sleep(60.0)
 
@@ -374,11 +444,14 @@ class World:
         async with anyio.create_task_group() as group:
 
             async def call() -> None:
+                self.calls[id(agent)] += 1
                 try:
                     body = await agent.invoke(invocation)
                     outcome.append(msgspec.json.decode(body, type=Result) if body else Result())
                 except CniError as error:
                     self.record.event(f"cni {node}", f"{error}")
+                finally:
+                    self.calls[id(agent)] -= 1
                 group.cancel_scope.cancel()
 
             async def watch() -> None:
@@ -428,6 +501,18 @@ class World:
             if any(left.values()):
                 msg = f"left behind: {left}"
                 raise Violation(msg)
+
+
+async def roll_overs(world: World) -> None:
+    """Replace the agents one after the other, and have some die while two run."""
+    while True:
+        await anyio.sleep(world.random.uniform(0.02, 1.0))
+        node = world.random.choice(NODES)
+        await world.roll_over(node)
+        if world.random.random() < 0.3:
+            world.crash(node)
+            await anyio.sleep(world.random.uniform(0.01, 1.0))
+            await world.start_agent(node)
 
 
 async def crashes(world: World) -> None:

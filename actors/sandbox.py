@@ -28,6 +28,8 @@ from actors.disk import Journal
 from actors.outbox import Message as OutboxMessage
 from actors.outbox import Owe, Settle
 from api.wire import Allocate, Allocated, PodRef, Rejected
+from cni import coordination
+from cni.coordination import CoordinationPlan, Pair, coordination_plan, host_veth
 from cni.errors import (
     AllocationRefused,
     CniError,
@@ -176,14 +178,18 @@ class SandboxActor(Actor[Message]):
             msg = f"CNI_IFNAME: {ifname} exists already in {invocation.netns}"
             raise InterfaceExists(msg, "an interface of that name was made by somebody else")
         plan = link_plan(invocation) if invocation.role is Role.MAIN else None
+        if plan is not None:
+            coordination.check(invocation)
         entry = self._entry(invocation)
         await self._put(entry)
         try:
             link, allocated, doubtful = await self._build(invocation, plan)
             result = _result(invocation, link, allocated)
+            coordinated = None
             if link is not None:
                 with traces.span("link.configure"):
                     await self._kernel.configure(invocation.netns, ifname, address_plan(result))
+                coordinated = await self._coordinate(invocation, allocated)
             entry = msgspec.structs.replace(
                 entry,
                 state=State.ADDED,
@@ -192,6 +198,8 @@ class SandboxActor(Actor[Message]):
                 addresses=tuple(a.address for a in allocated.addresses),
                 pools=tuple(a.pool for a in allocated.addresses),
                 doubtful=doubtful,
+                host_veth="" if coordinated is None else coordinated.host_veth,
+                coordination=coordinated,
                 result=result,
                 changed_ns=self._wall_ns(),
             )
@@ -227,6 +235,18 @@ class SandboxActor(Actor[Message]):
         if failure is not None:
             raise _LinkFailed(failure, allocated, doubtful=doubtful)
         return link, allocated, doubtful
+
+    async def _coordinate(self, invocation: Invocation, allocated: Allocated) -> CoordinationPlan | None:
+        """The pod's way to its own node and back, where the configuration wants one."""
+        if not coordination.wanted(invocation.conf):
+            return None
+        addresses = tuple(address.address for address in allocated.addresses)
+        with traces.span("coordinate"):
+            node = await self._kernel.view_node(addresses)
+            plan = coordination_plan(invocation, addresses, allocated.coordinator, node)
+            if plan is not None:
+                await self._kernel.coordinate(plan)
+        return plan
 
     async def _ask(self, invocation: Invocation) -> tuple[Allocated, bool]:
         ipam = invocation.conf.ipam
@@ -296,6 +316,11 @@ class SandboxActor(Actor[Message]):
         if lost:
             msg = f"interface {entry.ifname} lacks the route to {', '.join(lost)}"
             raise StateDiffers(msg, f"it has {', '.join(dst for dst, _ in seen.routes) or 'no route'}")
+        if entry.coordination is not None:
+            differences = await self._kernel.differences(entry.coordination)
+            if differences:
+                msg = f"the connection of interface {entry.ifname} with its node is not what ADD made"
+                raise StateDiffers(msg, "; ".join(differences))
 
     # -- DEL -----------------------------------------------------------------------------------------------------------
 
@@ -322,7 +347,11 @@ class SandboxActor(Actor[Message]):
             await self._owe(entry)
 
     async def _intact(self, entry: JournalEntry) -> bool:
-        return entry.role is Role.IPAM or await self._kernel.inspect(entry.netns, entry.ifname) is not None
+        if entry.role is Role.IPAM:
+            return True
+        if await self._kernel.inspect(entry.netns, entry.ifname) is None:
+            return False
+        return entry.coordination is None or not await self._kernel.differences(entry.coordination)
 
     # -- journal -------------------------------------------------------------------------------------------------------
 
@@ -345,6 +374,7 @@ class SandboxActor(Actor[Message]):
             network=invocation.conf.name,
             role=invocation.role,
             kind=invocation.conf.type if invocation.role is Role.MAIN else "",
+            host_veth=_host_veth(invocation),
             pod=_pod(invocation.args),
             changed_ns=self._wall_ns(),
         )
@@ -400,12 +430,13 @@ def _count_failure(cause: str) -> None:
 
 
 async def detach(kernel: Kernel, entry: JournalEntry) -> None:
-    """Remove the link that an entry stands for; one of another kind is somebody else's and stays.
+    """Remove the links that an entry stands for; one of another kind is somebody else's and stays.
 
     Its MAC address does not matter: a chained plugin may have changed it since.
     """
-    if entry.role is Role.MAIN and entry.netns:
-        await kernel.detach_link(entry.netns, entry.ifname, kind=entry.kind)
+    if entry.role is Role.MAIN and (entry.netns or entry.host_veth):
+        pair = Pair(entry.host_veth, entry.container_id) if entry.host_veth else None
+        await kernel.detach_link(entry.netns, entry.ifname, kind=entry.kind, pair=pair)
 
 
 def _leaf(error: BaseException) -> BaseException:
@@ -433,6 +464,13 @@ def _as_cni(error: BaseException, invocation: Invocation) -> BaseException:
             return TryAgainLater(f"pod {_pod(invocation.args)}: the agent is overloaded or stopping", str(leaf))
         case _:
             return leaf
+
+
+def _host_veth(invocation: Invocation) -> str:
+    """Noted before anything is built: after a crash, or with the journal lost, the pair is still found."""
+    if invocation.role is Role.MAIN and coordination.wanted(invocation.conf):
+        return host_veth(invocation.container_id)
+    return ""
 
 
 def _pod(args: PodArgs) -> PodRef:

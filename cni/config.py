@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from api.route import Route
 from cni.errors import DecodeFailure, InvalidConfig
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
@@ -63,6 +64,36 @@ class Args(Struct, frozen=True, kw_only=True):
     cni: CniArgs = CniArgs()
 
 
+class CoordinatorConfig(Struct, frozen=True, kw_only=True, rename="camel"):
+    """The `coordinator` block: the keys of the original's chained plugin of that name.
+
+    An absent or empty one means the cluster's setting. The keys without effect are known so that their types are not
+    questioned.
+    """
+
+    mode: str = ""
+    """auto, underlay, or disabled (also spelt disable)."""
+    pod_default_cni_nic: str = ""
+    """Name of the pod's first interface; empty means eth0."""
+    overlay_pod_cidr: tuple[str, ...] = msgspec.field(name="overlayPodCIDR", default=())
+    service_cidr: tuple[str, ...] = msgspec.field(name="serviceCIDR", default=())
+    hijack_cidr: tuple[str, ...] = msgspec.field(name="hijackCIDR", default=())
+    policy_routes: tuple[Route, ...] = ()
+    tune_pod_routes: bool | None = None
+    """Of pods with several interfaces; no effect yet."""
+    pod_default_route_nic: str = ""
+    """Of pods with several interfaces; no effect yet."""
+    host_rule_table: int | None = None
+    pod_rp_filter: int | None = msgspec.field(name="podRPFilter", default=None)
+    host_rp_filter: int | None = msgspec.field(name="hostRPFilter", default=None)
+    """No effect, as with the original: the agent sets the node's."""
+    tx_queue_len: Count | None = None
+    pod_mac_prefix: str = msgspec.field(name="podMACPrefix", default="")
+    veth_link_address: str = ""
+    veth_mtu: int | None = msgspec.field(name="vethMTU", default=None)
+    """Bytes."""
+
+
 class NetConfig(Struct, frozen=True, kw_only=True):
     """One plugin's configuration."""
 
@@ -79,6 +110,8 @@ class NetConfig(Struct, frozen=True, kw_only=True):
     """Whether `master` is looked up in the container's namespace."""
     broadcast_queue_length: Count = msgspec.field(name="bcqueuelen", default=0)
     ipam: IpamConfig = IpamConfig()
+    coordinator: CoordinatorConfig | None = None
+    """Whether a main plugin also connects the pod with its own node; None means no."""
     args: Args = Args()
     runtime_config: RuntimeConfig = msgspec.field(name="runtimeConfig", default=RuntimeConfig())
     prev_result: dict[str, Any] | None = msgspec.field(name="prevResult", default=None)

@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from api.wire import PodRef
+from cni.coordination import CoordinationPlan
 from cni.errors import IoFailure
 from cni.protocol import Role
 from cni.result import Result
@@ -70,6 +71,10 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     """The pool of each address, in the same order."""
     doubtful: bool = True
     """Whether a copy of the request for addresses may be under way that nobody answered."""
+    host_veth: str = ""
+    """The node's end of the pair beside the link; empty when none was wanted."""
+    coordination: CoordinationPlan | None = None
+    """What was built around that pair."""
     result: Result | None = None
     """What ADD answers, the same each time it is asked again."""
     changed_ns: int = 0

@@ -11,8 +11,9 @@ from typing import Protocol
 import anyio
 from anyio import to_thread
 
+from cni.coordination import CoordinationPlan, NodeView, Pair
 from cni.errors import KernelRefused
-from cni.netlink import attachment
+from cni.netlink import attachment, coordinator
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
 from telemetry import metrics
 
@@ -40,11 +41,14 @@ class Kernel(Protocol):
         """
         ...
 
-    async def detach_link(self, netns: str, ifname: str, *, kind: str = "", mac: str = "") -> bool:
+    async def detach_link(
+        self, netns: str, ifname: str, *, kind: str = "", mac: str = "", pair: Pair | None = None
+    ) -> bool:
         """Remove the link with all that is on it; say whether there was one.
 
         A missing namespace or link is fine. With `kind` or `mac`, a link that differs in them is somebody else's: it
-        stays, and the answer is False.
+        stays, and the answer is False. With `pair`, the veth pair of `coordinate` goes too, and with it the routes and
+        neighbours of both ends; one that is another container's, or no veth, stays.
 
         Raises:
             KernelRefused: it is there and cannot be removed.
@@ -63,6 +67,34 @@ class Kernel(Protocol):
         """Whether the namespace still has the link; with `addresses`, whether any link in it carries one of them.
 
         Addresses are with or without prefix length.
+        """
+        ...
+
+    async def view_node(self, pod_addresses: Sequence[str]) -> NodeView:
+        """What the node has and how it would reach a pod's addresses (with or without prefix length).
+
+        Raises:
+            KernelRefused: the kernel does not say.
+        """
+        ...
+
+    async def coordinate(self, plan: CoordinationPlan) -> None:
+        """Connect a pod, whose link is configured, with its node. A pair left over from an earlier try is replaced.
+
+        On failure no pair is left.
+
+        Raises:
+            InvalidNetns: `plan.netns` is no network namespace, or the node's own.
+            InterfaceExists: somebody else's link has one of the names.
+            KernelRefused: anything else, in the kernel's own words.
+        """
+        ...
+
+    async def differences(self, plan: CoordinationPlan) -> list[str]:
+        """What of the plan is not as it was built, in words; empty when all is.
+
+        Raises:
+            KernelRefused: the kernel does not say.
         """
         ...
 
@@ -90,9 +122,11 @@ class LinuxKernel:
         """See `Kernel.configure`."""
         await self._run(attachment.configure_link, netns, ifname, plan)
 
-    async def detach_link(self, netns: str, ifname: str, *, kind: str = "", mac: str = "") -> bool:
+    async def detach_link(
+        self, netns: str, ifname: str, *, kind: str = "", mac: str = "", pair: Pair | None = None
+    ) -> bool:
         """See `Kernel.detach_link`."""
-        return await self._run(partial(attachment.delete_link, netns, ifname, kind=kind, mac=mac))
+        return await self._run(partial(attachment.delete_link, netns, ifname, kind=kind, mac=mac, pair=pair))
 
     async def inspect(self, netns: str, ifname: str) -> Inspection | None:
         """See `Kernel.inspect`."""
@@ -105,6 +139,18 @@ class LinuxKernel:
     async def carries(self, netns: str, ifname: str, addresses: Sequence[str] = ()) -> bool:
         """See `Kernel.carries`."""
         return await self._run(attachment.carries, netns, ifname, addresses)
+
+    async def view_node(self, pod_addresses: Sequence[str]) -> NodeView:
+        """See `Kernel.view_node`."""
+        return await self._run(coordinator.view_node, pod_addresses)
+
+    async def coordinate(self, plan: CoordinationPlan) -> None:
+        """See `Kernel.coordinate`."""
+        await self._run(coordinator.coordinate, plan)
+
+    async def differences(self, plan: CoordinationPlan) -> list[str]:
+        """See `Kernel.differences`."""
+        return await self._run(coordinator.differences, plan)
 
     async def _run[*Args, T](self, function: Callable[[*Args], T], *args: *Args) -> T:
         step = getattr(function, "func", function).__name__

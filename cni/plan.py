@@ -56,6 +56,8 @@ class LinkState(Struct, frozen=True, kw_only=True):
     parent_index: int = 0
     """The parent's index in its own namespace."""
     mode: str = ""
+    alias: str = ""
+    """What its maker wrote on it (`ip link`, alias)."""
 
 
 class Inspection(Struct, frozen=True, kw_only=True):

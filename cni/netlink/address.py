@@ -4,13 +4,14 @@ IPv6 addresses are added without duplicate address detection (IFA_F_NODAD): the 
 else has them, and a tentative address could not be used for one to two seconds.
 """
 
+import errno
 import socket
 import struct
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 
 from cni.netlink import message
 from cni.netlink.message import attribute, u32
-from cni.netlink.socket import Refusal, RouteSocket
+from cni.netlink.socket import Refusal, Request, RouteSocket
 from cni.plan import LinkState
 
 RTM_NEWADDR, RTM_GETADDR = 20, 22
@@ -33,6 +34,13 @@ def add(sockets: RouteSocket, link: LinkState, address: str) -> None:
         raise refusal.explain(f"add address {address} to {link.ifname}") from None
 
 
+def request(link: LinkState, address: str) -> Request:
+    """The request for an address with its prefix length; one that is there already is fine."""
+    body = add_body(ip_interface(address), index=link.index)
+    doing = f"add address {address} to {link.ifname}"
+    return Request(RTM_NEWADDR, message.F_CREATE | message.F_EXCL, body, doing, (errno.EEXIST,))
+
+
 def add_body(interface: IPv4Interface | IPv6Interface, *, index: int) -> bytes:
     """The body of the RTM_NEWADDR."""
     packed = interface.ip.packed
@@ -53,11 +61,20 @@ def listed(sockets: RouteSocket, *, index: int = 0) -> list[str]:
     Raises:
         KernelRefused: the kernel does not list them.
     """
+    return [address for at, address in by_link(sockets, index=index) if index in (0, at)]
+
+
+def by_link(sockets: RouteSocket, *, index: int = 0) -> list[tuple[int, str]]:
+    """(index of the link, address with prefix length) of one link or the whole namespace; link-local ones left out.
+
+    Raises:
+        KernelRefused: the kernel does not list them.
+    """
     try:
         found = sockets.dump(RTM_GETADDR, _HEADER.pack(socket.AF_UNSPEC, 0, 0, 0, index), _decode)
     except Refusal as refusal:
         raise refusal.explain("list addresses") from None
-    return [address for at, scope, address in found if scope < _SCOPE_LINK and index in (0, at)]
+    return [(index, address) for index, scope, address in found if scope < _SCOPE_LINK]
 
 
 def _decode(body: memoryview) -> tuple[int, int, str]:

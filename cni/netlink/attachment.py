@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import IPv6Interface, ip_address, ip_interface, ip_network
 
+from cni.coordination import POD_VETH, Pair
 from cni.errors import CniError, InvalidNetns, KernelRefused
-from cni.netlink import address, link, route
+from cni.netlink import address, link, route, veth
 from cni.netlink.announce import Advertiser
 from cni.netlink.route import Address
 from cni.netlink.socket import Netns, RouteSocket, route_socket
@@ -74,15 +75,30 @@ def configure_link(netns_path: str, ifname: str, plan: AddressPlan) -> None:
                 _advertise(advertiser, found, six)
 
 
-def delete_link(netns_path: str, ifname: str, *, kind: str, mac: str) -> bool:
+def delete_link(netns_path: str, ifname: str, *, kind: str = "", mac: str = "", pair: Pair | None = None) -> bool:
     """See `cni.kernel.Kernel.detach_link`."""
+    attributes = {NETLINK_STEP: "dellink", NETWORK_INTERFACE_NAME: ifname}
     with ExitStack() as stack:
         sockets = _enter(stack, netns_path)
         found = link.get(sockets, ifname) if sockets is not None else None
-        if sockets is None or found is None or (kind and found.kind != kind) or (mac and found.mac != mac):
-            return False
-        with traces.span("netlink delete link", attributes={NETLINK_STEP: "dellink", NETWORK_INTERFACE_NAME: ifname}):
-            return link.delete(sockets, found)
+        if found is not None and ((kind and found.kind != kind) or (mac and found.mac != mac)):
+            found = None
+        doomed = [] if found is None else [found]
+        if sockets is not None and pair is not None:
+            far = link.get(sockets, POD_VETH)
+            if far is not None and veth.is_ours(far, pair.container_id):
+                doomed.append(far)
+        if sockets is not None and doomed:
+            with traces.span("netlink delete link", attributes=attributes):
+                link.delete_together(sockets, doomed)
+        if pair is not None:
+            # Whose namespace went first; the kernel takes the other end with it, in its own time.
+            node = stack.enter_context(route_socket())
+            near = link.get(node, pair.host_veth)
+            if near is not None and veth.is_ours(near, pair.container_id):
+                with traces.span("netlink delete veth", attributes=attributes):
+                    link.delete(node, near)
+        return found is not None
 
 
 def inspect_link(netns_path: str, ifname: str) -> Inspection | None:

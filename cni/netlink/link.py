@@ -6,24 +6,28 @@ RCU grace period, 16 ms.
 
 import errno
 import struct
+from collections.abc import Sequence
 
 from cni.config import shown
 from cni.errors import InterfaceExists, InvalidConfig
 from cni.netlink import message, route
 from cni.netlink.message import attribute, nested, text, u32
-from cni.netlink.socket import Netns, Refusal, RouteSocket
+from cni.netlink.socket import Netns, Refusal, Request, RouteSocket
 from cni.plan import LinkPlan, LinkState
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
-_IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 26, 28, 29
+_IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 13, 18, 20, 26, 28, 29
+_IFLA_GROUP = 27
 _INFO_KIND, _INFO_DATA = 1, 2
 _MACVLAN_MODE, _MACVLAN_BC_QUEUE_LEN = 1, 7
 _SKIP_STATS = 8
+_DOOMED = 0x73706964
+"""A group that nobody else uses."""
 _AF_INET = 2
 _INET_CONF = 1
-_ARP_NOTIFY = 22
-"""IPV4_DEVCONF_ARP_NOTIFY of linux/ip.h."""
+_RP_FILTER, _ARP_NOTIFY = 8, 22
+"""IPV4_DEVCONF_* of linux/ip.h."""
 _UP = 1
 _HEADER = struct.Struct("=BxHiII")
 
@@ -113,6 +117,34 @@ def delete(sockets: RouteSocket, link: LinkState) -> bool:
     return True
 
 
+def delete_together(sockets: RouteSocket, links: Sequence[LinkState]) -> bool:
+    """Remove links, at least one; whether any was still there.
+
+    Each removal waits out an RCU grace period, about 20 ms. Those of one group are removed by one request that waits
+    once, so the links are put into one first.
+
+    Raises:
+        KernelRefused: they cannot be removed.
+    """
+    if len(links) == 1:
+        return delete(sockets, links[0])
+    group = attribute(_IFLA_GROUP, u32(_DOOMED))
+    shown = " and ".join(one.ifname for one in links)
+    sockets.pipeline(
+        [
+            Request(RTM_SETLINK, 0, _HEADER.pack(0, 0, one.index, 0, 0) + group, f"group {one.ifname}", (errno.ENODEV,))
+            for one in links
+        ]
+    )
+    try:
+        sockets.request(RTM_DELLINK, 0, _HEADER.pack(0, 0, 0, 0, 0) + group)
+    except Refusal as refusal:
+        if refusal.number == errno.ENODEV:
+            return False
+        raise refusal.explain(f"delete {shown}") from None
+    return True
+
+
 def announce_on_up(sockets: RouteSocket, link: LinkState) -> None:
     """Have the kernel send a gratuitous ARP for each IPv4 address whenever the link comes up or changes its MAC.
 
@@ -150,6 +182,22 @@ def set_up_body(index: int) -> bytes:
     return _HEADER.pack(0, 0, index, _UP, _UP)
 
 
+def settings_body(
+    index: int, *, up: bool = False, alias: str = "", tx_queue_len: int = 0, rp_filter: int = -1
+) -> bytes:
+    """The body of an RTM_SETLINK that changes what is given: not empty, not 0, not negative."""
+    flag = _UP if up else 0
+    parts = [_HEADER.pack(0, 0, index, flag, flag)]
+    if tx_queue_len:
+        parts.append(attribute(_IFLA_TXQLEN, u32(tx_queue_len)))
+    if alias:
+        parts.append(text(_IFLA_IFALIAS, alias))
+    if rp_filter >= 0:
+        conf = nested(_INET_CONF, attribute(_RP_FILTER, u32(rp_filter)))
+        parts.append(nested(_IFLA_AF_SPEC, nested(_AF_INET, conf)))
+    return b"".join(parts)
+
+
 def _get(sockets: RouteSocket, body: bytes, name: str) -> LinkState | None:
     try:
         return decode(memoryview(sockets.query(RTM_GETLINK, body)))
@@ -178,4 +226,5 @@ def decode(body: memoryview) -> LinkState:
         up=bool(flags & _UP),
         parent_index=message.read_u32(found.get(_IFLA_LINK)),
         mode=mode,
+        alias=message.read_text(found.get(_IFLA_IFALIAS)),
     )

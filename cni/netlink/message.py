@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 F_REQUEST = 0x1
 F_ACK = 0x4
+F_REPLACE = 0x100
 F_EXCL = 0x200
 F_DUMP = 0x300
 F_CREATE = 0x400
@@ -42,6 +43,12 @@ def nested(kind: int, *attributes: bytes) -> bytes:
 def message(kind: int, flags: int, sequence: int, *, body: bytes) -> bytes:
     """A whole message. `body` is the family's fixed header with the attributes behind it."""
     return HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body
+
+
+def padded(kind: int, flags: int, sequence: int, *, body: bytes) -> bytes:
+    """A whole message that another may follow."""
+    made = message(kind, flags, sequence, body=body)
+    return made + bytes(-len(made) % 4)
 
 
 def attributes(buffer: memoryview) -> dict[int, memoryview]:

@@ -1,24 +1,27 @@
-"""Routes of a link in the main table."""
+"""Routes of a link, in the main table or another."""
 
 import errno
 import socket
 import struct
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+from cni.coordination import RoutePlan
 from cni.netlink import message
 from cni.netlink.message import attribute, u32
-from cni.netlink.socket import Refusal, RouteSocket
+from cni.netlink.socket import Refusal, Request, RouteSocket
 from cni.plan import LinkState
 
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
-_MAIN = 254
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 7, 15
+MAIN = 254
 _BOOT = 3
 """What `ip route add` and Go's netlink use, shown by `ip route` as nothing."""
 _UNICAST = 1
 _UNIVERSE, _LINK = 0, 253
 _BY_KERNEL = (2, 9)
 """RTPROT_KERNEL, RTPROT_RA."""
+_NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
+"""No route, or one of type unreachable, prohibit or blackhole."""
 _HEADER = struct.Struct("=BBBBBBBBI")
 
 type Network = IPv4Network | IPv6Network
@@ -41,25 +44,67 @@ def add(sockets: RouteSocket, link: LinkState, destination: Network, gateway: Ad
             raise refusal.explain(f"add route {destination}{via} to {link.ifname}") from None
 
 
-def add_body(destination: Network, gateway: Address | None, *, index: int) -> bytes:
+def request(link: LinkState, plan: RoutePlan, *, replace: bool = False) -> Request:
+    """The request for a route through the link.
+
+    One that is there already stays, whatever link it goes through, or with `replace` makes room.
+    """
+    destination = ip_network(plan.destination)
+    gateway = ip_address(plan.gateway) if plan.gateway else None
+    source = ip_address(plan.source) if plan.source else None
+    via = f" via {gateway}" if gateway else ""
+    return Request(
+        RTM_NEWROUTE,
+        message.F_CREATE | (message.F_REPLACE if replace else message.F_EXCL),
+        add_body(destination, gateway, index=link.index, table=plan.table, source=source),
+        f"add route {destination}{via} to {link.ifname} in table {plan.table}",
+        () if replace else (errno.EEXIST,),
+    )
+
+
+def add_body(
+    destination: Network, gateway: Address | None, *, index: int, table: int = MAIN, source: Address | None = None
+) -> bytes:
     """The body of the RTM_NEWROUTE."""
-    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     scope = _LINK if gateway is None and destination.version == 4 else _UNIVERSE
-    body = _HEADER.pack(family, destination.prefixlen, 0, 0, _MAIN, _BOOT, scope, _UNICAST, 0)
+    body = _HEADER.pack(_family(destination), destination.prefixlen, 0, 0, _short(table), _BOOT, scope, _UNICAST, 0)
     if destination.prefixlen:
         body += attribute(_RTA_DST, destination.network_address.packed)
     if gateway is not None:
         body += attribute(_RTA_GATEWAY, gateway.packed)
-    return body + attribute(_RTA_OIF, u32(index))
+    body += attribute(_RTA_OIF, u32(index))
+    if source is not None:
+        body += attribute(_RTA_PREFSRC, source.packed)
+    return body + _long(table)
 
 
-def listed(sockets: RouteSocket, *, index: int) -> list[tuple[str, str]]:
-    """(destination, next hop or "") of the link's routes in the main table that the kernel did not make itself.
+def preferred_source(sockets: RouteSocket, destination: Address) -> str:
+    """The address that the namespace would send from; empty when it has no way there.
+
+    Raises:
+        KernelRefused: the kernel does not say.
+    """
+    packed = destination.packed
+    body = _HEADER.pack(_family(destination), 8 * len(packed), 0, 0, 0, 0, 0, 0, 0) + attribute(_RTA_DST, packed)
+    try:
+        answer = sockets.query(RTM_GETROUTE, body)
+    except Refusal as refusal:
+        if refusal.number in _NO_WAY:
+            return ""
+        raise refusal.explain(f"look up the route to {destination}") from None
+    source = message.attributes(memoryview(answer)[12:]).get(_RTA_PREFSRC)
+    return str(ip_address(bytes(source))) if source is not None else ""
+
+
+def listed(sockets: RouteSocket, *, index: int, table: int = MAIN) -> list[tuple[str, str]]:
+    """(destination, next hop or "") of the link's routes in a table that the kernel did not make itself.
 
     Raises:
         KernelRefused: the kernel does not list them.
     """
-    found = _dump(sockets, socket.AF_INET, index=index) + _dump(sockets, socket.AF_INET6, index=index)
+    found = [
+        one for family in (socket.AF_INET, socket.AF_INET6) for one in _dump(sockets, family, index=index, table=table)
+    ]
     return [(destination, gateway) for oif, destination, gateway in found if oif == index and destination]
 
 
@@ -76,8 +121,10 @@ def default_device(sockets: RouteSocket) -> int:
     return 0
 
 
-def _dump(sockets: RouteSocket, family: int, *, index: int, kept_by_kernel: bool = False) -> list[tuple[int, str, str]]:
-    body = _HEADER.pack(family, 0, 0, 0, _MAIN, 0, 0, 0, 0)
+def _dump(
+    sockets: RouteSocket, family: int, *, index: int, table: int = MAIN, kept_by_kernel: bool = False
+) -> list[tuple[int, str, str]]:
+    body = _HEADER.pack(family, 0, 0, 0, _short(table), 0, 0, 0, 0) + _long(table)
     if index:
         body += attribute(_RTA_OIF, u32(index))
     try:
@@ -87,6 +134,19 @@ def _dump(sockets: RouteSocket, family: int, *, index: int, kept_by_kernel: bool
             return []  # the table does not exist yet, or the kernel has no IPv6
         raise refusal.explain("list routes") from None
     return [(oif, dst, gw) for oif, protocol, dst, gw in found if kept_by_kernel or protocol not in _BY_KERNEL]
+
+
+def _family(network: Network | Address) -> int:
+    return socket.AF_INET if network.version == 4 else socket.AF_INET6
+
+
+def _short(table: int) -> int:
+    """What fits into the header of a table's number."""
+    return table if table < 256 else 0
+
+
+def _long(table: int) -> bytes:
+    return attribute(_RTA_TABLE, u32(table)) if table > 255 else b""
 
 
 def _decode(body: memoryview) -> tuple[int, int, str, str]:

@@ -1,4 +1,4 @@
-"""Network namespaces and the rtnetlink socket in one of them.
+"""Network namespaces and netlink sockets in one of them.
 
 A namespace is entered by `setns` on the calling thread, for as long as it takes to open a socket there (about 15 us);
 the socket stays in it, the thread goes back. pyroute2's own `netns=` forks instead, 10 ms and a deadlock with threads.
@@ -12,10 +12,12 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
+
+from msgspec import Struct
 
 from cni.config import shown
 from cni.errors import InvalidNetns, IoFailure, KernelRefused
@@ -31,6 +33,8 @@ _EXT_ACK_WORDS = 1
 _TIMEOUT_S = 30.0
 """A request runs inside `sendmsg` under the kernel's rtnl lock, so its answer is there at once or never."""
 _ATTEMPTS = 3
+_TOGETHER = 64
+"""Requests in one datagram: their answers fit into the socket's buffer."""
 
 
 class Netns:
@@ -120,12 +124,24 @@ class Refusal(Exception):
         return KernelRefused(f"the kernel refused to {doing}", str(self), errno=self.number)
 
 
-class RouteSocket:
-    """A blocking rtnetlink socket, one request at a time. Close it, best with `with`."""
+class Request(Struct, frozen=True):
+    """One change among several that are sent together."""
 
-    def __init__(self) -> None:
+    kind: int
+    flags: int
+    body: bytes
+    doing: str
+    """For an error: "add 10.0.0.5/16 to eth0"."""
+    fine: tuple[int, ...] = ()
+    """Error numbers that mean that there was nothing to do."""
+
+
+class NetlinkSocket:
+    """A blocking netlink socket, one request at a time. Close it, best with `with`."""
+
+    def __init__(self, protocol: int) -> None:
         """It lives in the namespace that the calling thread is in now."""
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHECK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._socket.settimeout(_TIMEOUT_S)
@@ -146,6 +162,55 @@ class RouteSocket:
         """
         sequence = self._send(kind, flags | message.F_REQUEST | message.F_ACK, body)
         for _ in self._replies(sequence):
+            pass
+
+    def pipeline(self, requests: Sequence[Request]) -> None:
+        """Ask for several changes in one datagram and wait until all are made.
+
+        The kernel goes on behind one that it refuses, so after an error any of the others may have been made.
+
+        Raises:
+            KernelRefused: it refused one; the first.
+            IoFailure: no answer.
+        """
+        flags = message.F_REQUEST | message.F_ACK
+        for begin in range(0, len(requests), _TOGETHER):
+            part = requests[begin : begin + _TOGETHER]
+            first = self._sequence + 1
+            self._sequence += len(part)
+            parts = [
+                message.padded(one.kind, one.flags | flags, first + at, body=one.body) for at, one in enumerate(part)
+            ]
+            self._socket.sendto(b"".join(parts), (0, 0))
+            failure: KernelRefused | None = None
+            for at, one in enumerate(part):
+                try:
+                    for _ in self._replies(first + at):
+                        pass
+                except Refusal as refusal:
+                    if refusal.number not in one.fine and failure is None:
+                        failure = refusal.explain(one.doing)
+            if failure is not None:
+                raise failure
+
+    def transaction(self, messages: Sequence[tuple[int, int, bytes]]) -> None:
+        """Send (type, flags, body) messages as one, the last but one of which stands for all of them.
+
+        Raises:
+            Refusal: the kernel refused one of them, and has done nothing.
+            IoFailure: no answer.
+        """
+        first = self._sequence + 1
+        self._sequence += len(messages)
+        last = len(messages) - 2
+        parts = [
+            message.padded(
+                kind, flags | message.F_REQUEST | (message.F_ACK if at == last else 0), first + at, body=body
+            )
+            for at, (kind, flags, body) in enumerate(messages)
+        ]
+        self._socket.sendto(b"".join(parts), (0, 0))
+        for _ in self._replies(first + last, first=first):
             pass
 
     def query(self, kind: int, body: bytes) -> bytes:
@@ -181,7 +246,9 @@ class RouteSocket:
         self._socket.sendto(message.message(kind, flags, self._sequence, body=body), (0, 0))
         return self._sequence
 
-    def _replies(self, sequence: int) -> Iterator[memoryview]:
+    def _replies(self, sequence: int, *, first: int = 0) -> Iterator[memoryview]:
+        """The objects in the answer to a request; with `first`, errors of that one and all after it count as well."""
+        first = first or sequence
         interrupted = False
         while True:
             try:
@@ -189,15 +256,25 @@ class RouteSocket:
             except TimeoutError:
                 raise IoFailure(f"the kernel did not answer within {_TIMEOUT_S:g} s") from None
             for kind, flags, answers, body in message.messages(memoryview(datagram)):
-                if answers != sequence:
+                if not first <= answers <= sequence:
                     continue
                 interrupted |= bool(flags & 0x10)
                 if kind in (_ERROR, _DONE):
                     _raise_refusal(kind, flags, body)
+                    if answers != sequence:
+                        continue
                     if interrupted:
                         raise InterruptedError
                     return
                 yield body
+
+
+class RouteSocket(NetlinkSocket):
+    """Links, addresses, routes, rules and neighbours."""
+
+    def __init__(self) -> None:
+        """It lives in the namespace that the calling thread is in now."""
+        super().__init__(socket.NETLINK_ROUTE)
 
 
 @contextmanager

@@ -25,7 +25,8 @@ from api.ippool import IPPoolSpec, SpiderIPPool, decode_records
 from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NODE, POD, Kind
 from api.meta import ObjectMeta
 from api.settings import ControllerSettings
-from cni.config import IpamConfig, NetConfig
+from cni.config import CoordinatorConfig, IpamConfig, NetConfig
+from cni.coordination import CoordinationPlan, NodeView, Pair
 from cni.errors import CniError, TryAgainLater
 from cni.journal import JournalEntry, Key
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
@@ -124,7 +125,7 @@ class MemoryKernel:
     """`cni.kernel.Kernel` of namespaces, links and addresses; refuses an address that the segment has already."""
 
     def __init__(self, segment: dict[str, str], point: Point) -> None:
-        """`segment` maps every address that a link of any node carries to where that is."""
+        """`segment` maps every address that a link of any node carries, and every pod's veth, to where that is."""
         self._segment = segment
         self._point = point
         self._links: dict[tuple[str, str], tuple[LinkState, list[str]]] = {}
@@ -156,14 +157,32 @@ class MemoryKernel:
             carried.append(address)
         await self._point("after link.configure")
 
-    async def detach_link(self, netns: str, ifname: str, *, kind: str = "", mac: str = "") -> bool:
+    async def detach_link(
+        self, netns: str, ifname: str, *, kind: str = "", mac: str = "", pair: Pair | None = None
+    ) -> bool:
         await self._point("before link.delete")
         await anyio.sleep(0.005)
         _, carried = self._links.pop((netns, ifname), (None, []))
         for address in carried:
             del self._segment[address]
+        if pair is not None:
+            self._segment.pop(pair.host_veth, None)
         await self._point("after link.delete")
         return bool(carried)
+
+    async def view_node(self, pod_addresses: Sequence[str]) -> NodeView:
+        await anyio.lowlevel.checkpoint()
+        return NodeView(addresses=(("eth0", "10.0.0.1"),), sources=("10.0.0.1",) * len(pod_addresses))
+
+    async def coordinate(self, plan: CoordinationPlan) -> None:
+        await self._point("before coordinate")
+        await anyio.sleep(0.003)
+        self._segment[plan.host_veth] = plan.netns
+        await self._point("after coordinate")
+
+    async def differences(self, plan: CoordinationPlan) -> list[str]:
+        await anyio.lowlevel.checkpoint()
+        return [] if plan.host_veth in self._segment else [f"{plan.host_veth} is missing"]
 
     async def inspect(self, netns: str, ifname: str) -> Inspection | None:
         await anyio.lowlevel.checkpoint()
@@ -281,7 +300,7 @@ class World:
 
     async def start_agent(self, node: str) -> None:
         """An agent process, on the kernel and the journal that its predecessor left."""
-        peer = Peer(account="system:serviceaccount:spiderpool:spiderpool-agent", node=node)
+        peer = Peer(account="system:serviceaccount:spiderpool:spiderpool-agent", node=node, role="agent")
         journal = self._journals[node] = MemoryJournal(self._disks[node], claims=self._claims)
         order = REPLICAS if node != "n2" else REPLICAS[::-1]
         agent = self._agents[node] = Agent(
@@ -473,7 +492,12 @@ class World:
             ifname="eth0",
             args=PodArgs(namespace=meta.namespace, name=meta.name, uid=meta.uid),
             conf=NetConfig(
-                cni_version="1.1.0", name="lan", type="macvlan", master="eth0", ipam=IpamConfig(type="spiderpool")
+                cni_version="1.1.0",
+                name="lan",
+                type="macvlan",
+                master="eth0",
+                ipam=IpamConfig(type="spiderpool"),
+                coordinator=CoordinatorConfig(),
             ),
         )
 

@@ -1,0 +1,207 @@
+"""What goes wrong under pods that come and go: nothing leaks, nothing hangs, no node turns NotReady."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.cluster.audit import addresses, settled
+from tests.cluster.lab import Cluster
+from tests.cluster.lab.cluster import PRODUCT_NAMESPACE
+from tests.cluster.lab.pods import pod
+from tests.cluster.product import AGENT, CONTROLLER, Product, is_ready, pools
+from tests.cluster.workload import Deployment, sandbox_failures
+
+pytestmark = pytest.mark.timeout(400)
+
+SCALE = 60
+"""Pods of a wave. `make chaos` and the benchmarks take more."""
+
+
+@pytest.fixture(autouse=True)
+def _ends_clean(product: Product) -> Iterator[None]:
+    """Every test ends with nothing left over."""
+    yield
+    settled(product.cluster, expect=0)
+
+
+@pytest.fixture
+def _steady(product: Product) -> Iterator[None]:
+    """The nodes are Ready all the time."""
+    transitions = _ready_transitions(product.cluster)
+    yield
+    changed = {name: at for name, at in _ready_transitions(product.cluster).items() if transitions.get(name) != at}
+    assert not changed, f"nodes whose Ready condition changed: {changed}"
+
+
+def _ready_transitions(cluster: Cluster) -> dict[str, str]:
+    return {
+        node["metadata"]["name"]: next(
+            it["lastTransitionTime"] for it in node["status"]["conditions"] if it["type"] == "Ready"
+        )
+        for node in cluster.kubectl_json("get", "nodes")["items"]
+    }
+
+
+@pytest.fixture
+def wave(product: Product) -> Iterator[Deployment]:
+    deployment = Deployment(product.cluster, "wave")
+    yield deployment
+    deployment.remove()
+
+
+def _kill_agent(product: Product) -> None:
+    node = product.cluster.node("n1")
+    _kill(product, "n1", product.agent_on("n1"))
+    assert node.is_on
+
+
+def _kill(product: Product, node: str, name: str) -> None:
+    """SIGKILL to the program of a pod of ours, found by its cgroup: kubelet starts it again."""
+    uid = product.cluster.kubectl_json("get", "pod", name, f"--namespace={PRODUCT_NAMESPACE}")["metadata"]["uid"]
+    script = f'for p in /proc/[0-9]*; do grep -q "{uid}" $p/cgroup 2>/dev/null || continue; n=${{p#/proc/}}; '
+    script += 'tr "\\0" " " <$p/cmdline | grep -q spiderpool && kill -9 $n && echo $n; done; true'
+    killed = product.cluster.node(node).run(["sh", "-c", script]).stdout.split()
+    assert killed, f"no process of {name} on {node}"
+
+
+def _kill_controller(product: Product) -> None:
+    (first, *_) = product.pods(CONTROLLER)
+    _kill(product, first["spec"]["nodeName"], first["metadata"]["name"])
+
+
+def _restart_kubelet(product: Product) -> None:
+    product.cluster.node("n1").restart("kubelet", signal.SIGTERM)
+
+
+def _restart_containerd(product: Product) -> None:
+    product.cluster.node("n2").restart("containerd", signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("_steady")
+def test_a_wave_up_and_down_leaves_nothing(product: Product, wave: Deployment) -> None:
+    before = sandbox_failures(product.cluster)
+    began = time.monotonic()
+    wave.scale(SCALE)
+    up = time.monotonic() - began
+    settled(product.cluster, expect=SCALE)
+    began = time.monotonic()
+    wave.scale(0)
+    print(f"\n{SCALE} pods up: {SCALE / up:.1f} sandboxes/s, down: {SCALE / (time.monotonic() - began):.1f}/s")
+    assert sandbox_failures(product.cluster) == before
+
+
+@pytest.mark.parametrize("fault", [_kill_agent, _kill_controller, _restart_kubelet, _restart_containerd])
+def test_a_wave_survives(product: Product, wave: Deployment, fault: Callable[[Product], None]) -> None:
+    wave.scale(SCALE // 2, wait=False)
+    product.cluster.wait(lambda: sum(map(is_ready, wave.pods())) >= SCALE // 8, 120, "the first pods Ready")
+    fault(product)
+    wave.settle(SCALE // 2)
+    settled(product.cluster, expect=SCALE // 2)
+    wave.scale(0, wait=False)
+    fault(product)
+    wave.settle(0)
+    product.rolled_out()
+
+
+def test_pods_deleted_by_force_give_back_what_they_had(product: Product, wave: Deployment) -> None:
+    wave.scale(10)
+    product.cluster.kubectl("scale", "deployment/wave", "--replicas=0")
+    product.cluster.kubectl("delete", "pod", "--selector=app=wave", "--force", "--grace-period=0")
+    settled(product.cluster, expect=0)
+
+
+@pytest.mark.usefixtures("_steady")
+def test_without_any_controller_pods_wait_and_deleted_ones_are_freed_when_one_is_back(
+    product: Product, wave: Deployment
+) -> None:
+    wave.scale(6)
+    cluster = product.cluster
+    cluster.kubectl("scale", f"deployment/{CONTROLLER}", f"--namespace={PRODUCT_NAMESPACE}", "--replicas=0")
+    cluster.wait(lambda: not product.pods(CONTROLLER), 60, "no controller")
+    try:
+        cluster.kubectl("scale", "deployment/wave", "--replicas=2")
+        wave.settle(2)
+        cluster.apply(pod("waiting", node="n1"))
+        cluster.wait(
+            lambda: any("waiting:" in message for message in sandbox_failures(cluster)), 90, "an event on the pod"
+        )
+        for agent in product.pods(AGENT):
+            assert agent["status"]["containerStatuses"][0]["restartCount"] <= 1
+    finally:
+        cluster.kubectl("scale", f"deployment/{CONTROLLER}", f"--namespace={PRODUCT_NAMESPACE}", "--replicas=2")
+    product.rolled_out()
+    cluster.wait_for_pods("waiting", timeout=120)
+    settled(cluster, expect=3)
+    cluster.kubectl("delete", "pod", "waiting")
+
+
+@pytest.mark.usefixtures("_steady")
+def test_a_full_pool_says_so_on_the_pod_and_one_freed_address_starts_it(product: Product) -> None:
+    cluster = product.cluster
+    small = pools(name="small", first=251, last=251, default=False)
+    cluster.apply(*small)
+    annotation = {"ipam.spidernet.io/ippool": '{"ipv4":["small-v4"],"ipv6":["small-v6"]}'}
+    first, second = (pod(name, annotations=annotation) for name in ("holder", "waiter"))
+    try:
+        cluster.apply(first)
+        cluster.wait_for_pods("holder")
+        cluster.apply(second)
+
+        def told() -> str:
+            return next((m for m in sandbox_failures(cluster) if m.startswith("waiter:") and "small-v" in m), "")
+
+        message = cluster.wait(told, 60, "an event on the waiting pod")
+        assert "full" in message, message
+        cluster.delete(first)
+        cluster.wait_for_pods("waiter", timeout=120)
+        assert addresses(cluster.kubectl_json("get", "pod", "waiter")) == ["10.89.10.251", "fd00:89::10:fb"]
+    finally:
+        cluster.delete(first, second)
+        settled(cluster, expect=0)
+        cluster.delete(*small)
+
+
+def test_a_static_pod_works_like_any_other(product: Product) -> None:
+    cluster, node = product.cluster, product.cluster.node("n1")
+    manifest = json.dumps(pod("mirror"))
+    write = "mkdir -p /etc/kubernetes/manifests && cat > /etc/kubernetes/manifests/mirror.json"
+    node.run(["sh", "-c", write], input=manifest)
+    try:
+        cluster.wait_for_pods("mirror-n1", timeout=120)
+        assert len(cluster.pod_ips("mirror-n1")) == 2
+        settled(cluster, expect=1)
+    finally:
+        node.run(["rm", "/etc/kubernetes/manifests/mirror.json"])
+        cluster.wait(lambda: not cluster.kubectl("get", "pod", "mirror-n1", "--ignore-not-found"), 60, "no mirror pod")
+
+
+def test_a_node_that_loses_power_comes_back_with_a_clean_journal(product: Product, wave: Deployment) -> None:
+    """Its kernel has forgotten everything, its journal has not."""
+    cluster, node = product.cluster, product.cluster.node("n2")
+    wave.scale(8)
+    assert any(item["spec"]["nodeName"] == "n2" for item in wave.pods())
+    cluster.kubectl("cordon", "n2")
+    node.power_off()
+    node.power_on()
+    cluster.kubectl("uncordon", "n2")
+    product.rolled_out(timeout=180)
+    wave.settle(8, timeout=240)
+    settled(cluster, expect=8, timeout=120)
+
+
+def test_a_drained_node_gives_everything_back(product: Product, wave: Deployment) -> None:
+    cluster = product.cluster
+    wave.scale(8)
+    try:
+        cluster.kubectl("drain", "n2", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=90s", timeout=120)
+        wave.settle(8)
+        assert {item["spec"]["nodeName"] for item in wave.pods()} == {"n1"}
+        settled(cluster, expect=8)
+    finally:
+        cluster.kubectl("uncordon", "n2")
+    product.rolled_out()

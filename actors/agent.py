@@ -3,11 +3,13 @@
 agent
 controllers  one channel per controller replica
 outbox       releases that this node owes
+reporter     tells the controller what this node knows of
 sandboxes    one actor per pod sandbox
 node         takes CNI calls, keeps the sandboxes
 cni          the unix socket that the shim talks to
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -19,8 +21,10 @@ from actors import program
 from actors.controllers import Controllers
 from actors.disk import Journal, open_journal
 from actors.node import Invoke, NodeActor
-from actors.outbox import OutboxActor
-from actors.replicas import Replicas
+from actors.outbox import Connected, OutboxActor
+from actors.replicas import Replicas, named
+from actors.reporter import Connected as ControllerBack
+from actors.reporter import ReporterActor
 from api.settings import AgentSettings, SettingsError, load_agent
 from cni.errors import CniError, TryAgainLater
 from cni.kernel import Kernel, LinuxKernel
@@ -53,10 +57,11 @@ class Agent:
         kernel: Kernel,
         journal: Journal,
         channels: Sequence[Channel],
+        node: str = "",
     ) -> None:
-        """`path` is the name of the subtree."""
+        """`path` is the name of the subtree. `node` decides which replica is asked first."""
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
-        self.controllers = Controllers(channels, clock=system.clock)
+        self.controllers = Controllers(channels, clock=system.clock, node=node)
         self._system = system
         self._recovered = anyio.Event()
         outbox = self.supervisor.add_actor(
@@ -64,6 +69,19 @@ class Agent:
             lambda: OutboxActor(kernel=kernel, journal=journal, controllers=self.controllers),
             capacity=OutboxActor.capacity,
         )
+        reporter = self.supervisor.add_actor(
+            "reporter",
+            lambda: ReporterActor(journal=journal, controllers=self.controllers),
+            capacity=ReporterActor.capacity,
+        )
+
+        def connected() -> None:
+            """Whoever waits for a controller need not wait any longer. While the agent stops nobody does."""
+            with contextlib.suppress(ActorError):
+                outbox.tell(Connected())
+                reporter.tell(ControllerBack())
+
+        self.controllers.on_connect(connected)
         sandboxes = Supervisor(f"{path}/sandboxes", system, intensity=Intensity(failures=50, seconds=10.0))
         self.supervisor.add_supervisor(sandboxes)
         self.node = self.supervisor.add_actor(
@@ -154,11 +172,18 @@ def main(argv: list[str] | None = None) -> int:
             kernel=LinuxKernel(),
             journal=open_journal(Path(settings.state_dir)),
             channels=[],
+            node=settings.node_name,
         )
         connections = Supervisor("agent/controllers", system)
-        replicas = Replicas(settings, system, controllers=agent.controllers, supervisor=connections)
+        replicas = Replicas(
+            settings,
+            system,
+            users=agent.controllers,
+            supervisor=connections,
+            on_connect=agent.controllers.connected,
+        )
         if store is None:
-            await replicas.set(settings.controller_addresses)
+            await replicas.set(named(settings.controller_addresses))
         else:
             stack.push_async_callback(store.aclose)
             root.add_service("replicas", lambda: replicas.follow(store))

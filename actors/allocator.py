@@ -22,7 +22,8 @@ from msgspec import Struct
 
 from actors import endpoint
 from actors.endpoint import EndpointContended
-from actors.ippool import Claim, Granted, Message, Peek, Refused, Surrender, Surrendered
+from actors.ippool import Claim, Granted, Peek, Refused, Surrender, Surrendered
+from actors.peers import Pool
 from api.core import Namespace, Node, Pod
 from api.ippool import SpiderIPPool
 from api.kinds import NAMESPACE, NODE, POD, Kind
@@ -39,11 +40,12 @@ from api.wire import (
     Rejected,
     Release,
     Released,
+    Report,
     Request,
     Response,
 )
 from ipam.selection import Selection, SelectionError, SelectionRequest, select
-from runtime.actor import LATER, Actor, Question, Ref
+from runtime.actor import LATER, Actor, Question
 from runtime.envelope import Envelope
 from runtime.errors import ActorError
 from runtime.store.port import NotFound, Store, StoreError
@@ -111,8 +113,8 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
 
     capacity = 8192
 
-    def __init__(self, store: Store, *, pools: Callable[[str], Ref[Message]], view: View, policy: Policy) -> None:
-        """`pools` gives the actor of a pool by name, whether the pool exists or not."""
+    def __init__(self, store: Store, *, pools: Callable[[str], Pool], view: View, policy: Policy) -> None:
+        """`pools` gives the way to a pool's owner by name, whether the pool exists or not."""
         self._store = store
         self._pool = pools
         self._view = view
@@ -159,6 +161,9 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                     return await self._release(request, peer)
                 case Inquire():
                     return Ready()
+                case Report():
+                    # The collector's business; see `actors.controller`.
+                    return Rejected(message="a report is not for the allocator", cause="internal")
                 case _:
                     assert_never(request)
         except _Refusal as refusal:
@@ -177,12 +182,14 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
         candidates = {version: names for version, names in ((4, selection.ipv4), (6, selection.ipv6)) if names}
         granted: dict[int, tuple[str, Granted]] = {}
         refused: dict[int, Explanation] = {}
+        doubts: list[bool] = []
 
         async def claim(version: int, names: tuple[str, ...]) -> None:
-            won, verdicts = await self._claim_one(request, pod, peer, names)
+            won, verdicts, doubtful = await self._claim_one(request, pod, peer, names)
             if won is not None:
                 granted[version] = won
             refused[version] = Explanation(considered=verdicts)
+            doubts.append(doubtful)
 
         try:
             async with anyio.create_task_group() as group:
@@ -191,8 +198,8 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
             why = selection.explanation.merged(*refused.values())
             missing = [version for version in candidates if version not in granted]
             if missing:
-                raise _Refusal(_exhausted(request.pod, missing, why, held=bool(granted)))
-            answer = _allocated(granted, why, pod, clean_gateway=request.clean_gateway)
+                raise _Refusal(_exhausted(request.pod, missing, why, held=bool(granted) or any(doubts)))
+            answer = _allocated(granted, why, pod, clean_gateway=request.clean_gateway, doubtful=any(doubts))
             await endpoint.write(
                 self._store,
                 pod=pod,
@@ -207,8 +214,11 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
 
     async def _claim_one(
         self, request: Allocate, pod: Pod, peer: Peer, names: tuple[str, ...]
-    ) -> tuple[tuple[str, Granted] | None, tuple[Verdict, ...]]:
-        """An address from the first candidate that has one; a candidate that already serves this NIC goes first."""
+    ) -> tuple[tuple[str, Granted] | None, tuple[Verdict, ...], bool]:
+        """An address from the first candidate that has one; a candidate that already serves this NIC goes first.
+
+        Also why others had none, and whether a copy of a claim may still be under way.
+        """
         if len(names) > 1:
             holding = [
                 name
@@ -217,6 +227,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
             ]
             names = (*holding, *(name for name in names if name not in holding))
         verdicts: list[Verdict] = []
+        doubtful = False
         for name in names:
             answer = await self._pool(name).ask(
                 Claim(
@@ -228,12 +239,13 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                 ),
                 timeout=_POOL_SECONDS,
             )
+            doubtful = doubtful or answer.doubtful
             match answer:
                 case Granted():
-                    return (name, answer), tuple(verdicts)
+                    return (name, answer), tuple(verdicts), doubtful
                 case Refused(reason):
                     verdicts.append(Verdict(pool=name, accepted=False, reason=reason))
-        return None, tuple(verdicts)
+        return None, tuple(verdicts), doubtful
 
     async def _select(self, request: Allocate, pod: Pod, peer: Peer) -> Selection:
         selection_request = SelectionRequest(
@@ -373,17 +385,23 @@ def _exhausted(pod: PodRef, versions: list[int], why: Explanation, *, held: bool
 
 
 def _allocated(
-    granted: Mapping[int, tuple[str, Granted]], why: Explanation, pod: Pod, *, clean_gateway: bool
+    granted: Mapping[int, tuple[str, Granted]], why: Explanation, pod: Pod, *, clean_gateway: bool, doubtful: bool
 ) -> Allocated:
     addresses: list[Address] = []
     routes: list[Route] = []
     for version, (name, grant) in sorted(granted.items()):
-        gateway = grant.spec.spec.gateway or ""
+        gateway = grant.spec.gateway or ""
         addresses.append(Address(version=version, address=grant.address, pool=name, gateway=gateway))
-        routes += grant.spec.spec.routes or []
+        routes += grant.spec.routes or []
         if gateway and not clean_gateway:
             routes.append(Route(dst="0.0.0.0/0" if version == 4 else "::/0", gw=gateway))
-    return Allocated(addresses=tuple(addresses), routes=tuple(routes), explanation=why, pod_uid=pod.metadata.uid)
+    return Allocated(
+        addresses=tuple(addresses),
+        routes=tuple(routes),
+        explanation=why,
+        pod_uid=pod.metadata.uid,
+        doubtful=doubtful,
+    )
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

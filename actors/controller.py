@@ -4,9 +4,11 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
 
     controller
       cluster      reflectors of pools, pods, namespaces, nodes, reserved addresses
-      ippools      one actor per pool, made when first asked for
+      ippools      one actor per pool that this replica owns, made when first asked for
       allocator    selection, and claims on pools, all or nothing
-      rpc          the agents' connections
+      collector    gives up records that nobody needs any more
+      peers        one channel per other replica
+      rpc          the connections of agents and of other replicas
 """
 
 import contextlib
@@ -22,12 +24,16 @@ from actors import program
 from actors.activity import Activity
 from actors.allocator import AllocatorActor, Policy, Serve
 from actors.cluster import Cluster
+from actors.collector import CollectorActor, Reported, Rules, Sight
+from actors.collector import Message as CollectorMessage
 from actors.ippools import IPPools
+from actors.peers import Heard, Peers, node_key, pool_key
+from actors.replicas import PeerReplicas, Replicas, named
 from api import wire
 from api.kinds import POD
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import ReplicaStatus
-from runtime.actor import System
+from runtime.actor import Ref, System
 from runtime.errors import ActorError, MailboxFull
 from runtime.store.cluster_credentials import from_kubernetes_asyncio
 from runtime.store.credentials import Credentials, CredentialsError, PluginNeeded, from_kubeconfig, in_cluster
@@ -37,11 +43,12 @@ from runtime.store.tokens import review_token
 from runtime.supervision import Intensity, Supervisor
 from runtime.transport.identity import TokenAuthenticator
 from runtime.transport.port import Call, Overloaded
-from runtime.transport.server import TlsServer
+from runtime.transport.server import TlsServer, is_own_address
 from telemetry import metrics, traces
 from telemetry.http import Response, Route
 
 _log = logging.getLogger(__name__)
+_audit = logging.getLogger("spiderpool.audit")
 
 NAME = "spiderpool-controller"
 COMMANDS = {"crds": "actors.crds", "clean": "actors.clean"}
@@ -75,13 +82,22 @@ class Controller:
         policy = Policy(
             enable_ipv4=settings.config.enable_ipv4, enable_ipv6=settings.config.enable_ipv6, pods_exist=pods_exist
         )
+        self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools, heard=self._heard)
+        self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
+        self._collector: Ref[CollectorMessage] | None = None
+        if pods_exist and settings.gc_ip_enabled:
+            self._collector = self.supervisor.add_actor(
+                "collector",
+                lambda: CollectorActor(store, pools=self.peers, sight=self._sight(), rules=_rules(settings)),
+                capacity=CollectorActor.capacity,
+            )
         self._clock = system.clock
         self._activity = Activity()
         self._replica = settings.pod_name
         self._started = system.clock.wall()
         self._allocator = self.supervisor.add_actor(
             "allocator",
-            lambda: AllocatorActor(store, pools=self.pools, view=self.cluster.view(), policy=policy),
+            lambda: AllocatorActor(store, pools=self.peers, view=self.cluster.view(), policy=policy),
             capacity=AllocatorActor.capacity,
         )
 
@@ -95,13 +111,32 @@ class Controller:
             metrics.DEBUG_IPPOOL_AVAILABLE_IP_COUNTS.labels(SpiderIPPool=pool.metadata.name).set(total - used)
 
     async def serve(self, call: Call) -> bytes:
-        """The transport's handler: one request of an agent. Raises `Overloaded`."""
-        request = wire.decode_request(call.payload)
+        """The transport's handler: one request of an agent or of another replica, by its role. Raises `Overloaded`."""
+        match call.peer.role:
+            case "controller":
+                return await self.peers.serve(call)
+            case "agent":
+                return await self._serve_agent(call)
+            case role:
+                _audit.warning("refused: %s, whose role is %r, asks for something", call.peer.account, role)
+                return wire.encode(wire.Rejected(message=f"{call.peer.account} is no agent", cause="denied"))
+
+    async def _serve_agent(self, call: Call) -> bytes:
+        try:
+            request = wire.decode_request(call.payload)
+        except msgspec.DecodeError as error:
+            _audit.warning("refused: node %s sent what is no message of an agent: %s", call.peer.node, error)
+            return wire.encode(wire.Rejected(message=f"not a message of an agent: {error}", cause="wrong_input"))
         method = type(request).__name__
         begun = self._clock.now()
+        answer: wire.Response
         with traces.attach(traces.extract(call.traceparent)), traces.span(f"serve {method}"):
             try:
-                answer = await self._allocator.ask(Serve(request, call.peer), deadline=call.deadline)
+                if isinstance(request, wire.Report):
+                    await self._report(Heard(call.peer.node, request.attachments), call.deadline)
+                    answer = wire.Noted()
+                else:
+                    answer = await self._allocator.ask(Serve(request, call.peer), deadline=call.deadline)
             except MailboxFull as error:
                 raise Overloaded(str(error)) from error
             except ActorError as error:
@@ -112,24 +147,68 @@ class Controller:
         self._activity.record(request, answer, call.peer, at=self._clock.wall())
         return wire.encode(answer)
 
+    async def _report(self, report: Heard, deadline: float) -> None:
+        """Have the replica that cares for the node take in what its agent knows."""
+        await self.peers.ask(
+            node_key(report.node),
+            report,
+            lambda until: self._heard(report, until),
+            timeout=deadline - self._clock.now(),
+        )
+
+    async def _heard(self, report: Heard, deadline: float) -> None:
+        if self._collector is not None:
+            await self._collector.ask(Reported(report.node, report.attachments), deadline=deadline)
+
+    def _sight(self) -> Sight:
+        return Sight(
+            pools=lambda: self.cluster.pools.snapshot.objects,
+            nodes=lambda: self.cluster.nodes.snapshot.objects,
+            mine=lambda node: self.peers.mine(node_key(node)),
+        )
+
     def status(self) -> ReplicaStatus:
         """What `spiderpoolctl status` asks every replica."""
         return ReplicaStatus(
             replica=self._replica,
             version=program.VERSION,
             started=self._started,
-            pools={pool.metadata.name: self._replica for pool in self.cluster.pools.snapshot.values()},
+            pools={name: self.peers.owner(pool_key(name)) for name in self.cluster.pools.snapshot.objects},
             nodes=self._activity.nodes(),
             problems=self._activity.problems(now=self._clock.wall()),
         )
 
 
+def _rules(settings: ControllerSettings) -> Rules:
+    return Rules(
+        node_grace=settings.gc_node_grace,
+        terminating=settings.gc_terminating_pod_on_not_ready_node,
+        extra_grace=settings.gc_additional_grace,
+        interval=settings.gc_interval,
+    )
+
+
+async def _follow_peers(
+    system: System, controller: Controller, settings: ControllerSettings, store: Store, supervisor: Supervisor
+) -> None:
+    """Keep to the replicas that are ready, or to those that were named."""
+    channels = Replicas(settings, system, users=controller.peers, supervisor=supervisor)
+    peers = PeerReplicas(channels, controller.peers, port=settings.rpc_port, is_local=is_own_address)
+    if settings.controller_addresses:
+        await peers.set(named(settings.controller_addresses))
+        await anyio.sleep_forever()
+    await channels.follow(store, peers.set)
+
+
 async def _rpc(system: System, controller: Controller, settings: ControllerSettings, store: KubernetesStore) -> None:
-    """Serve agents once the cluster has been seen."""
+    """Serve agents and other replicas once the cluster has been seen."""
     await controller.cluster.synced()
     authenticator = TokenAuthenticator(
         lambda token: review_token(store.server, token, audiences=(AUDIENCE,)),
-        accounts={f"system:serviceaccount:{settings.pod_namespace}:{settings.agent_name}": "agent"},
+        accounts={
+            f"system:serviceaccount:{settings.pod_namespace}:{settings.agent_name}": "agent",
+            f"system:serviceaccount:{settings.pod_namespace}:{settings.controller_name}": "controller",
+        },
         clock=system.clock,
         node_of_pod=lambda namespace, name, uid: _node_of_pod(store, namespace, name, uid),
     )
@@ -205,6 +284,9 @@ def main(argv: list[str] | None = None) -> int:
             msgspec.json.encode(controller.status()) + b"\n", content_type="application/json"
         )
         root.add_supervisor(controller.supervisor)
+        connections = Supervisor("controller/peers", system)
+        root.add_supervisor(connections)
+        root.add_service("replicas", lambda: _follow_peers(system, controller, settings, store, connections))
         root.add_service("rpc", lambda: _rpc(system, controller, settings, store))
 
     return program.run(

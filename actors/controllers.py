@@ -95,9 +95,7 @@ class Controllers:
                     # Only who has somebody else to ask may leave a replica that is silent for a moment.
                     hurry = any(other.connected for other in self._channels if other is not channel)
                     try:
-                        reply = await channel.request(
-                            payload, deadline=until, traceparent=traces.inject(), hurry=hurry
-                        )
+                        reply = await channel.request(payload, deadline=until, traceparent=traces.inject(), hurry=hurry)
                         response = wire.decode_response(reply)
                         copies = isinstance(response, wire.Allocated) and response.doubtful
                         return Answer(response, doubtful=ambiguous is not None or copies)

@@ -24,7 +24,7 @@ from typing import assert_never
 
 from msgspec import Struct
 
-from api.ippool import SpiderIPPool
+from api.ippool import IPPoolSpec, SpiderIPPool
 from api.kinds import IPPOOL
 from api.reasons import Reason
 from ipam import ledger as rules
@@ -56,8 +56,10 @@ class Granted(Struct, frozen=True, tag=True):
     """With prefix length."""
     fresh: bool
     """False when the record was there before."""
-    spec: SpiderIPPool
-    """The pool as it was committed: gateway and routes come from it."""
+    spec: IPPoolSpec
+    """Of the pool as it was committed: gateway and routes come from it."""
+    doubtful: bool = False
+    """Whether another copy of the claim may still be under way, at a replica that gave no answer."""
 
 
 class Surrendered(Struct, frozen=True, tag=True):
@@ -73,6 +75,8 @@ class Refused(Struct, frozen=True, tag=True):
 
     reason: Reason
     retry: bool = False
+    doubtful: bool = False
+    """As in `Granted`."""
 
 
 class Claim(Question["Granted | Refused"], frozen=True, tag=True):
@@ -393,7 +397,7 @@ class IPPoolActor(Actor[Message]):
         assert self._pool is not None and self._ledger is not None
         match answer:
             case rules.Granted():
-                return Granted(address=answer.address, fresh=answer.fresh, spec=self._pool)
+                return Granted(address=answer.address, fresh=answer.fresh, spec=self._pool.spec)
             case rules.Surrendered():
                 return Surrendered(addresses=answer.ips, held=self._ledger.find(message.uid, message.nic) is not None)
             case rules.Refused():

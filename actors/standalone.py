@@ -42,13 +42,14 @@ def main(argv: list[str] | None = None) -> int:
             system, store, settings=settings.controller, pods_exist=False, path="standalone/controller"
         )
         root.add_supervisor(controller.supervisor)
-        peer = Peer(account=NAME, node=settings.agent.node_name)
+        peer = Peer(account=NAME, node=settings.agent.node_name, role="agent")
         agent = Agent(
             system,
             path="standalone/agent",
             kernel=LinuxKernel(),
             journal=open_journal(state),
             channels=[LocalChannel(controller.serve, peer)],
+            node=settings.agent.node_name,
         )
         agent.serve_cni(Path(settings.agent.config.ipam_unix_socket_path))
         root.add_supervisor(agent.supervisor)

@@ -64,12 +64,56 @@ class Pod(Struct, frozen=True, omit_defaults=True, rename="camel"):
         return f"{phase} ({self.status.reason})" if self.status.reason else phase
 
 
+class Taint(Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
+    """What keeps pods off a node."""
+
+    key: str = ""
+    value: str = ""
+    effect: str = ""
+
+
+class NodeSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What we need of a node's specification."""
+
+    taints: list[Taint] = []
+
+
+class NodeCondition(Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
+    """One thing that is said of a node. We look at the type Ready."""
+
+    type: str = ""
+    status: str = ""
+    """True, False or Unknown."""
+
+
+class NodeStatus(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What we need of a node's status."""
+
+    conditions: list[NodeCondition] = []
+
+
+OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
+"""Key of the taint by which an operator says that a node is down and stays down."""
+
+
 class Node(Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """A node; its labels decide which pools serve it."""
+    """A node; its labels decide which pools serve it, its state what becomes of its addresses."""
 
     api_version: str = "v1"
     kind: str = "Node"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    spec: NodeSpec = field(default_factory=NodeSpec)
+    status: NodeStatus = field(default_factory=NodeStatus)
+
+    @property
+    def ready(self) -> bool:
+        """Whether its kubelet is heard. A node that says nothing of it yet counts as ready."""
+        return all(condition.status == "True" for condition in self.status.conditions if condition.type == "Ready")
+
+    @property
+    def out_of_service(self) -> bool:
+        """Whether an operator has declared it down."""
+        return any(taint.key == OUT_OF_SERVICE for taint in self.spec.taints)
 
 
 class Namespace(Struct, frozen=True, omit_defaults=True, rename="camel"):

@@ -143,6 +143,8 @@ class ControllerSettings(_Common, frozen=True, kw_only=True):
     """Seconds between two audits."""
     gc_additional_grace: Annotated[float, Meta(ge=0), Env("SPIDERPOOL_GC_ADDITIONAL_GRACE_DELAY", (), _SECONDS)] = 0.0
     """Seconds that are added to a pod's own grace period."""
+    gc_node_grace: Annotated[float, Meta(ge=0), Env("SPIDERPOOL_GC_NODE_GRACE", (), _SECONDS)] = 120.0
+    """Seconds for which a node must be NotReady, and its agent silent, before its pods' addresses are given up."""
     leader_duration: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_LEADER_DURATION", (), _SECONDS)] = 15.0
     leader_renew_deadline: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_LEADER_RENEW_DEADLINE", (), _SECONDS)] = 10.0
     leader_retry_period: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_LEADER_RETRY_PERIOD", (), _SECONDS)] = 2.0

@@ -83,6 +83,15 @@ _behalf: contextvars.ContextVar[_Behalf | None] = contextvars.ContextVar("spider
 """On whose behalf the running code works: the ask chain so far and when its first asker gives up."""
 
 
+def working_until() -> float | None:
+    """When the first asker of the work that runs now gives up (clock port); None where nobody's message is worked on.
+
+    For work that asks through other means than a `Ref`, which keeps to this by itself.
+    """
+    behalf = _behalf.get()
+    return behalf.deadline if behalf is not None else None
+
+
 class Ref[M]:
     """How others reach an actor. It stays valid over restarts of the actor."""
 

@@ -53,6 +53,8 @@ MESSAGE: Final = "spiderpool.message"
 """Tag of the message."""
 BATCH_SIZE: Final = "spiderpool.batch.size"
 
+PEER: Final = "spiderpool.peer"
+"""The controller replica that is asked."""
 POOL: Final = "spiderpool.pool.name"
 POOL_CANDIDATES: Final = "spiderpool.pool.candidates"
 POOLS_REJECTED: Final = "spiderpool.pool.rejected"

@@ -301,6 +301,18 @@ IPAM_RELEASE_LIMIT_DURATION = Durations(
     program=Program.CONTROLLER,
 )
 
+IP_GC_COUNTS = counter(
+    "spiderpool_ip_gc_counts",
+    "Addresses that were given up because nobody needs them any more",
+    program=Program.CONTROLLER,
+    documented=True,
+)
+IP_GC_FAILURE_COUNTS = counter(
+    "spiderpool_ip_gc_failure_counts",
+    "Attempts to give up addresses that failed and are repeated",
+    program=Program.CONTROLLER,
+    documented=True,
+)
 TOTAL_IPPOOL_COUNTS = gauge(
     "spiderpool_total_ippool_counts", "SpiderIPPools that exist", program=Program.CONTROLLER, documented=True
 )

@@ -6,6 +6,7 @@ or account loses its connection. A refusal is a line in the log for the auditor,
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ from contextvars import Context
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 from msgspec import Struct
 
@@ -378,6 +380,26 @@ class TlsServer:
         except Exception as error:  # noqa: BLE001  (the caller is told, and the log has the traceback)
             _log.exception("a request of %s failed", _who(call.peer))
             return Failure(number, "internal", one_line(error))
+
+
+async def is_own_address(host: str) -> bool:
+    """Whether a host, by name or address, is this machine: only a machine's own addresses can be listened on."""
+
+    def bind() -> bool:
+        try:
+            found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+        except OSError:
+            return False
+        for family, kind, protocol, _, address in found:
+            try:
+                with socket.socket(family, kind, protocol) as probe:
+                    probe.bind(address)
+                    return True
+            except OSError:
+                continue
+        return False
+
+    return await anyio.to_thread.run_sync(bind)
 
 
 def _who(peer: Peer) -> str:

@@ -1,0 +1,259 @@
+"""Pools, and the care for nodes, spread over the ready controller replicas, with take-over.
+
+Every pool belongs to one replica, by rendezvous hash over the names of those that the controller's Service has ready
+(`runtime.ownership`). Whoever needs a pool asks its owner: the actor in this process, or a peer over the connection
+that every two replicas keep. A peer that is silent for 300 ms, or whose connection broke, is passed over: the next in
+rank that answers owns its pools until it speaks again, and that may be this replica. So a hung owner costs no more than
+a dead one.
+
+None of this is what keeps an address from being granted twice: that is the resourceVersion, and the read that fences
+answers (`actors.ippool`). Replicas that see different peers for a moment cost each other conflicts.
+
+A message from a peer is always dealt with here and never passed on, so it cannot go round in circles. A message that
+was passed over may still be under way at the replica that did not answer: what is answered in its stead says so, and
+the agent then releases twice (`actors.outbox`).
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, cast
+
+import msgspec
+from msgspec import Struct
+
+from actors.ippool import Claim, Granted, Message, Peek, Refused, Surrender, Surrendered
+from api.wire import Attachment, Noted
+from runtime.actor import Question, Ref, working_until
+from runtime.clock import Clock
+from runtime.errors import ActorError, AskTimeout, MailboxFull
+from runtime.ownership import ranking
+from runtime.transport.port import (
+    Call,
+    Channel,
+    DeadlineExceeded,
+    Overloaded,
+    TransportError,
+    Unreachable,
+)
+from runtime.transport.port import (
+    Refused as NotAccepted,
+)
+from telemetry import attributes, metrics, traces
+
+_log = logging.getLogger(__name__)
+
+
+class PeerBusy(ActorError):
+    """The replica that owns the pool has too much to do."""
+
+
+class Forward(Struct, frozen=True, tag=True):
+    """A message for the actor of a pool."""
+
+    pool: str
+    message: Claim | Surrender | Peek
+
+
+class Heard(Struct, frozen=True, tag=True):
+    """What a node's agent reported, for the replica that cares for the node."""
+
+    node: str
+    attachments: tuple[Attachment, ...]
+
+
+class Peeked(Struct, frozen=True, tag=True):
+    """The answer to a `Peek`."""
+
+    held: bool
+
+
+class Unserved(Struct, frozen=True, tag=True):
+    """The peer could not deal with it. It may have been carried out all the same."""
+
+    text: str
+
+
+PeerRequest = Forward | Heard
+PeerAnswer = Granted | Surrendered | Refused | Peeked | Noted | Unserved
+
+_encoder = msgspec.msgpack.Encoder()
+_requests: msgspec.msgpack.Decoder[PeerRequest] = msgspec.msgpack.Decoder(PeerRequest)
+_answers: msgspec.msgpack.Decoder[PeerAnswer] = msgspec.msgpack.Decoder(PeerAnswer)
+
+
+def pool_key(name: str) -> str:
+    """What the owner of a pool is found by."""
+    return f"pool/{name}"
+
+
+def node_key(name: str) -> str:
+    """What the replica that cares for a node is found by."""
+    return f"node/{name}"
+
+
+class Pool:
+    """How an allocator or a collector reaches a pool, wherever its actor is."""
+
+    __slots__ = ("_peers", "name")
+
+    def __init__(self, peers: "Peers", name: str) -> None:
+        """Made by `Peers`."""
+        self._peers = peers
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name} of {self._peers.owner(pool_key(self.name)) or 'this process'}>"
+
+    async def ask[R](self, message: Question[R], *, timeout: float) -> R:
+        """Ask the pool's actor as `runtime.actor.Ref.ask` does, and raise what that raises, or `PeerBusy`.
+
+        When a peer does not answer the next in rank is asked, in the end our own actor, within the same time. Messages
+        to pools are idempotent; an answer says whether another copy may still be under way.
+        """
+        assert isinstance(message, Claim | Surrender | Peek)
+        answer, doubtful = await self._peers.ask(
+            pool_key(self.name),
+            Forward(self.name, message),
+            lambda deadline: self._peers.local(self.name).ask(message, deadline=deadline),
+            timeout=timeout,
+        )
+        if isinstance(answer, Peeked):
+            return cast("R", answer.held)
+        if doubtful and isinstance(answer, Granted | Refused):
+            answer = msgspec.structs.replace(answer, doubtful=True)
+        return cast("R", answer)
+
+
+class Peers:
+    """The other replicas, what they own, and the way to them. Without any, everything is here."""
+
+    def __init__(
+        self,
+        me: str,
+        *,
+        clock: Clock,
+        local: Callable[[str], Ref[Message]],
+        heard: Callable[[Heard, float], Awaitable[None]],
+    ) -> None:
+        """`me` is this replica's name. `local` gives a pool's actor in this process, `heard` takes in a report."""
+        self.me = me
+        self.local = local
+        self.heard = heard
+        self._clock = clock
+        self._members: frozenset[str] = frozenset()
+        self._channels: dict[str, Channel] = {}
+        self._seen: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        up = sorted(name for name, channel in self._channels.items() if channel.connected)
+        return f"<Peers of {self.me}: {len(self._members)} members, connected {up}>"
+
+    def __call__(self, name: str) -> Pool:
+        """The pool of that name, whether it exists or not."""
+        return Pool(self, name)
+
+    def members(self, names: Iterable[str]) -> None:
+        """These replicas are ready; our own name counts only when it is among them."""
+        members = frozenset(names)
+        if members != self._members:
+            _log.info("controller replicas: %s", ", ".join(sorted(members)) or "none is ready")
+        self._members = members
+
+    def add(self, channel: Channel, *, name: str) -> None:
+        """The way to a peer."""
+        self._channels[name] = channel
+
+    def discard(self, channel: Channel) -> None:
+        """A peer that is gone."""
+        for name in [name for name, known in self._channels.items() if known is channel]:
+            del self._channels[name]
+
+    def owner(self, key: str) -> str:
+        """Who deals with a key now: the first in rank that answers; ourselves when nobody else does."""
+        return self._choose(key, frozenset())
+
+    def mine(self, key: str) -> bool:
+        """Whether a key is dealt with here."""
+        return self.owner(key) == self.me
+
+    def _choose(self, key: str, passed: frozenset[str]) -> str:
+        for name in ranking(key, self._members):
+            channel = self._channels.get(name)
+            if name == self.me or (name not in passed and channel is not None and channel.connected):
+                return name
+        return self.me
+
+    async def ask(
+        self, key: str, request: PeerRequest, here: Callable[[float], Awaitable[Any]], *, timeout: float
+    ) -> tuple[Any, bool]:
+        """Have the owner of a key answer; `here` answers in this process, until the deadline that it is given.
+
+        Returns the answer, and whether another copy of the request may still be under way at a silent peer.
+        """
+        deadline = self._clock.now() + timeout
+        until = working_until()
+        if until is not None:
+            deadline = min(deadline, until)
+        passed: frozenset[str] = frozenset()
+        doubtful = False
+        while True:
+            name = self._choose(key, passed)
+            if name == self.me:
+                return await here(deadline), doubtful
+            with traces.span(f"peer {_kind(request)}", attributes={attributes.PEER: name}):
+                try:
+                    reply = await self._channels[name].request(
+                        _encoder.encode(request), deadline=deadline, traceparent=traces.inject(), hurry=True
+                    )
+                    answer = _answers.decode(reply)
+                except Overloaded as error:
+                    raise PeerBusy(str(error)) from error
+                except DeadlineExceeded as error:
+                    raise AskTimeout(f"{key} at {name}", timeout) from error
+                except (Unreachable, NotAccepted) as error:
+                    _log.warning("%s: replica %s is passed over: %s", key, name, error)
+                except (TransportError, msgspec.DecodeError) as error:
+                    _log.warning("%s: replica %s is passed over: %s", key, name, error)
+                    doubtful = True
+                else:
+                    if not isinstance(answer, Unserved):
+                        return answer, doubtful
+                    _log.warning("%s: replica %s is passed over: %s", key, name, answer.text)
+                    doubtful = True
+            passed |= {name}
+
+    async def serve(self, call: Call) -> bytes:
+        """One request of a peer, dealt with in this process. Raises `Overloaded`."""
+        answer: Any
+        method = "unreadable"
+        try:
+            request = _requests.decode(call.payload)
+            method = _kind(request)
+            with traces.attach(traces.extract(call.traceparent)), traces.span(f"serve peer {method}"):
+                match request:
+                    case Forward(pool, message):
+                        question = cast("Question[Any]", message)
+                        answer = await self.local(pool).ask(question, deadline=call.deadline)
+                        if isinstance(answer, bool):
+                            answer = Peeked(answer)
+                    case Heard():
+                        await self.heard(request, call.deadline)
+                        answer = Noted()
+        except MailboxFull as error:
+            raise Overloaded(str(error)) from error
+        except ActorError as error:
+            answer = Unserved(str(error))
+        except msgspec.DecodeError as error:
+            _log.warning("audit: %s (pod %s) sent what is no message of a peer: %s", *_who(call), error)
+            answer = Unserved(f"not a message between replicas: {error}")
+        outcome = "unserved" if isinstance(answer, Unserved) else "ok"
+        metrics.RPC_REQUESTS.labels(side="server", method=f"peer {method}", outcome=outcome).inc()
+        return _encoder.encode(answer)
+
+
+def _kind(request: PeerRequest) -> str:
+    return type(request.message).__name__ if isinstance(request, Forward) else type(request).__name__
+
+
+def _who(call: Call) -> tuple[str, str]:
+    return call.peer.account, call.peer.pod

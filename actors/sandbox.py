@@ -373,7 +373,7 @@ class SandboxActor(Actor[Message]):
             netns=invocation.netns,
             network=invocation.conf.name,
             role=invocation.role,
-            kind=invocation.conf.type if invocation.role is Role.MAIN else "",
+            kind=invocation.link_kind,
             host_veth=_host_veth(invocation),
             pod=_pod(invocation.args),
             changed_ns=self._wall_ns(),

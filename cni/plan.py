@@ -97,7 +97,7 @@ def link_plan(invocation: Invocation) -> LinkPlan:
         netns=invocation.netns,
         ifname=invocation.ifname,
         master=conf.master,
-        kind=conf.type,
+        kind=invocation.link_kind,
         mode=mode,
         mtu=conf.mtu,
         mac=mac,

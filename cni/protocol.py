@@ -18,8 +18,8 @@ from cni.errors import IncompatibleVersion, InvalidConfig, InvalidEnvironment
 from cni.result import LATEST_VERSION, SUPPORTED_VERSIONS, Result, decode_result
 
 IPAM_TYPE = "spiderpool"
-LINK_TYPES = ("macvlan",)
-"""Plugin types that make a link here. A type joins with its link kind in `cni.plan` and `cni.netlink.link`."""
+LINK_KINDS = {"macvlan": "macvlan", "spiderpool": "macvlan"}
+"""Plugin types that make a link here, with the kind of link that each makes (`cni.plan`, `cni.netlink.link`)."""
 
 
 class Verb(StrEnum):
@@ -75,6 +75,11 @@ class Invocation(Struct, frozen=True, kw_only=True):
     """W3C trace context, when the runtime put TRACEPARENT into CNI_ARGS; unchecked."""
     shim_start_ns: int = 0
     """When the shim was executed, nanoseconds since the epoch; 0 when unknown."""
+
+    @property
+    def link_kind(self) -> str:
+        """The kind of link that the call is about; empty for an IPAM call."""
+        return LINK_KINDS.get(self.conf.type, self.conf.type) if self.role is Role.MAIN else ""
 
     @property
     def version(self) -> str:
@@ -202,8 +207,8 @@ def _check_version(verb: Verb, version: object) -> None:
 
 def _role(called_as: str, conf: NetConfig) -> Role:
     if called_as == conf.type:
-        if called_as not in LINK_TYPES:
-            known = f"plugin types: {', '.join(LINK_TYPES)}; ipam.type: {IPAM_TYPE}"
+        if called_as not in LINK_KINDS:
+            known = f"plugin types: {', '.join(LINK_KINDS)}; ipam.type: {IPAM_TYPE}"
             raise InvalidConfig(f"type: {shown(conf.type)} is no plugin type of ours", known)
         if conf.ipam.type != IPAM_TYPE:
             raise InvalidConfig(

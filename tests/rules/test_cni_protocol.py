@@ -57,6 +57,12 @@ def test_role_comes_from_the_name_that_the_shim_was_called_by() -> None:
     assert invoke(CONF, type="/opt/cni/bin/macvlan").role is Role.MAIN
 
 
+def test_one_name_for_link_and_addresses() -> None:
+    seen = invoke({**CONF, "type": "spiderpool"}, type="spiderpool")
+    assert (seen.role, seen.link_kind) == (Role.MAIN, "macvlan")
+    assert invoke(CONF, type="spiderpool").link_kind == ""
+
+
 def test_what_runtimes_add_is_let_through() -> None:
     body = {
         **CONF,
@@ -194,7 +200,6 @@ def test_bad_input(body: object, code: int, named: list[str]) -> None:
 def test_types_that_are_not_ours() -> None:
     for headers, body in [
         ({"type": "ptp"}, {**CONF, "type": "ptp"}),
-        ({"type": "spiderpool"}, {**CONF, "type": "spiderpool"}),
         ({"type": "dhcp"}, {**CONF, "ipam": {"type": "dhcp"}}),
     ]:
         with pytest.raises(CniError) as caught:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.cluster.audit import addresses
@@ -19,11 +17,11 @@ FOREIGN = "/etc/cni/net.d/00-first.conflist"
 
 
 @pytest.fixture(scope="module")
-def existing(bridge_cluster: Cluster) -> Iterator[Product]:
+def existing(bridge_cluster: Cluster) -> Product:
     """A bridge CNI with a pod on it; our image is there, nothing is installed. One test builds on the other."""
     bridge_cluster.apply(pod("old", node="n1"))
     bridge_cluster.wait_for_pods("old")
-    yield Product(bridge_cluster, image()).load()
+    return Product(bridge_cluster, image()).load()
 
 
 def _events(cluster: Cluster, reason: str) -> list[str]:

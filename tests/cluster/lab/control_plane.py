@@ -27,8 +27,16 @@ def services(programs: dict[str, Path], folder: Path, *, durable: bool = False) 
         "kube-controller-manager": _controller_manager(folder / "pki"),
         "kube-scheduler": _client(folder / "pki", "scheduler"),
     }
+    # The controllers end when they come before the API server's bootstrap roles, and would start again a second later.
+    kubectl = [str(programs["kubectl"]), f"--kubeconfig={folder / 'kubeconfig'}"]
+    ready = {"kube-apiserver": [*kubectl, "--request-timeout=2s", "get", "--raw=/readyz"]}
     return [
-        Service(name=name, argv=[str(programs[name]), *arguments[name]], log=str(folder / "log" / f"{name}.log"))
+        Service(
+            name=name,
+            argv=[str(programs[name]), *arguments[name]],
+            log=str(folder / "log" / f"{name}.log"),
+            ready=ready.get(name, []),
+        )
         for name in COMPONENTS
     ]
 

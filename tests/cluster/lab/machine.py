@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from tests.servers.process import CommandFailed
 from tests.servers.provide import CHECKOUT
 
 SPAWN_SECONDS: Final = 30.0
+APPLETS: Final = frozenset({"arping", "httpd", "nc", "ping", "traceroute", "wget"})
+"""busybox has them where this machine has not."""
+
 STANDARD_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -79,12 +83,13 @@ class Host:
     def environment(self) -> dict[str, str]:
         tools = node_packages() / "usr"
         path = f"{os.environ.get('PATH', STANDARD_PATH)}:/usr/sbin:/sbin:{tools / 'sbin'}:{tools / 'bin'}"
-        return {**os.environ, "PATH": path, "LD_LIBRARY_PATH": ""}
+        libraries = ":".join(str(folder) for folder in (tools / "lib").glob("*-linux-gnu"))
+        return {**os.environ, "PATH": path, "LD_LIBRARY_PATH": libraries}
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         """The command that runs another command in here; for a Popen of your own."""
         command = list(argv)
-        if type(self) is Host and command[0] in {"ping", "wget", "nc", "arping", "httpd"}:
+        if command[0] in APPLETS and shutil.which(command[0]) is None:
             command = ["busybox", *command]
         return ["nsenter", f"--target={self._pid()}", *self.namespaces, "--", *command]
 

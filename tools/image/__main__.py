@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ from tools.image.apt import AptError, Package
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 REPOSITORY: Final = "ghcr.io/spidernet-io/spiderpool/spiderpool"
+KEPT_SECONDS: Final = 30 * 24 * 3600
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -121,8 +123,15 @@ class Builder:
             make(folder / "root")
             layer = oci.write_layer(folder / "root", folder, comment=comment)
             (folder / "layer.json").write_bytes(msgspec.json.encode(layer, enc_hook=str))
+        os.utime(folder / "layer.json")
         layer = msgspec.json.decode((folder / "layer.json").read_bytes(), type=oci.Layer, dec_hook=lambda t, v: t(v))
         return folder / "root", msgspec.structs.replace(layer, path=folder / layer.path.name)
+
+    def forget(self) -> None:
+        """Remove the layers that no build has used for a month."""
+        for path in (self._cache / "layers").glob("*/layer.json"):
+            if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(path.parent)
 
     def python(self, architecture: str) -> tuple[Path, oci.Layer]:
         """Debian's Python."""
@@ -187,7 +196,9 @@ def build(architecture: str, output: Path, cache: Path) -> Image:
         if last.inputs == inputs and last.size == out.stat().st_size and last.path == str(out):
             return last
     with _turn(cache):
-        image = Builder(cache).build(architecture, out, name, inputs)
+        builder = Builder(cache)
+        image = builder.build(architecture, out, name, inputs)
+        builder.forget()
     stamp.write_bytes(msgspec.json.encode(image))
     return image
 

@@ -135,6 +135,7 @@ def unpack(packages: Sequence[tuple[Package, Path]], rootfs: Path, architecture:
     for name in ("dev", "etc", "proc", "run", "sys", "tmp", "usr/bin", "usr/lib", "usr/sbin", "var/lib/dpkg/status.d"):
         (rootfs / name).mkdir(parents=True, exist_ok=True)
     (rootfs / "tmp").chmod(0o1777)
+    (rootfs / "var/run").symlink_to("/run")
     for name in ("bin", "lib", "sbin", *(["lib64"] if architecture == "amd64" else [])):
         (rootfs / name).symlink_to(f"usr/{name}")
     for package, path in packages:

@@ -91,10 +91,9 @@ def test_nodes_may_have_further_nics_in_further_segments(bridge_cluster: Cluster
 
 def test_a_node_keeps_its_disk_and_its_nics_over_a_power_cycle(bridge_cluster: Cluster) -> None:
     node = bridge_cluster.node("n2")
-    node.run(
-        ["sh", "-c", "mkdir -p /var/lib/spiderpool && echo kept > /var/lib/spiderpool/file && echo lost > /run/file"]
-    )
-    old, addresses = node.pid_of("kubelet"), node.links()["eth0"]["address"]
+    node.run(["mkdir", "--parents", "/var/lib/spiderpool"])
+    node.run(["sh", "-c", "echo kept > /var/lib/spiderpool/file; echo lost > /run/file"])
+    old, mac = node.pid_of("kubelet"), node.links()["eth0"]["address"]
     images = node.run(["ctr", "--namespace=k8s.io", "images", "list", "--quiet"]).stdout
     node.power_off()
     assert not node.is_on

@@ -42,8 +42,8 @@ class LabJaeger(JaegerQueries):
                     configuration(host="0.0.0.0", otlp_port=plan.OTLP_PORT, query_port=QUERY_PORT, grpc_port=16685)
                 )
             )
-            # In the plane's pid namespace it ends with the plane, and with its mounts it finds itself in /proc; the shell
-            # that starts it does not wait for it.
+            # In the plane's pid namespace it ends with the plane, and with the plane's mounts it finds itself in /proc.
+            # The shell that starts it does not wait for it.
             log = self._folder / "log" / "jaeger.log"
             command = f'"$1" --config="$2" >>"{log}" 2>&1 </dev/null &'
             inside = ["nsenter", f"--target={self._plane.first.pid}", "--pid", "--mount", "--"]

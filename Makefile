@@ -4,10 +4,10 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 TESTS ?=
 
-.PHONY: help setup demo test lint format generate shim image image-lock servers bench lock clean
+.PHONY: help setup demo test lint format generate shim image image-lock servers cluster-up cluster-down cluster-shell bench lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## a Python that fits and .venv from the lock file (instant when nothing changed)
 	@tools/bootstrap
@@ -39,8 +39,17 @@ image: setup ## the container image in build/spiderpool-<arch>.oci.tar, without 
 image-lock: setup ## pin the newest Debian packages of the image
 	@$(PYTHON) -m tools.image lock
 
-servers: setup ## build or find etcd, kube-apiserver, Jaeger, the CNI plugins, helm and kubectl (minutes once, then instant)
+servers: setup ## build or find etcd, Kubernetes, containerd, Jaeger, the CNI plugins, helm and kubectl (minutes once, then instant)
 	@$(PYTHON) -m tests.servers
+
+cluster-up: setup ## a real cluster here: control plane, NODES=2 nodes, CNI=none|bridge|ref, router, client; ten seconds; needs root
+	@$(PYTHON) -m tests.cluster up --nodes $(or $(NODES),2) --cni $(or $(CNI),none)
+
+cluster-down: setup ## take it down: no process, mount, namespace or cgroup stays
+	@$(PYTHON) -m tests.cluster down
+
+cluster-shell: setup ## a shell in it with kubectl and helm; CMD='kubectl get nodes' runs one command
+	@$(PYTHON) -m tests.cluster shell $(if $(CMD),'$(subst ','\'',$(CMD))')
 
 bench: setup shim servers ## figures of this machine, never asserted
 	@$(PYTHON) -m bench

@@ -108,6 +108,9 @@ def _client(pki: Path, user: str) -> list[str]:
 def _controller_manager(pki: Path) -> list[str]:
     return [
         *_client(pki, "controller-manager"),
+        # It asks for a token per controller before it starts the first; by default that takes four seconds.
+        "--kube-api-qps=500",
+        "--kube-api-burst=500",
         "--use-service-account-credentials=true",
         f"--service-account-private-key-file={pki / 'accounts.key'}",
         f"--root-ca-file={pki / 'ca.crt'}",

@@ -21,13 +21,15 @@ class State(StrEnum):
     DEGRADED = "degraded"
     """It works less well, or will again soon."""
     STARTING = "starting"
+    BLOCKED = "blocked"
+    """It waits for something outside the program: it cannot be counted on, and a restart would not help."""
     FAILED = "failed"
     """It does not work and nobody is mending it."""
     STOPPED = "stopped"
     """It ended because it was told to."""
 
 
-_WORST_FIRST = (State.FAILED, State.STARTING, State.DEGRADED, State.OK, State.STOPPED)
+_WORST_FIRST = (State.FAILED, State.STARTING, State.BLOCKED, State.DEGRADED, State.OK, State.STOPPED)
 
 
 class Report(Struct, frozen=True):
@@ -84,9 +86,21 @@ class HealthTree:
         return self._reports.get(path)
 
     def status(self) -> State:
-        """The worst of all parts, in the order failed, starting, degraded, ok, stopped; starting when none reported."""
+        """The worst of all parts, in the order failed, starting, blocked, degraded, ok, stopped.
+
+        Starting when none reported.
+        """
         states = {report.state for report in self._reports.values()}
         return next((state for state in _WORST_FIRST if state in states), State.STARTING)
+
+    def reasons(self) -> list[str]:
+        """A line for every part that is as bad as the whole."""
+        worst = self.status()
+        return [
+            f"{path} is {report.state}{': ' if report.detail else ''}{report.detail}"
+            for path, report in self._reports.items()
+            if report.state is worst
+        ]
 
     def snapshot(self) -> Node:
         """The whole tree, with the parts of each level in the order in which they first reported."""

@@ -3,6 +3,9 @@
 HTTP/1.1 with keep-alive on asyncio streams: GET and HEAD of a handful of paths, no bodies. It is separate from the
 CNI socket on purpose, so that a kubelet that floods one cannot starve the probes of the other.
 
+Two agents of a node run at once while one replaces the other, on the node's network. So the port is shared
+(SO_REUSEPORT), and a unix socket in the pod answers for this process alone: that is where the probes ask.
+
 ========================= ====================================================================================
 GET /metrics              the metrics, if the server was given a program
 GET /healthz              the supervision tree as JSON; 200 when ok or degraded, else 503. ``?text``: for people
@@ -12,13 +15,17 @@ GET /v1/runtime/startup   200 once nothing is starting, else 500 (as the origina
 GET /v1/runtime/readiness 200 when ok or degraded, else 500
 GET /v1/runtime/liveness  200 unless something has failed, else 500
 ========================= ====================================================================================
+
+A probe that is not 200 says in its body which parts are the reason, a line each.
 """
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -65,6 +72,7 @@ class HttpServer:
         program: metrics.Program | None = None,
         recorder: SpanRecorder | None = None,
         routes: Mapping[str, Route] | None = None,
+        unix: Path | None = None,
     ) -> None:
         """Nothing is opened before the block is entered, which raises OSError when the address cannot be had.
 
@@ -75,10 +83,13 @@ class HttpServer:
             program: gives /metrics, with the metrics of that program.
             recorder: gives /debug/traces.
             routes: more paths, or others for the same ones.
+            unix: path of a unix socket that is served as well; what lies there is replaced.
         """
         self._host = host or None
         self._port = port
+        self._unix = unix
         self._server: asyncio.Server | None = None
+        self._unix_server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._program = program
         self._routes: dict[str, Route] = {
@@ -98,18 +109,30 @@ class HttpServer:
         return int(self._server.sockets[0].getsockname()[1])
 
     async def __aenter__(self) -> Self:
-        if self._host is None:
-            self._server = await asyncio.start_server(self._accept, sock=_any_address(self._port), limit=_HEAD_LIMIT)
-        else:
-            self._server = await asyncio.start_server(self._accept, self._host, self._port, limit=_HEAD_LIMIT)
+        if self._unix is not None:
+            listener = await asyncio.to_thread(_at_path, self._unix)
+            self._unix_server = await asyncio.start_unix_server(self._accept, sock=listener, limit=_HEAD_LIMIT)
+        try:
+            if self._host is None:
+                listener = _any_address(self._port)
+                self._server = await asyncio.start_server(self._accept, sock=listener, limit=_HEAD_LIMIT)
+            else:
+                self._server = await asyncio.start_server(
+                    self._accept, self._host, self._port, limit=_HEAD_LIMIT, reuse_port=True
+                )
+        except OSError:
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
+        servers = self._server, self._unix_server
+        self._server = self._unix_server = None
+        for server in servers:
+            if server is not None:
+                server.close()
         for task in tuple(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
@@ -176,8 +199,22 @@ class HttpServer:
 def _any_address(port: int) -> socket.socket:
     """One socket for both families, so that port 0 is one port."""
     if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", port))
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, reuse_port=True)
+    return socket.create_server(("", port), reuse_port=True)
+
+
+def _at_path(path: Path) -> socket.socket:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        listener.bind(os.fspath(path))
+        path.chmod(0o600)
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _health_routes(health: HealthTree) -> dict[str, Route]:
@@ -189,8 +226,10 @@ def _health_routes(health: HealthTree) -> dict[str, Route]:
 
     def probe(is_well: Callable[[State], bool]) -> Route:
         def answer(_query: str) -> Response:
-            well = is_well(health.status())
-            return Response(status=HTTPStatus.OK if well else HTTPStatus.INTERNAL_SERVER_ERROR)
+            if is_well(health.status()):
+                return Response()
+            reasons = "".join(f"{' '.join(line.split())}\n" for line in health.reasons())
+            return Response(reasons.encode(), HTTPStatus.INTERNAL_SERVER_ERROR)
 
         return answer
 

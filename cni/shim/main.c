@@ -2,10 +2,15 @@
  *
  * kubelet's runtime executes it several times for every pod, so it is C, static and small. All rules are in the agent
  * (cni/protocol.py); here is only what cannot be there: VERSION must be answered while no agent runs, a missing agent must be
- * waited for and then reported, and stdout must hold either a whole answer or an error object, never a part.
+ * waited for and then reported, and stdout must hold either a whole answer or an error object, never a part. Every verb
+ * can be repeated, so a call whose agent goes away without a word is made once more, at the agent that comes next.
+ *
+ * After an uninstall the executable may have to stay, with nobody to ask: a mark beside it makes it say so by itself.
  *
  * Request: POST /v1/cni, the CNI environment percent-encoded in headers, stdin as the body.
  * Answer: the body goes to stdout, the header Cni-Exit is the exit code.
+ *
+ * As "spiderpool probe SOCKET PATH" it is a probe instead (probe.c).
  */
 
 #include <errno.h>
@@ -19,10 +24,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "probe.h"
+
 #ifndef SOCKET_PATH
 #define SOCKET_PATH "/var/run/spidernet/spiderpool.sock"
 #endif
 
+#define UNINSTALLED "spiderpool.uninstalled" /* the mark; cni/install.py makes it */
 #define MAX_STDIN (1L << 20)
 #define MAX_DRAINED (64L << 20) /* of a stdin that is too long anyway: it may have no end */
 #define MAX_ANSWER (8L << 20)
@@ -123,8 +131,27 @@ static size_t header(char *out, size_t used, const char *name, const char *value
   return used;
 }
 
+/* Whether the mark lies beside this executable. */
+static int uninstalled(void) {
+  char path[4096];
+  ssize_t length = readlink("/proc/self/exe", path, sizeof path - sizeof UNINSTALLED);
+  if (length <= 0) return 0;
+  path[length] = '\0';
+  char *slash = strrchr(path, '/');
+  if (slash == NULL) return 0;
+  strcpy(slash + 1, UNINSTALLED);
+  return access(path, F_OK) == 0;
+}
+
+/* Nobody listens and nobody will: what is being removed goes, so that no pod hangs; nothing new is made. */
+static void answer_uninstalled(const char *command) {
+  if (command != NULL && (strcmp(command, "DEL") == 0 || strcmp(command, "GC") == 0)) exit(0);
+  fail(command != NULL && strcmp(command, "STATUS") == 0 ? 50 : 11, "Spiderpool was uninstalled from this node",
+       "its CNI configuration was left since no other was there: install a CNI plugin, then remove 00-spiderpool.conflist");
+}
+
 /* A connection to the agent, waited for while it restarts. */
-static int dial(const char *path, long give_up) {
+static int dial(const char *path, const char *command, long give_up) {
   struct sockaddr_un address = {.sun_family = AF_UNIX};
   char text[512];
   if (strlen(path) >= sizeof address.sun_path) fail(4, "SPIDERPOOL_SOCKET is too long for a socket", path);
@@ -138,6 +165,7 @@ static int dial(const char *path, long give_up) {
     if (connect(connection, (struct sockaddr *)&address, sizeof address) == 0) return connection;
     int problem = errno;
     close(connection);
+    if ((problem == ENOENT || problem == ECONNREFUSED) && uninstalled()) answer_uninstalled(command);
     if (now_ms() >= give_up) {
       snprintf(text, sizeof text, "the agent does not answer on its socket %s", path);
       fail(11, text, strerror(problem));
@@ -160,9 +188,9 @@ static void send_all(int connection, const char *data, size_t length, const char
   }
 }
 
-/* The whole answer, zero-terminated. NULL when the agent stopped without having read the request: Linux tells that by
- * ECONNRESET, the end of file comes from one that died later. */
-static char *receive_all(int connection, size_t *length, const char *path) {
+/* The whole answer, zero-terminated. NULL when the agent went away without a byte: ECONNRESET is from one that had not
+ * read the request, the end of file from one that died over it. `unread` says which. */
+static char *receive_all(int connection, size_t *length, int *unread, const char *path) {
   char *answer = allocate(MAX_ANSWER + 1);
   size_t used = 0;
   long give_up = now_ms() + CALL_MS;
@@ -174,7 +202,8 @@ static char *receive_all(int connection, size_t *length, const char *path) {
     if (ready <= 0) continue;
     ssize_t got = recv(connection, answer + used, MAX_ANSWER - used, 0);
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0 && errno == ECONNRESET && used == 0) {
+    if (used == 0 && (got == 0 || (got < 0 && errno == ECONNRESET))) {
+      *unread = got < 0;
       free(answer);
       return NULL;
     }
@@ -192,6 +221,7 @@ static char *receive_all(int connection, size_t *length, const char *path) {
 int main(int argc, char **argv) {
   struct timespec start;
   clock_gettime(CLOCK_REALTIME, &start);
+  if (argc == 4 && strcmp(argv[1], "probe") == 0) return probe(argv[2], argv[3]);
   const char *command = getenv("CNI_COMMAND");
   if (command != NULL && strcmp(command, "VERSION") == 0) {
     static const char versions[] = "{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[" VERSIONS "]}\n";
@@ -220,14 +250,20 @@ int main(int argc, char **argv) {
 
   size_t received = 0;
   char *answer;
+  int unread = 0, repeated = 0;
   for (long give_up = now_ms() + PATIENCE_MS;;) {
-    int connection = dial(path, give_up);
+    int connection = dial(path, command, give_up);
     send_all(connection, head, used, path);
     send_all(connection, body, length, path);
-    answer = receive_all(connection, &received, path);
+    answer = receive_all(connection, &received, &unread, path);
     if (answer != NULL) break;
     close(connection);
-    if (now_ms() >= give_up) fail(11, "the agent stops before it reads the request, socket", path);
+    if (unread) {
+      if (now_ms() >= give_up) fail(11, "the agent stops before it reads the request, socket", path);
+    } else {
+      if (repeated++) fail(11, "the agent went away while it worked, socket", path);
+      give_up = now_ms() + PATIENCE_MS;
+    }
     poll(NULL, 0, 20);
   }
 

@@ -230,6 +230,44 @@ async def test_an_agent_that_stops_before_it_reads_is_replaced_by_the_next(shim:
         assert await call == (0, {"cniVersion": "1.1.0"}, "")
 
 
+@pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK", "GC", "STATUS"])
+async def test_a_call_whose_agent_dies_over_it_is_made_again_at_the_next(shim: Path, verb: str) -> None:
+    """Every verb can be repeated: the agent that comes next goes on from what the first one left."""
+    begun = asyncio.Event()
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(len(BODY))
+        begun.set()
+        writer.close()
+
+    async def handler(invocation: Invocation) -> bytes:
+        return json.dumps({"cniVersion": "1.1.0", "verb": invocation.verb}).encode()
+
+    conf = json.dumps({**CONF, "prevResult": {"cniVersion": "1.1.0"}}).encode()
+    assert len(conf) > len(BODY)
+    async with agent(shim.with_name("s"), dies):
+        call = asyncio.create_task(run(shim, BODY if verb != "CHECK" else conf, CNI_COMMAND=verb))
+        await begun.wait()
+        async with CniServer(shim.with_name("s"), handler):
+            assert await call == (0, {"cniVersion": "1.1.0", "verb": verb}, "")
+
+
+async def test_a_call_is_repeated_once_only(shim: Path) -> None:
+    calls = []
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(len(BODY))
+        calls.append(True)
+        writer.close()
+
+    async with agent(shim.with_name("s"), dies):
+        code, document, _ = await run(shim)
+    assert (code, document["code"], len(calls)) == (1, 11, 2)
+    assert "went away while it worked" in document["msg"]
+
+
 async def test_an_agent_that_hangs_with_a_full_queue(shim: Path) -> None:
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind(str(shim.with_name("s")))

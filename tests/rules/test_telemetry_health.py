@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ class Clock:
 def test_the_worst_part_is_the_whole() -> None:
     tree = HealthTree("agent")
     assert tree.status() is State.STARTING
-    for state in (State.STOPPED, State.OK, State.DEGRADED, State.STARTING, State.FAILED):
+    for state in (State.STOPPED, State.OK, State.DEGRADED, State.BLOCKED, State.STARTING, State.FAILED):
         tree.report(f"a/{state}", state)
         assert tree.status() is state
     tree.forget("a")
@@ -94,6 +96,7 @@ async def get(port: int, path: str) -> tuple[int, bytes]:
         (State.STARTING, 503, 500, 500, 200),
         (State.OK, 200, 200, 200, 200),
         (State.DEGRADED, 200, 200, 200, 200),
+        (State.BLOCKED, 503, 200, 500, 200),
         (State.FAILED, 503, 500, 500, 500),
         (State.STOPPED, 503, 200, 500, 200),
     ],
@@ -210,7 +213,43 @@ async def test_a_route_that_fails_costs_its_connection_only(caplog: pytest.LogCa
 
 
 async def test_an_address_that_is_taken() -> None:
-    async with HttpServer("127.0.0.1", 0) as server:
-        with pytest.raises(OSError, match="in use"):
-            async with HttpServer("127.0.0.1", server.port):
-                pass
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(OSError, match="in use"):
+        async with HttpServer("127.0.0.1", server.getsockname()[1]):
+            pass
+
+
+async def test_a_probe_says_what_is_wrong() -> None:
+    tree = HealthTree("agent")
+    tree.report("agent/node", State.OK)
+    tree.report("agent/install", State.BLOCKED, "/opt/cni/bin cannot be written:\nread-only")
+    tree.report("agent/cni", State.DEGRADED)
+    async with HttpServer("127.0.0.1", 0, health=tree) as server:
+        status, body = await get(server.port, "/v1/runtime/readiness")
+        assert (status, body) == (500, b"agent/install is blocked: /opt/cni/bin cannot be written: read-only\n")
+        tree.report("agent/install", State.OK)
+        assert await get(server.port, "/v1/runtime/readiness") == (200, b"")
+
+
+async def test_two_processes_share_a_port_and_each_has_its_own_socket(tmp_path: Path) -> None:
+    old, new = HealthTree("old"), HealthTree("new")
+    async with (
+        HttpServer("", 0, health=old, unix=tmp_path / "old") as first,
+        HttpServer("", first.port, health=new, unix=tmp_path / "new") as second,
+    ):
+        assert second.port == first.port
+        for name in ("old", "new"):
+            reader, writer = await asyncio.open_unix_connection(tmp_path / name)
+            writer.write(b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["name"] == name
+
+
+async def test_a_socket_is_replaced_and_one_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("stale")
+    async with HttpServer("127.0.0.1", 0, health=HealthTree("x"), unix=tmp_path / "s"):
+        assert (tmp_path / "s").is_socket()
+    with pytest.raises(OSError, match="too long"):
+        await HttpServer("127.0.0.1", 0, unix=tmp_path / ("x" * 120)).__aenter__()
+    with pytest.raises(OSError):  # noqa: PT011 - the port's own words
+        await HttpServer("192.0.2.1", 1, unix=tmp_path / "s").__aenter__()

@@ -1,12 +1,16 @@
 """The actor of this node: takes CNI calls and keeps one sandbox actor per container.
 
-Messages: `Invoke` from the socket server; `Recovered`, `Forwarded`, `ForwardFailed`, `Mended` from its own work. State:
-the sandbox actors by container id. Persists: nothing itself. Answers: what the sandbox actor answers.
+Messages: `Invoke` from the socket server; `Recovered`, `Forwarded`, `ForwardFailed`, `Mended`, `Audited` from its own
+work; `Audit` from its timer. State: the sandbox actors by container id. Persists: nothing itself. Answers: what the
+sandbox actor answers.
 
 It serves as soon as it has read the journal. Beside that, the sandbox actors deal with what an agent before left:
 interfaces whose ADD was cut short are taken down and their addresses given back; those whose namespace is gone (a
 reboot) are given back. A call for such a container waits for that, or does it itself. While the agent before still runs
 and works on a container, that container waits for it.
+
+A sandbox may also go without a DEL: force-removed, or the runtime's state wiped. So every now and then it looks whether
+the namespaces that the journal names are there. One that is missing twice in a row is dealt with in the same way.
 """
 
 import logging
@@ -25,7 +29,7 @@ from actors.sandbox import Attach, Detach, Mend, SandboxActor, Verify
 from actors.sandbox import Message as SandboxMessage
 from api.wire import Inquire, Ready
 from cni.errors import CniError, InvalidConfig, NotReady, TryAgainLater
-from cni.journal import JournalEntry, State
+from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
 from cni.protocol import Invocation, PodArgs, Verb
 from cni.result import Result
@@ -45,6 +49,8 @@ _MENDING = 32
 """Containers of an earlier life that are dealt with at a time: their journal entries are synced to disk in parallel."""
 _MEND_PAUSES_SECONDS = (1.0, 60.0)
 """Before an interface that could not be taken down is tried again: the first pause, and the longest."""
+_AUDIT_SECONDS = 15.0
+"""Between two looks at the namespaces. A look reads the journal: 50 microseconds an interface."""
 
 
 class Invoke(Question["Result | None"], frozen=True, tag=True):
@@ -85,7 +91,17 @@ class Mended(Struct, frozen=True, tag=True):
     container_id: str
 
 
-Message = Invoke | Recovered | Forwarded | ForwardFailed | Mended | Retired
+class Audit(Struct, frozen=True, tag=True):
+    """Time to look whether all namespaces are there."""
+
+
+class Audited(Struct, frozen=True, tag=True):
+    """The looked-for interfaces whose namespace is not there."""
+
+    lost: tuple[JournalEntry, ...] = ()
+
+
+Message = Invoke | Recovered | Forwarded | ForwardFailed | Mended | Retired | Audit | Audited
 
 
 class NodeActor(Actor[Message]):
@@ -115,6 +131,8 @@ class NodeActor(Actor[Message]):
         self._calls: dict[int, tuple[Envelope, str]] = {}
         self._mending: Counter[str] = Counter()
         """Interfaces of an earlier life that are not dealt with yet, by container."""
+        self._lost: set[Key] = set()
+        """Interfaces whose namespace was not there at the last look."""
         self._limit = anyio.CapacityLimiter(_MENDING)
         self._number = 0
         self._names: dict[str, str] = {}
@@ -151,6 +169,7 @@ class NodeActor(Actor[Message]):
                     self.pipe(self._mend(entry), Mended)
                 self._ready()
                 self.release()
+                self.timers.start("audit", _AUDIT_SECONDS, Audit())
             case Forwarded(number, result):
                 self._end(number).resolve(result)
             case ForwardFailed(number, error):
@@ -160,6 +179,11 @@ class NodeActor(Actor[Message]):
                 self._retire(container_id)
             case Retired():
                 pass
+            case Audit():
+                self.pipe(self._audit(), Audited, failed=self._not_audited)
+            case Audited(lost):
+                self._audited(lost)
+                self.timers.start("audit", _AUDIT_SECONDS, Audit())
             case _:
                 assert_never(message)
         return None
@@ -262,6 +286,25 @@ class NodeActor(Actor[Message]):
     async def _recover(self) -> list[JournalEntry]:
         """What the journal knows; the outbox reads its own entries itself."""
         return [entry for entry in await self._journal.load() if entry.state is not State.RELEASING]
+
+    async def _audit(self) -> tuple[JournalEntry, ...]:
+        """The interfaces that stand, says the journal, and whose namespace is not there."""
+        standing = [entry for entry in await self._journal.load() if entry.state is State.ADDED and entry.netns]
+        missing = await self._kernel.vanished([entry.netns for entry in standing])
+        return tuple(entry for entry in standing if entry.netns in missing)
+
+    def _not_audited(self, error: Exception) -> Audited:
+        _log.warning("could not look for lost namespaces: %s: %s", type(error).__name__, error)
+        return Audited()
+
+    def _audited(self, lost: tuple[JournalEntry, ...]) -> None:
+        calling = {container_id for _, container_id in self._calls.values()}
+        for entry in lost:
+            busy = entry.container_id in calling or self._mending[entry.container_id] > 0
+            if entry.key in self._lost and not busy:
+                self._mending[entry.container_id] += 1
+                self.pipe(self._mend(entry), Mended)
+        self._lost = {entry.key for entry in lost}
 
     async def _mend(self, entry: JournalEntry) -> str:
         """Deal with an interface of an earlier life, however long that takes; returns the container's id."""

@@ -124,6 +124,11 @@ def is_netns(path: str) -> bool:
         return False
 
 
+def vanished(paths: Sequence[str]) -> frozenset[str]:
+    """See `cni.kernel.Kernel.vanished`."""
+    return frozenset(path for path in paths if not is_netns(path))
+
+
 def carries(netns_path: str, ifname: str, addresses: Sequence[str]) -> bool:
     """See `cni.kernel.Kernel.carries`."""
     with ExitStack() as stack:

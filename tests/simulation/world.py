@@ -1,8 +1,8 @@
 """A cluster in one process: the real actors of replicas and nodes, on a virtual clock, over a store and a network
 that fail.
 
-Two replicas own every pool at the same time, as two that both believe in their ownership would. Three nodes run the
-real node, sandbox and outbox actors over a kernel and a journal in memory that survive a crash of their agent, as the
+Two replicas own every pool at the same time, as two that both believe in their ownership would; or the pools are spread
+over the replicas, which take over from each other. Three nodes run the real node, sandbox and outbox actors over a kernel and a journal in memory that survive a crash of their agent, as the
 real ones do. A kubelet per pod calls ADD until it succeeds (a new sandbox for every try, a DEL for every failure),
 lets the pod live, and calls DEL until that succeeds.
 """
@@ -129,7 +129,20 @@ class MemoryKernel:
         self._segment = segment
         self._point = point
         self._links: dict[tuple[str, str], tuple[LinkState, list[str]]] = {}
+        self._lost: set[str] = set()
         self._index = 0
+
+    def lose(self, netns: str) -> None:
+        """The namespace goes, with all that is in it, and nobody says a word."""
+        self._lost.add(netns)
+        for key in [key for key in self._links if key[0] == netns]:
+            for address in self._links.pop(key)[1]:
+                del self._segment[address]
+
+    def reboot(self) -> None:
+        """Every namespace goes."""
+        for netns in {netns for netns, _ in self._links}:
+            self.lose(netns)
 
     async def attach_link(self, plan: LinkPlan) -> LinkState:
         await self._point("before link.create")
@@ -191,7 +204,11 @@ class MemoryKernel:
 
     async def netns_exists(self, netns: str) -> bool:
         await anyio.lowlevel.checkpoint()
-        return True
+        return netns not in self._lost
+
+    async def vanished(self, paths: Sequence[str]) -> frozenset[str]:
+        await anyio.lowlevel.checkpoint()
+        return frozenset(self._lost.intersection(paths))
 
     async def carries(self, netns: str, ifname: str, addresses: Sequence[str] = ()) -> bool:
         await anyio.lowlevel.checkpoint()
@@ -249,13 +266,21 @@ class World:
         fenced: bool = True,
         claims: bool = True,
         crash_at: int = 0,
+        replicas: Sequence[str] = REPLICAS,
+        spread: bool = False,
+        forgetful: float = 0.0,
     ) -> None:
         """Say what goes wrong.
 
         `chances` are the store's faults and `weather` the network's. Without `fenced` the pools' writes demand no
         resourceVersion; without `claims` two agents of a node do not keep away from each other. `crash_at` counts the
-        points at which a crash leaves something: whoever reaches that one dies there.
+        points at which a crash leaves something: whoever reaches that one dies there. With `spread` every pool belongs
+        to one of the `replicas`, else to each. `forgetful` is the chance that a pod's sandbox goes without a DEL.
         """
+        self.replicas = tuple(replicas)
+        self._spread = spread
+        self._forgetful = forgetful
+        self.controllers: dict[str, Controller] = {}
         self.random = random.Random(seed)
         self.record = EventRecord(keep=400)
         self.truth = MemoryStore()
@@ -294,15 +319,43 @@ class World:
             Watched(self.truth, self._point(name), fenced=self._fenced), policy=policy, random=self.random
         )
         settings = ControllerSettings(pod_namespace="spiderpool", pod_name=name)
-        controller = Controller(self._system(), faulty, settings=settings, path=name)
+        controller = self.controllers[name] = Controller(self._system(), faulty, settings=settings, path=name)
+        if self._spread:
+            peer = Peer(account="system:serviceaccount:spiderpool:spiderpool-controller", node="n1", role="controller")
+            controller.peers.members(self.replicas)
+            for other in self.replicas:
+                if other != name:
+                    controller.peers.add(self.network.channel(name, other, peer=peer), name=other)
         self._spawn(name, controller.supervisor)
         self.network.serve(name, controller.serve)
+        for agent in self._agents.values():
+            agent.controllers.connected()
+
+    def cut_off(self, name: str) -> None:
+        """From now on nobody hears a replica, nor it them, as if it hung or its network did. It goes on working."""
+        for other in (*self.replicas, *NODES):
+            if other != name:
+                self.network.partition(name, other)
+
+    def reconnect(self, name: str) -> None:
+        """Undo `cut_off`."""
+        for other in (*self.replicas, *NODES):
+            if other != name:
+                self.network.heal(name, other)
+        self.stores[name].heal()
+        for agent in self._agents.values():
+            agent.controllers.connected()
+
+    def reboot(self, node: str) -> None:
+        """Power off: the agent dies, and with it every namespace."""
+        self.crash(node)
+        self._kernels[node].reboot()
 
     async def start_agent(self, node: str) -> None:
         """An agent process, on the kernel and the journal that its predecessor left."""
         peer = Peer(account="system:serviceaccount:spiderpool:spiderpool-agent", node=node, role="agent")
         journal = self._journals[node] = MemoryJournal(self._disks[node], claims=self._claims)
-        order = REPLICAS if node != "n2" else REPLICAS[::-1]
+        order = self.replicas if node != "n2" else self.replicas[::-1]
         agent = self._agents[node] = Agent(
             self._system(),
             path=node,
@@ -348,7 +401,7 @@ class World:
 
     async def _revive(self, name: str) -> None:
         await anyio.sleep(0.3)
-        await (self.start_replica(name) if name in REPLICAS else self.start_agent(name))
+        await (self.start_replica(name) if name in self.replicas else self.start_agent(name))
 
     def _spawn(self, name: str, supervisor: Supervisor) -> None:
         assert self._group is not None
@@ -371,7 +424,7 @@ class World:
         async with AsyncExitStack() as stack, anyio.create_task_group() as group:
             await stack.enter_async_context(self.network)
             self._group = group
-            for replica in REPLICAS:
+            for replica in self.replicas:
                 await self.start_replica(replica)
             for node in NODES:
                 await self.start_agent(node)
@@ -402,9 +455,11 @@ class World:
             store.policy = Chances()
             store.heal()
             await store.settle()
-        for name in (*REPLICAS, *NODES):
+        for name in self.replicas:
+            self.reconnect(name)
+        for name in (*self.replicas, *NODES):
             if self._scopes[name].cancel_called:
-                await (self.start_replica(name) if name in REPLICAS else self.start_agent(name))
+                await (self.start_replica(name) if name in self.replicas else self.start_agent(name))
 
     async def _settled(self) -> None:
         """Wait until nothing is owed any more."""
@@ -444,6 +499,10 @@ class World:
         await anyio.sleep(self.random.uniform(1.0, 3.0))
         self.check()
         del self.held[cid]
+        if self._forgetful and self.random.random() < self._forgetful:
+            self._kernels[node].lose(f"/run/netns/{cid[:12]}")
+            await self.truth.delete(POD, name, namespace="default")
+            return
         await self._delete(node, pod, cid)
         if self.random.random() < 0.3:
             await self._delete(node, pod, cid)  # kubelet repeats DELs
@@ -543,10 +602,27 @@ async def crashes(world: World) -> None:
     """Kill a process now and then, and start it again."""
     while True:
         await anyio.sleep(world.random.uniform(0.02, 2.0))
-        name = world.random.choice((*REPLICAS, *NODES))
+        name = world.random.choice((*world.replicas, *NODES))
         world.crash(name)
         await anyio.sleep(world.random.uniform(0.01, 1.0))
-        await (world.start_replica(name) if name in REPLICAS else world.start_agent(name))
+        await (world.start_replica(name) if name in world.replicas else world.start_agent(name))
+
+
+async def hangs(world: World) -> None:
+    """Cut replicas off for a while, some from the store too, and kill one now and then; one at least goes on."""
+    while True:
+        await anyio.sleep(world.random.uniform(0.02, 1.0))
+        name = world.random.choice(world.replicas)
+        if world.random.random() < 0.3:
+            world.crash(name)
+            await anyio.sleep(world.random.uniform(0.01, 2.0))
+            await world.start_replica(name)
+            continue
+        world.cut_off(name)
+        if world.random.random() < 0.5:
+            world.stores[name].cut()
+        await anyio.sleep(world.random.uniform(0.1, 5.0))
+        world.reconnect(name)
 
 
 ROUGH_STORE = Chances(

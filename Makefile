@@ -26,8 +26,9 @@ format: setup ## rewrite the sources in the house's layout
 	@.venv/bin/ruff check --quiet --fix . || true
 	@.venv/bin/ruff format .
 
-generate: setup ## the chart's CRDs from the Structs in api/, docs/metrics.md from the table of metrics
+generate: setup ## the chart's CRDs from the Structs in api/, its values.schema.json, docs/metrics.md
 	@$(PYTHON) -m api.crd --output helm/spiderpool/crds
+	@$(PYTHON) -m tools.chart.schema
 	@$(PYTHON) -m telemetry.docs --output docs/metrics.md
 
 shim: setup ## the C executable that kubelet starts, for amd64 and arm64, in build/cni

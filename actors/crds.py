@@ -103,7 +103,8 @@ def _outcome(stored: Document | None, after: Document, merged: Merged) -> str:
     if stored is None:
         return "created"
     parts = ["unchanged" if stored["metadata"].get("generation") == after["metadata"].get("generation") else "changed"]
-    managers = {each.get("manager", "") for each in stored["metadata"].get("managedFields", ())}
+    fields = stored["metadata"].get("managedFields", ())
+    managers = {each.get("manager", "") for each in fields if not each.get("subresource")}
     if MANAGER not in managers and managers:
         parts.append(f"taken over from {', '.join(sorted(managers))}")
     if merged.added:

@@ -7,10 +7,10 @@ there. What is there is the user's: it stays as it is, and the log says where it
 import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import anyio
 import msgspec
+from msgspec import Struct
 
 from actors import errand, program
 from actors.errand import CannotBeDone, say
@@ -90,15 +90,19 @@ async def _created(store: Store, wanted: Wanted) -> str:
             found = await store.get(wanted.kind, wanted.name)
         except NotFound:
             return await _created(store, wanted)
-        other = differing(msgspec.to_builtins(found.spec), msgspec.to_builtins(wanted.item.spec))
+        other = differing(found.spec, wanted.item.spec)
         return f"already there, left as it is{'; not as the values say: ' + ', '.join(other) if other else ''}"
     return "created"
 
 
-def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def differing(found: Struct, wanted: Struct) -> list[str]:
     """The fields of a spec that are wanted and have another value, as ``spec.gateway (10.6.0.1, values 10.6.0.2)``."""
     return [
-        f"spec.{key} ({found.get(key, 'absent')}, values {value})"
-        for key, value in wanted.items()
-        if found.get(key) != value
+        f"spec.{field.encode_name} ({_shown(seen)}, values {_shown(value)})"
+        for field in msgspec.structs.fields(wanted)
+        if (value := getattr(wanted, field.name)) not in (None, []) and (seen := getattr(found, field.name)) != value
     ]
+
+
+def _shown(value: object) -> str:
+    return "absent" if value in (None, []) else msgspec.json.encode(value).decode()

@@ -58,28 +58,70 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default (printf "v%s" $root.Chart.AppVersion) }}{{ end }}
 {{- end -}}
 
-{{/* The three probes of a container. Arguments: list of values of the program, whether it is on the node's network, root. */}}
+{{/* The image of a part that takes the controller's where its own has no repository. Arguments: list of root, image values. */}}
+{{- define "spiderpool.imageOrController" -}}
+{{- $root := index . 0 -}}
+{{- include "spiderpool.image" (list $root (ternary (index . 1) $root.Values.spiderpoolController.image (ne (index . 1).repository ""))) -}}
+{{- end -}}
+
+{{/* The probes of a container. Arguments: list of values of the program, root, how to ask as a template's name. */}}
 {{- define "spiderpool.probes" -}}
 {{- $program := index . 0 -}}
-{{- $root := index . 2 -}}
-{{- $host := "" -}}
-{{- if index . 1 }}{{ $host = ternary "127.0.0.1" "::1" $root.Values.ipam.enableIPv4 }}{{ end -}}
+{{- $root := index . 1 -}}
+{{- $ask := index . 2 -}}
 {{- range $name, $path := dict "startupProbe" "startup" "livenessProbe" "liveness" "readinessProbe" "readiness" }}
 {{- if or (ne $name "startupProbe") (semverCompare ">=1.20.0-0" $root.Capabilities.KubeVersion.Version) }}
-{{- $probe := get $program.healthChecking $name }}
 {{ $name }}:
-  httpGet:
-    {{- with $host }}
-    host: {{ . | quote }}
-    {{- end }}
-    path: /v1/runtime/{{ $path }}
-    port: {{ $program.httpPort }}
-    scheme: HTTP
-  {{- toYaml $probe | nindent 2 }}
+  {{- include $ask (list $root (printf "/v1/runtime/%s" $path)) | nindent 2 }}
+  {{- toYaml (get $program.healthChecking $name) | nindent 2 }}
   successThreshold: 1
   timeoutSeconds: 5
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* Over HTTP, on the node's own address where the pod is on its network. Arguments: list of root, path. */}}
+{{- define "spiderpool.askController" -}}
+{{- $root := index . 0 -}}
+httpGet:
+  {{- if $root.Values.spiderpoolController.hostnetwork }}
+  host: {{ ternary "127.0.0.1" "::1" $root.Values.ipam.enableIPv4 | quote }}
+  {{- end }}
+  path: {{ index . 1 }}
+  port: {{ $root.Values.spiderpoolController.httpPort }}
+  scheme: HTTP
+{{- end -}}
+
+{{/*
+On the pod's own socket: during a roll-out two agents share the node's ports, and either could answer there. The program
+that asks is the plugin, which starts in a millisecond. Arguments: list of root, path.
+*/}}
+{{- define "spiderpool.askAgent" -}}
+{{- $root := index . 0 -}}
+exec:
+  command: [{{ $root.Values.spiderpoolAgent.shimName | quote }}, probe, /run/spiderpool/probe.sock, {{ index . 1 }}]
+{{- end -}}
+
+{{/* A container that may do nothing to the node: of the controller and of the jobs. Arguments: the value that overrides. */}}
+{{- define "spiderpool.confined" -}}
+{{- if . -}}
+{{- toYaml . -}}
+{{- else -}}
+allowPrivilegeEscalation: false
+capabilities:
+  drop: [ALL]
+readOnlyRootFilesystem: true
+{{- end -}}
+{{- end -}}
+
+{{/* The pod of the same. Its group is set so that the user, who is not root, reads what kubelet mounts. */}}
+{{- define "spiderpool.confinedPod" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
 {{- end -}}
 
 {{/* Environment that both programs have. Arguments: list of values of the program, root. */}}
@@ -107,5 +149,97 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- with $root.Values.otlpEndpoint }}
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
   value: {{ . | quote }}
+{{- end }}
+{{- end -}}
+
+{{/*
+What the chart's jobs have in common. They run before there is a pod network, and on nodes that are not ready for want of
+one. Arguments: list of root, image values.
+*/}}
+{{- define "spiderpool.jobPod" -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
+{{- $controller := $root.Values.spiderpoolController -}}
+restartPolicy: Never
+hostNetwork: true
+dnsPolicy: Default
+{{- with (ternary $image $controller.image (ne $image.repository "")).imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $controller.priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- with $controller.nodeSelector }}
+nodeSelector:
+  {{- tpl (toYaml .) $root | nindent 2 }}
+{{- end }}
+tolerations:
+  - operator: Exists
+securityContext:
+  {{- include "spiderpool.confinedPod" $root | nindent 2 }}
+{{- end -}}
+
+{{/*
+Annotations of a hook with what only it has. Accounts and roles go when the hook has succeeded, a job as well: its log is
+shown by helm 4. Arguments: list of root, hooks, weight.
+*/}}
+{{- define "spiderpool.hook" -}}
+{{- $hook := dict "helm.sh/hook" (index . 1) "helm.sh/hook-weight" (index . 2) "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" -}}
+{{- include "spiderpool.annotations" (list (index . 0) $hook 2) }}
+{{- end -}}
+
+{{/* The same of a job. Arguments: list of root, hooks, weight. */}}
+{{- define "spiderpool.hookJob" -}}
+{{- $hook := dict "helm.sh/hook" (index . 1) "helm.sh/hook-weight" (index . 2) "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" "helm.sh/hook-output-log-policy" "hook-succeeded,hook-failed" -}}
+{{- include "spiderpool.annotations" (list (index . 0) $hook 2) }}
+{{- end -}}
+
+{{/* An account of a hook with a ClusterRole of its own and, where rules are given for it, a Role.
+Arguments: dict of root, name, hooks, rules and namespaceRules as YAML texts, annotations of the account. */}}
+{{- define "spiderpool.hookAccount" -}}
+{{- $root := .root }}
+{{- $labels := include "spiderpool.labels" (list .root .name) }}
+{{- $annotations := include "spiderpool.hook" (list .root .hooks "-10") }}
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {{ .name | quote }}
+  namespace: {{ $root.Release.Namespace | quote }}
+  labels:
+    {{- $labels | nindent 4 }}
+  {{- $annotations }}
+    {{- with .annotations }}
+    {{- tpl (toYaml .) $root | nindent 4 }}
+    {{- end }}
+{{- range $kind, $rules := dict "ClusterRole" .rules "Role" (.namespaceRules | default "") }}
+{{- if $rules }}
+{{- range list $kind (printf "%sBinding" $kind) }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: {{ . }}
+metadata:
+  name: {{ $.name | quote }}
+  {{- if eq $kind "Role" }}
+  namespace: {{ $root.Release.Namespace | quote }}
+  {{- end }}
+  labels:
+    {{- $labels | nindent 4 }}
+  {{- $annotations }}
+{{- if eq . $kind }}
+rules:
+  {{- $rules | nindent 2 }}
+{{- else }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: {{ $kind }}
+  name: {{ $.name | quote }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ $.name | quote }}
+    namespace: {{ $root.Release.Namespace | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end -}}

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import assert_never
 
 import anyio
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from actors import endpoint
 from actors.endpoint import EndpointContended
@@ -34,6 +34,7 @@ from api.wire import (
     Address,
     Allocate,
     Allocated,
+    Coordination,
     Inquire,
     PodRef,
     Ready,
@@ -89,6 +90,7 @@ class View(Struct, frozen=True):
     pod: Callable[[str, str], Pod | None]
     namespace: Callable[[str], Namespace | None]
     node: Callable[[str], Node | None]
+    coordination: Callable[[], Coordination] = Coordination
 
 
 class Policy(Struct, frozen=True):
@@ -200,6 +202,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
             if missing:
                 raise _Refusal(_exhausted(request.pod, missing, why, held=bool(granted) or any(doubts)))
             answer = _allocated(granted, why, pod, clean_gateway=request.clean_gateway, doubtful=any(doubts))
+            answer = structs.replace(answer, coordinator=self._view.coordination())
             await endpoint.write(
                 self._store,
                 pod=pod,

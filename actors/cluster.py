@@ -6,10 +6,13 @@ Snapshots lag. They choose candidates and save reads; nothing is refused or free
 from collections.abc import Mapping
 
 from actors.allocator import View
-from api.core import Namespace, Node, Pod
+from actors.coordinator import coordination
+from api.coordinator import SpiderCoordinator
+from api.core import Namespace, Node, Pod, ServiceCIDR
 from api.ippool import SpiderIPPool
-from api.kinds import IPPOOL, NAMESPACE, NODE, POD, RESERVEDIP
+from api.kinds import COORDINATOR, IPPOOL, NAMESPACE, NODE, POD, RESERVEDIP, SERVICECIDR
 from api.reservedip import SpiderReservedIP
+from api.wire import Coordination
 from ipam.ranges import RangeError, Ranges, parse_ranges
 from runtime.actor import System
 from runtime.store.port import Store
@@ -20,13 +23,17 @@ from runtime.supervision import Supervisor
 class Cluster:
     """The reflectors of a replica. Add them to a supervisor with `supervise`, then wait for `synced`."""
 
-    def __init__(self, store: Store, system: System) -> None:
-        """Nothing is read before the supervisor runs."""
+    def __init__(self, store: Store, system: System, *, coordinator: str, service_cidr: tuple[str, ...]) -> None:
+        """Nothing is read before the supervisor runs. See `actors.coordinator` for the names."""
+        self._coordinator = coordinator
+        self._service_cidr = service_cidr
         self.pools: Reflector[SpiderIPPool] = Reflector(store, IPPOOL, random=system.random)
         self.pods: Reflector[Pod] = Reflector(store, POD, random=system.random)
         self.namespaces: Reflector[Namespace] = Reflector(store, NAMESPACE, random=system.random)
         self.nodes: Reflector[Node] = Reflector(store, NODE, random=system.random)
         self.reserved_ips: Reflector[SpiderReservedIP] = Reflector(store, RESERVEDIP, random=system.random)
+        self.coordinators: Reflector[SpiderCoordinator] = Reflector(store, COORDINATOR, random=system.random)
+        self.service_cidrs: Reflector[ServiceCIDR] = Reflector(store, SERVICECIDR, random=system.random)
 
     def supervise(self, supervisor: Supervisor) -> None:
         """Make every reflector a child of `supervisor`."""
@@ -36,13 +43,16 @@ class Cluster:
             ("namespaces", self.namespaces),
             ("nodes", self.nodes),
             ("reservedips", self.reserved_ips),
+            ("coordinators", self.coordinators),
+            ("servicecidrs", self.service_cidrs),
         ):
             supervisor.add_service(name, reflector.run)
 
     async def synced(self) -> None:
-        """Return when every kind has been listed once."""
-        for reflector in (self.pools, self.pods, self.namespaces, self.nodes, self.reserved_ips):
+        """Return when every kind has been listed once; of ServiceCIDRs it is enough that there is no such kind."""
+        for reflector in (self.pools, self.pods, self.namespaces, self.nodes, self.reserved_ips, self.coordinators):
             await reflector.synced()
+        await self.service_cidrs.answered()
 
     def view(self) -> View:
         """The allocator's window on the snapshots."""
@@ -51,6 +61,7 @@ class Cluster:
             pod=lambda namespace, name: self.pods.snapshot.get(name, namespace=namespace),
             namespace=self.namespaces.snapshot.get,
             node=self.nodes.snapshot.get,
+            coordination=self._coordination,
         )
 
     def reserved(self, version: int) -> Ranges:
@@ -68,6 +79,14 @@ class Cluster:
                 continue
             texts += item.spec.ips
         return parse_ranges(texts, version)
+
+    def _coordination(self) -> Coordination:
+        return coordination(
+            self.coordinators.snapshot.values(),
+            self.service_cidrs.snapshot.values(),
+            name=self._coordinator,
+            configured=self._service_cidr,
+        )
 
     def _pools(self) -> Mapping[str, SpiderIPPool]:
         return {pool.metadata.name: pool for pool in self.pools.snapshot.values()}

@@ -221,6 +221,22 @@ class CronJob(Struct, frozen=True, omit_defaults=True, rename="camel"):
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
 
 
+class ServiceCIDRSpec(Struct, frozen=True, omit_defaults=True):
+    """What a ServiceCIDR says."""
+
+    cidrs: list[str] = []
+    """One or two, of different families."""
+
+
+class ServiceCIDR(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Addresses that Services get."""
+
+    api_version: str = "networking.k8s.io/v1"
+    kind: str = "ServiceCIDR"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    spec: ServiceCIDRSpec = field(default_factory=ServiceCIDRSpec)
+
+
 class Event(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """What somebody has to say about an object, kept for an hour."""
 

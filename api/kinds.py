@@ -111,3 +111,5 @@ VALIDATINGWEBHOOK = _cluster_wide(
 MUTATINGWEBHOOK = _cluster_wide(
     extensions.MutatingWebhookConfiguration, "admissionregistration.k8s.io", "mutatingwebhookconfigurations"
 )
+SERVICECIDR = _cluster_wide(core.ServiceCIDR, "networking.k8s.io", "servicecidrs", status=True)
+"""Since Kubernetes 1.33; older API servers answer that they have no such thing."""

@@ -11,6 +11,7 @@ are documented but have no effect in a program are accepted and listed in `notes
 import math
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -152,6 +153,10 @@ class ControllerSettings(_Common, frozen=True, kw_only=True):
     coordinator_name: Annotated[
         str, Env("SPIDERPOOL_COORDINATOR_DEFAULT_NAME", ("SPIDERPOOL_COORDINATOR_DEAFULT_NAME",))
     ] = "default"
+    service_cidr: Annotated[
+        tuple[str, ...], Env("SPIDERPOOL_SERVICE_CIDR", expected="CIDRs, separated by commas")
+    ] = ()
+    """Of the cluster's Services, where the API server has no ServiceCIDR objects."""
     cni_config_dir: Annotated[str, Env("SPIDERPOOL_CNI_CONFIG_DIR")] = "/etc/cni/net.d"
     multus_config_enabled: Annotated[bool, Env("SPIDERPOOL_MULTUS_CONFIG_ENABLED")] = False
     cilium_configmap: Annotated[str, Env("SPIDERPOOL_CILIUM_CONFIGMAP_NAMESPACE_NAME")] = "kube-system/cilium-config"
@@ -215,6 +220,11 @@ _STANDALONE_DEFAULTS = {
 def parse_addresses(text: str) -> tuple[Address, ...]:
     """The addresses of ``host:port,...``, IPv6 in brackets. Raises ValueError that quotes the part that is wrong."""
     return tuple(_address(part.strip()) for part in text.split(",") if part.strip())
+
+
+def parse_networks(text: str) -> tuple[str, ...]:
+    """The networks of a comma list of CIDRs. Raises ValueError that quotes the part that is wrong."""
+    return tuple(str(ip_network(part.strip())) for part in text.split(",") if part.strip())
 
 
 def _address(part: str) -> Address:
@@ -315,7 +325,7 @@ def _convert(text: str, annotated: Any) -> Any:
             raise ValueError(text)
         return _BOOLEANS[text.lower()]
     if get_origin(kind) is tuple:
-        return parse_addresses(text)
+        return parse_addresses(text) if get_args(kind)[0] is Address else parse_networks(text)
     value = msgspec.convert(text, annotated, strict=False)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(text)

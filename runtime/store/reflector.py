@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from api.kinds import Kind
-from runtime.store.port import Busy, Event, EventType, Expired, Invalid, Store, StoreError
+from runtime.store.port import Busy, Denied, Event, EventType, Expired, Invalid, NotFound, Store, StoreError
 from runtime.store.snapshot import Snapshot, key_of
 from telemetry import metrics
 
@@ -61,6 +61,7 @@ class Reflector[T]:
         self._versions: dict[str, str] = {}
         self._revision = ""
         self._synced = asyncio.Event()
+        self._answered = asyncio.Event()
         self._contact = float("-inf")
         self._failures = 0
         self._error: StoreError | None = None
@@ -82,6 +83,13 @@ class Reflector[T]:
     async def synced(self) -> None:
         """Wait until all objects have been listed once."""
         await self._synced.wait()
+
+    async def answered(self) -> None:
+        """Wait until all objects have been listed once, or the store has said that we get none of this kind.
+
+        For a kind that a store need not have; `run` goes on asking for it.
+        """
+        await self._answered.wait()
 
     def contact_age(self) -> float:
         """Seconds since the store last said anything, infinite before it first did. A quiet watch has bookmarks."""
@@ -124,6 +132,7 @@ class Reflector[T]:
         self._versions = versions
         self._heard(listing.revision)
         self._synced.set()
+        self._answered.set()
 
     async def _watch(self) -> None:
         async with self._store.watch(
@@ -160,6 +169,8 @@ class Reflector[T]:
         if type(error) is not type(self._error) and not isinstance(error, Expired):
             logger.warning("cannot follow %s: %s: %s", self._kind.plural, type(error).__name__, error)
         self._error = error
+        if isinstance(error, (NotFound, Denied)):
+            self._answered.set()
         return self._next_pause()
 
     def _next_pause(self) -> float:

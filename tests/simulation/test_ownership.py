@@ -68,7 +68,7 @@ def test_a_hung_owner_costs_no_more_than_a_second() -> None:
     world = spread(5)
     longest = 0.0
 
-    original = world._call  # noqa: SLF001
+    original = world._call
 
     async def timed(node: str, invocation: object) -> object:
         nonlocal longest
@@ -79,7 +79,7 @@ def test_a_hung_owner_costs_no_more_than_a_second() -> None:
             longest = max(longest, anyio.current_time() - begun)
         return result
 
-    world._call = timed  # type: ignore[method-assign,assignment]  # noqa: SLF001
+    world._call = timed  # type: ignore[method-assign,assignment]
     play(world, 5, disturb)
     assert 0.25 < longest < 1.0
 

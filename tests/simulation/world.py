@@ -2,9 +2,10 @@
 that fail.
 
 Two replicas own every pool at the same time, as two that both believe in their ownership would; or the pools are spread
-over the replicas, which take over from each other. Three nodes run the real node, sandbox and outbox actors over a kernel and a journal in memory that survive a crash of their agent, as the
-real ones do. A kubelet per pod calls ADD until it succeeds (a new sandbox for every try, a DEL for every failure),
-lets the pod live, and calls DEL until that succeeds.
+over the replicas, which take over from each other. Three nodes run the real node, sandbox and outbox actors over a
+kernel and a journal in memory that survive a crash of their agent, as the real ones do. A kubelet per pod calls ADD
+until it succeeds (a new sandbox for every try, a DEL for every failure), lets the pod live, and calls DEL until that
+succeeds.
 """
 
 import random
@@ -21,7 +22,7 @@ from anyio.abc import TaskGroup
 from actors.agent import Agent
 from actors.controller import Controller
 from api.core import Namespace, Node, Pod, PodSpec
-from api.ippool import IPPoolSpec, SpiderIPPool, decode_records
+from api.ippool import AllocationRecord, IPPoolSpec, SpiderIPPool, decode_records
 from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NODE, POD, Kind
 from api.meta import ObjectMeta
 from api.settings import ControllerSettings
@@ -139,10 +140,12 @@ class MemoryKernel:
             for address in self._links.pop(key)[1]:
                 del self._segment[address]
 
-    def reboot(self) -> None:
-        """Every namespace goes."""
-        for netns in {netns for netns, _ in self._links}:
+    def reboot(self) -> set[str]:
+        """Every namespace goes; returns which."""
+        lost = {netns for netns, _ in self._links}
+        for netns in sorted(lost):
             self.lose(netns)
+        return lost
 
     async def attach_link(self, plan: LinkPlan) -> LinkState:
         await self._point("before link.create")
@@ -281,6 +284,10 @@ class World:
         self._spread = spread
         self._forgetful = forgetful
         self.controllers: dict[str, Controller] = {}
+        self.lifetime = (1.0, 3.0)
+        """Of a pod, in seconds."""
+        self.settle_seconds = 60.0
+        """How long the last releases may take, once no journal has an entry any more."""
         self.random = random.Random(seed)
         self.record = EventRecord(keep=400)
         self.truth = MemoryStore()
@@ -349,7 +356,8 @@ class World:
     def reboot(self, node: str) -> None:
         """Power off: the agent dies, and with it every namespace."""
         self.crash(node)
-        self._kernels[node].reboot()
+        lost = self._kernels[node].reboot()
+        self.held = {cid: what for cid, what in self.held.items() if f"/run/netns/{cid[:12]}" not in lost}
 
     async def start_agent(self, node: str) -> None:
         """An agent process, on the kernel and the journal that its predecessor left."""
@@ -465,7 +473,7 @@ class World:
         """Wait until nothing is owed any more."""
         while any(disk.entries for disk in self._disks.values()):  # noqa: ASYNC110 - virtual time
             await anyio.sleep(1.0)
-        await anyio.sleep(60.0)
+        await anyio.sleep(self.settle_seconds)
 
     async def _populate(self) -> None:
         for node in NODES:
@@ -496,9 +504,9 @@ class World:
         addresses = tuple(ip.address for ip in result.ips)
         self.held[cid] = (pod.metadata.uid, addresses)
         self.check()
-        await anyio.sleep(self.random.uniform(1.0, 3.0))
+        await anyio.sleep(self.random.uniform(*self.lifetime))
         self.check()
-        del self.held[cid]
+        self.held.pop(cid, None)
         if self._forgetful and self.random.random() < self._forgetful:
             self._kernels[node].lose(f"/run/netns/{cid[:12]}")
             await self.truth.delete(POD, name, namespace="default")
@@ -562,13 +570,20 @@ class World:
 
     # -- invariants ----------------------------------------------------------------------------------------------------
 
+    def entries(self) -> list[JournalEntry]:
+        """Of all journals."""
+        return [entry for disk in self._disks.values() for entry in disk.entries.values()]
+
+    def committed(self) -> dict[str, AllocationRecord]:
+        """Address to record, over all pools."""
+        found: dict[str, AllocationRecord] = {}
+        for pool in self.truth.peek(IPPOOL):
+            found |= decode_records(pool.status.allocated_ips)
+        return found
+
     def records(self) -> dict[str, str]:
         """Address to pod uid, as committed."""
-        found: dict[str, str] = {}
-        for pool in self.truth.peek(IPPOOL):
-            for ip, record in decode_records(pool.status.allocated_ips).items():
-                found[ip] = record.pod_uid
-        return found
+        return {ip: record.pod_uid for ip, record in self.committed().items()}
 
     def check(self, *, final: bool = False) -> None:
         """Acknowledged means stored; no address twice; in the end nothing is left."""

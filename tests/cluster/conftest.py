@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 from tests.cluster.lab import Cluster
+from tests.cluster.lab.requirements import is_root
 from tests.cluster.lab.state import Identity, StateFolder
 from tests.cluster.product import Product, image, pools
 from tests.servers.provide import CHECKOUT
@@ -26,6 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.node)
+            if not is_root():
+                item.add_marker(pytest.mark.skip(reason="the cluster lab needs root"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -63,7 +66,14 @@ def cluster(_progress: Callable[[str], None]) -> Iterator[Cluster]:
 def bridge_cluster(_progress: Callable[[str], None]) -> Iterator[Cluster]:
     """Two nodes with an ordinary bridge CNI. A test may take it down."""
     owner = Identity.of(os.getpid())
-    made = Cluster.start(name="test-bridge", cni="bridge", owner=owner, wait=WAIT_SECONDS, progress=_progress)
+    made = Cluster.start(
+        name="test-bridge",
+        cni="bridge",
+        owner=owner,
+        prepare={"n2": [["rm", "/opt/cni/bin/macvlan"]]},
+        wait=WAIT_SECONDS,
+        progress=_progress,
+    )
     try:
         yield made
     finally:

@@ -16,6 +16,7 @@ from tests.cluster.lab import Cluster, LabFailed, LabUnavailable, lifecycle, pla
 from tests.cluster.lab.metrics import writes
 from tests.cluster.lab.state import Identity, StateFolder
 from tests.servers.process import CommandFailed
+from tools.image.oci import write_archive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -87,6 +88,32 @@ def test_nodes_may_have_further_nics_in_further_segments(bridge_cluster: Cluster
     node.run(["ip", "address", "add", "10.91.0.12/24", "dev", "net1"])
     assert node.ping("10.91.0.1")
     assert "net1" not in bridge_cluster.node("n1").links()
+
+
+def test_a_node_can_lack_a_plugin_and_refuse_new_ones(bridge_cluster: Cluster) -> None:
+    one, two = bridge_cluster.node("n1"), bridge_cluster.node("n2")
+    assert {path.name for path in (one.disk / "opt/cni/bin").iterdir()} == {
+        "bridge",
+        "host-local",
+        "loopback",
+        "macvlan",
+    }
+    assert not (two.disk / "opt/cni/bin/macvlan").exists()
+    two.make_read_only("/opt/cni/bin")
+    with pytest.raises(CommandFailed, match="Read-only file system"):
+        two.run(["touch", "/opt/cni/bin/other"])
+    one.run(["touch", "/opt/cni/bin/other"])
+    assert not Path("/opt/cni/bin/other").exists()
+
+
+def test_an_image_reaches_one_node(bridge_cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "file").write_text("here\n")
+    write_archive(tmp_path / "image.tar", rootfs=tmp_path / "root", name="lab.local/other:1")
+    bridge_cluster.node("n1").load_image(tmp_path / "image.tar")
+    listed = ["ctr", "--namespace=k8s.io", "images", "list", "--quiet"]
+    assert "lab.local/other:1" in bridge_cluster.node("n1").run(listed).stdout.split()
+    assert "lab.local/other:1" not in bridge_cluster.node("n2").run(listed).stdout.split()
 
 
 def test_a_node_keeps_its_disk_and_its_nics_over_a_power_cycle(bridge_cluster: Cluster) -> None:

@@ -9,7 +9,7 @@ All that is imported is imported before the root changes, as the interpreter's f
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import signal
 import socket
@@ -53,8 +53,20 @@ def make_leaf(cgroups: list[Hierarchy]) -> None:
             leaf.mkdir(exist_ok=True)
             (leaf / "cgroup.procs").write_text(str(os.getpid()))
             for controller in (top / "cgroup.controllers").read_text().split():
-                with contextlib.suppress(OSError):
-                    (top / "cgroup.subtree_control").write_text(f"+{controller}")
+                _enable(top / "cgroup.subtree_control", controller)
+
+
+def _enable(control: Path, controller: str) -> None:
+    """Some controllers cannot be given on; all are refused while the process that started us has not ended yet."""
+    for _ in range(50):
+        try:
+            control.write_text(f"+{controller}")
+        except OSError as problem:
+            if problem.errno != errno.EBUSY:
+                return
+            time.sleep(0.02)
+        else:
+            return
 
 
 def hold_networks(names: list[str]) -> dict[str, int]:

@@ -82,6 +82,11 @@ class Node(Machine):
         nics = [nic for nic in state.nics.get(self.name, []) if nic.name != name]
         self._state.write(msgspec.structs.replace(state, nics={**state.nics, self.name: nics}))
 
+    def make_read_only(self, path: str) -> None:
+        """Lets nobody write below a folder until the node's next power-on."""
+        self.run(["mount", "--bind", path, path])
+        self.run(["mount", "--options", "remount,bind,ro", path])
+
     def load_image(self, archive: Path) -> None:
         """Imports an OCI archive of this machine into the node's containerd; it stays there. Raises CommandFailed."""
         copy = self._home / "images" / archive.name

@@ -87,6 +87,7 @@ def _kubelet() -> dict[str, Any]:
         "imageGCLowThresholdPercent": 99,
         "makeIPTablesUtilChains": False,
         "nodeStatusUpdateFrequency": "5s",
+        "nodeLeaseDurationSeconds": 16,
         "syncFrequency": "10s",
         "registryPullQPS": 0,
         "serializeImagePulls": False,

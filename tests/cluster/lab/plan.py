@@ -34,7 +34,10 @@ POD_CIDRS: Final = "10.244.0.0/16,fd00:10:244::/56"
 
 LAN_SEGMENT: Final = "lan"
 OTLP_PORT: Final = 4318
-HIDDEN: Final = tuple(sorted({"root", "home", CHECKOUT.parts[1]} - {"usr", "opt", "var", "etc"}))
+_NEEDED: Final = frozenset(
+    {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "opt", "proc", "run", "sbin", "sys", "tmp", "usr", "var"}
+)
+HIDDEN: Final = tuple(sorted({"root", "home", CHECKOUT.parts[1]} - _NEEDED))
 """Top folders of this machine that a node has no use for."""
 
 

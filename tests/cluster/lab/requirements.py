@@ -22,12 +22,17 @@ PROBES: Final = {
 """What a kernel or a container may refuse -> the command that tries it, in namespaces of its own."""
 
 
+def is_root() -> bool:
+    """Whether we are root, and not only in a user namespace, where cgroups are out of reach."""
+    return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", str(2**32 - 1)]
+
+
 def missing() -> list[str]:
     """One line for each thing that the lab needs and this machine lacks; nothing where it can run."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return [f"Linux on x86_64 (this is {platform.system()} on {platform.machine()})"]
-    if os.geteuid() != 0:
-        return ["root"]
+    if not is_root():
+        return ["root (not in a user namespace)"]
     lacking = [f"{program}: apt-get install {package}" for program, package in PROGRAMS.items() if not _found(program)]
     if lacking:
         return lacking

@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 from actors import program
 from actors.controllers import Controllers
@@ -25,9 +26,11 @@ from actors.outbox import Connected, OutboxActor
 from actors.replicas import Replicas, named
 from actors.reporter import Connected as ControllerBack
 from actors.reporter import ReporterActor
+from api.configfile import ConfigFile
 from api.settings import AgentSettings, SettingsError, load_agent
 from cni.errors import CniError, TryAgainLater
 from cni.kernel import Kernel, LinuxKernel
+from cni.netlink import sysctl
 from cni.protocol import Invocation, Verb
 from cni.result import encode_result
 from cni.server import CniServer
@@ -145,6 +148,13 @@ class Agent:
         return encode_result(result.for_ipam() if invocation.role == "ipam" else result, invocation.version)
 
 
+async def tune_node(config: ConfigFile) -> None:
+    """Make the node fit for pods that are reached through it; what is refused is said, and pods go without."""
+    if config.tune_sysctl_config:
+        for problem in await anyio.to_thread.run_sync(sysctl.tune_node):
+            _log.warning("tuneSysctlConfig: %s", problem)
+
+
 def _attributes(invocation: Invocation) -> dict[str, str]:
     return {
         attributes.K8S_POD_NAME: invocation.args.name,
@@ -166,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         program.refuse(NAME, error)
 
     async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
+        await tune_node(settings.config)
         agent = Agent(
             system,
             path="agent",

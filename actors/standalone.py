@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 
 from actors import program
-from actors.agent import Agent
+from actors.agent import Agent, tune_node
 from actors.controller import Controller
 from actors.disk import open_journal
 from api.settings import SettingsError, load_standalone
@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         program.refuse(NAME, error)
 
     async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
+        await tune_node(settings.agent.config)
         state = Path(settings.agent.state_dir)
         await anyio.Path(state).mkdir(parents=True, exist_ok=True)
         store = SQLiteStore(state / FILE_NAME, wall=system.clock.wall)

@@ -50,7 +50,7 @@ cluster-down: setup ## take it down: no process, mount, namespace or cgroup stay
 	@$(PYTHON) -m tests.cluster down
 
 cluster-shell: setup ## a shell in it with kubectl and helm; CMD='kubectl get nodes' runs one command
-	@$(PYTHON) -m tests.cluster shell $(if $(CMD),'$(subst ','\'',$(CMD))')
+	@$(PYTHON) -m tests.cluster shell $(if $(CMD),'$(subst ','\'',$(value CMD))')
 
 bench: setup shim servers ## figures of this machine, never asserted
 	@$(PYTHON) -m bench

@@ -15,13 +15,13 @@ from msgspec import Struct
 from api import wire
 from runtime.clock import Clock
 from runtime.ownership import score
-from runtime.transport.port import Channel, DeadlineExceeded, Overloaded, Silent, TransportError, Unreachable
+from runtime.transport.port import Channel, DeadlineExceeded, Overloaded, Refused, TransportError, Unreachable
 from telemetry import traces
 
 _log = logging.getLogger(__name__)
 
 _ROUND_SECONDS = 0.05
-"""Pause after a round in which no replica answered."""
+"""Pause after a round in which no replica answered, or none was connected."""
 
 
 class Answer(Struct, frozen=True):
@@ -82,36 +82,41 @@ class Controllers:
         last: TransportError | None = None
         with traces.span(f"rpc {type(request).__name__}"):
             while True:
-                channels = sorted(self._channels, key=lambda c: not c.connected)
-                if not channels and self._clock.now() >= deadline:
-                    # The last one may have gone in the middle: what it was asked may still be carried out.
-                    raise ambiguous or Unreachable("no controller replica is known: is the controller's Service ready?")
-                for channel in channels:
-                    left = deadline - self._clock.now()
-                    if left <= 0:
-                        raise ambiguous or last or Unreachable("no controller replica answered in time")
-                    # A replica that is not connected gets a share of the time only: the next one may be.
-                    until = deadline if channel.connected else self._clock.now() + left / (1 + len(channels))
+                connected = [channel for channel in self._channels if channel.connected]
+                if self._clock.now() >= deadline:
+                    raise ambiguous or last or await self._why_not()
+                for channel in connected:
+                    if self._clock.now() >= deadline:
+                        break
                     # Only who has somebody else to ask may leave a replica that is silent for a moment.
                     hurry = any(other.connected for other in self._channels if other is not channel)
                     try:
-                        reply = await channel.request(payload, deadline=until, traceparent=traces.inject(), hurry=hurry)
+                        reply = await channel.request(
+                            payload, deadline=deadline, traceparent=traces.inject(), hurry=hurry
+                        )
                         response = wire.decode_response(reply)
                         copies = isinstance(response, wire.Allocated) and response.doubtful
                         return Answer(response, doubtful=ambiguous is not None or copies)
-                    except Unreachable as error:
+                    except (Unreachable, Refused) as error:
                         last = error
                     except DeadlineExceeded as error:
                         ambiguous = error
                     except Overloaded as error:
                         raise error from None
-                    except Silent as error:
-                        _log.warning("controller: %s", error)
-                        ambiguous = error
                     except TransportError as error:
                         _log.warning("controller: %s: %s", channel, error)
                         ambiguous = error
                     except msgspec.DecodeError as error:
                         msg = f"a controller replica answered what cannot be read: {error}"
                         raise TransportError(msg) from error
-                await anyio.sleep(_ROUND_SECONDS)
+                # Not on the channels themselves: whichever comes up first is the one to ask.
+                await anyio.sleep(min(_ROUND_SECONDS, max(0.0, deadline - self._clock.now())))
+
+    async def _why_not(self) -> TransportError:
+        """What a channel that is not connected has to say about it."""
+        for channel in self._channels:
+            try:
+                await channel.request(b"", deadline=self._clock.now())
+            except TransportError as error:
+                return error
+        return Unreachable("no controller replica is known: is the controller's Service ready?")

@@ -26,7 +26,10 @@ def play(world: World, seed: int, disturb: Callable[[World], Awaitable[None]] | 
 
 
 def spread(seed: int, **options: object) -> World:
-    return World(seed, replicas=THREE, spread=True, **options)  # type: ignore[arg-type]
+    """Three replicas, and pods that come all the while that something goes wrong."""
+    world = World(seed, replicas=THREE, spread=True, **options)  # type: ignore[arg-type]
+    world.arrival = 8.0
+    return world
 
 
 def writes(world: World, pool: str = "spiderippools") -> dict[str, int]:

@@ -284,6 +284,8 @@ class World:
         self._spread = spread
         self._forgetful = forgetful
         self.controllers: dict[str, Controller] = {}
+        self.arrival = 0.05
+        """The seconds over which pods arrive."""
         self.lifetime = (1.0, 3.0)
         """Of a pod, in seconds."""
         self.settle_seconds = 60.0
@@ -487,7 +489,7 @@ class World:
 
     async def _kubelet(self, number: int) -> None:
         node = NODES[number % len(NODES)]
-        await anyio.sleep(self.random.uniform(0, 0.05))
+        await anyio.sleep(self.random.uniform(0, self.arrival))
         name = f"pod-{number}"
         pod = await self.truth.create(
             POD, Pod(metadata=ObjectMeta(name=name, namespace="default"), spec=PodSpec(node_name=node))

@@ -243,6 +243,11 @@ def test_strict_filtering_on_the_node_and_in_namespaces_drops_nothing(node: Node
     assert talk(pod.netns, node.netns, pod.addresses[4]).decode() == NODE[4]
     node.netns.run(lambda: _addresses("lo", {4: "192.0.2.9", 6: "2001:db8::9"}))
     assert knock(pod, node, "192.0.2.9") == "192.0.2.9"
+    left_alone = node.pod()
+    left_alone.netns.run(strict)
+    node.coordinate(left_alone, pod_rp_filter=-1)
+    with pytest.raises(TimeoutError):
+        knock(left_alone, node, "192.0.2.9")
 
 
 def test_nothing_is_left(node: Node) -> None:

@@ -52,14 +52,14 @@ def test_power_cuts_of_nodes(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_what_is_owed_goes_within_a_second_of_a_controllers_return(seed: int) -> None:
     world = World(seed)
-    world.lifetime = (1.0, 60.0)
+    world.lifetime = (1.0, 200.0)
     seen: list[float] = []
 
     async def disturb(world: World) -> None:
         await anyio.sleep(1.0)
         for name in world.replicas:
             world.crash(name)
-        await anyio.sleep(30.0)
+        await anyio.sleep(150.0)  # by then the pauses between two tries are as long as they get
         owed = {entry.container_id[:12] for entry in world.entries() if entry.state is State.RELEASING}
         assert owed
         await world.start_replica(world.replicas[0])

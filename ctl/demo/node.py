@@ -207,6 +207,7 @@ def configuration() -> dict[str, Any]:
         "master": NIC,
         "mode": "bridge",
         "ipam": {"type": "spiderpool"},
+        "coordinator": {},
     }
 
 

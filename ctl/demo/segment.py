@@ -1,6 +1,6 @@
 """The LAN: a switch (a bridge), a router as its gateway, and a node whose NIC is on it; namespaces for pods.
 
-The node's NIC has no address: it is the parent of the pods' macvlan links, which are on the LAN themselves.
+The node's NIC is the parent of the pods' macvlan links, which are on the LAN themselves.
 """
 
 import struct
@@ -15,6 +15,8 @@ from cni.netlink.socket import Netns, RouteSocket, route_socket
 from ctl.demo.isolation import make_netns, unmount
 
 GATEWAYS = {4: "10.77.0.1/24", 6: "fd00::1/64"}
+NODES = {4: "10.77.0.2/24", 6: "fd00::2/64"}
+"""The node's own addresses."""
 NIC = "eth0"
 """Of the router, the node and the pods."""
 
@@ -73,8 +75,8 @@ class Segment:
                 _up(sockets, NIC)
                 state = link.get(sockets, NIC)
                 assert state is not None
-                for gateway in GATEWAYS.values() if name == "router" else ():
-                    address.add(sockets, state, gateway)
+                for one in (GATEWAYS if name == "router" else NODES).values():
+                    address.add(sockets, state, one)
 
 
 def _up(sockets: RouteSocket, ifname: str) -> int:

@@ -30,7 +30,7 @@ from ctl.demo.node import NAME, Call, Node, Pod
 from ctl.demo.relay import Relay
 from ctl.demo.remains import Remains, look
 from ctl.demo.report import Report
-from ctl.demo.segment import GATEWAYS, Segment
+from ctl.demo.segment import GATEWAYS, NODES, Segment
 from ctl.errors import Failure, Misuse
 from ctl.objects import read
 from runtime.store.sqlite import FILE_NAME, SQLiteStore
@@ -80,7 +80,7 @@ def _demonstrate(report: Report, folder: Path, shim: Path, isolation: Isolation)
         segment = stack.enter_context(Segment(folder / "netns", pods=PODS))
         report.heading("LAN")
         report.line(f"  switch ── router  {'  '.join(GATEWAYS.values())}")
-        report.line(f"     └───── {NAME}  eth0, the parent of the pods' macvlan links")
+        report.line(f"     └───── {NAME}  {'  '.join(NODES.values())}  eth0, the parent of the pods' macvlan links")
         report.line(f"  network namespaces of our own{', in a user namespace' if isolation.is_user else ''}")
 
         environ = {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
@@ -138,6 +138,14 @@ def _live(report: Report, segment: Segment, node: Node) -> None:
         for gateway in GATEWAYS.values():
             address = gateway.partition("/")[0]
             _ping(report, segment, source, f"the gateway {address}", address)
+
+    # A macvlan link cannot talk to its parent: this goes over the pair beside it.
+    for source in PODS:
+        for own in NODES.values():
+            address = own.partition("/")[0]
+            _ping(report, segment, source, f"its own node {address}", address)
+        for address in addresses[source]:
+            _ping(report, segment, "node", f"{source} {address}", address)
 
     report.heading("DEL")
     held = asyncio.run(look(segment, node.state, before))

@@ -34,7 +34,11 @@ LINES = (
     r"^  ok   pod-b -> pod-a fd00::10  [0-9.]+ ms$",
     r"^  ok   pod-b -> the gateway 10\.77\.0\.1  [0-9.]+ ms$",
     r"^  ok   pod-a -> the gateway fd00::1  [0-9.]+ ms$",
-    r"^  before: links 2, records in the pools 4, SpiderEndpoints 2, journal entries 2$",
+    r"^  ok   pod-a -> its own node 10\.77\.0\.2  [0-9.]+ ms$",
+    r"^  ok   pod-b -> its own node fd00::2  [0-9.]+ ms$",
+    r"^  ok   node -> pod-a 10\.77\.0\.10  [0-9.]+ ms$",
+    r"^  ok   node -> pod-b fd00::11  [0-9.]+ ms$",
+    r"^  before: links 6, records in the pools 4, SpiderEndpoints 2, journal entries 2$",
     r"^  ok   nothing is left: links 0, records in the pools 0, SpiderEndpoints 0, journal entries 0$",
 )
 

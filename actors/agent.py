@@ -7,6 +7,10 @@ reporter     tells the controller what this node knows of
 sandboxes    one actor per pod sandbox
 node         takes CNI calls, keeps the sandboxes
 cni          the unix socket that the shim talks to
+contact      whether a controller has answered
+installer    keeps the shim and the CNI configuration on the node
+events       what an operator has to know of this node
+pod          the agent's own pod object
 """
 
 import contextlib
@@ -26,14 +30,14 @@ from actors.outbox import Connected, OutboxActor
 from actors.replicas import Replicas, named
 from actors.reporter import Connected as ControllerBack
 from actors.reporter import ReporterActor
+from actors.residence import STOP_SECONDS, Residence
 from api.configfile import ConfigFile
 from api.settings import AgentSettings, SettingsError, load_agent
 from cni.errors import CniError, TryAgainLater
 from cni.kernel import Kernel, LinuxKernel
 from cni.netlink import sysctl
-from cni.protocol import Invocation, Verb
+from cni.protocol import IPAM_TYPE, Invocation, Verb
 from cni.result import encode_result
-from cni.server import CniServer
 from runtime.actor import System
 from runtime.errors import ActorError
 from runtime.store.credentials import CredentialsError, from_kubeconfig, in_cluster
@@ -66,7 +70,8 @@ class Agent:
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
         self.controllers = Controllers(channels, clock=system.clock, node=node)
         self._system = system
-        self._recovered = anyio.Event()
+        self.recovered = anyio.Event()
+        """Set when the journal has been read: calls can be served."""
         outbox = self.supervisor.add_actor(
             "outbox",
             lambda: OutboxActor(kernel=kernel, journal=journal, controllers=self.controllers),
@@ -95,21 +100,22 @@ class Agent:
                 journal=journal,
                 controllers=self.controllers,
                 outbox=outbox,
-                ready=self._recovered.set,
+                ready=self.recovered.set,
             ),
             capacity=NodeActor.capacity,
         )
 
-    def serve_cni(self, socket: Path) -> None:
-        """Have the shims served at `socket`, from when the journal has been dealt with: until then they wait for it."""
+    def reside(self, socket: Path) -> Residence:
+        """Have the shims served at `socket`."""
+        residence = Residence(
+            self._system, self.supervisor, recovered=self.recovered, invoke=self.invoke, status=self.status
+        )
+        residence.serve(socket)
+        return residence
 
-        async def serve() -> None:
-            await self._recovered.wait()
-            async with CniServer(socket, self.invoke):
-                _log.info("serving CNI on %s", socket)
-                await anyio.sleep_forever()
-
-        self.supervisor.add_service("cni", serve, shutdown=2.0)
+    async def status(self, seconds: float) -> None:
+        """Whether an ADD would be served: returns, or raises `CniError` or `ActorError`."""
+        await self.node.ask(Invoke(Invocation(verb=Verb.STATUS, type=IPAM_TYPE)), timeout=seconds)
 
     async def invoke(self, invocation: Invocation) -> bytes:
         """One CNI call: the bytes for the plugin's stdout. Raises `CniError`.
@@ -171,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = program.parse_arguments(NAME, "Gives pods of this node their interfaces and addresses.", argv)
     try:
         settings = load_agent(program.environment(), arguments.file_text, arguments.flags)
-        store = None if settings.controller_addresses else _store(settings)
+        store = _store(settings)
     except (SettingsError, CredentialsError) as error:
         program.refuse(NAME, error)
 
@@ -193,16 +199,18 @@ def main(argv: list[str] | None = None) -> int:
             supervisor=connections,
             on_connect=agent.controllers.connected,
         )
-        if store is None:
+        if store is not None:
+            stack.push_async_callback(store.aclose)
+        if store is None or settings.controller_addresses:
             await replicas.set(named(settings.controller_addresses))
         else:
-            stack.push_async_callback(store.aclose)
             root.add_service("replicas", lambda: replicas.follow(store))
         gauge = metrics.RPC_CONNECTIONS.labels(side="client")
         stack.callback(metrics.on_scrape(lambda: gauge.set(agent.controllers.connections)))
-        agent.serve_cni(Path(settings.config.ipam_unix_socket_path))
+        residence = agent.reside(Path(settings.config.ipam_unix_socket_path))
+        residence.install(settings, store)
         root.add_supervisor(connections)
-        root.add_supervisor(agent.supervisor)
+        root.add_supervisor(agent.supervisor, shutdown=STOP_SECONDS)
 
     return program.run(
         NAME,
@@ -210,6 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         log_level=settings.log_level,
         node=settings.node_name,
         health_port=settings.health_port,
+        probe_socket=settings.probe_socket,
         metric_port=settings.metric_http_port if settings.enabled_metric else None,
         program=metrics.Program.AGENT,
         trace_buffer=settings.trace_buffer,
@@ -217,10 +226,10 @@ def main(argv: list[str] | None = None) -> int:
     )
 
 
-def _store(settings: AgentSettings) -> KubernetesStore:
-    """The API server, of which an agent reads the EndpointSlices of the controller's Service.
+def _store(settings: AgentSettings) -> KubernetesStore | None:
+    """The API server: the EndpointSlices of the controller's Service, the agent's own pod, its events.
 
-    Raises `CredentialsError` and `SettingsError`.
+    None when none is found and the settings name the controllers. Raises `CredentialsError` and `SettingsError`.
     """
     if settings.kubeconfig:
         credentials = from_kubeconfig(settings.kubeconfig)
@@ -228,6 +237,8 @@ def _store(settings: AgentSettings) -> KubernetesStore:
         try:
             credentials = in_cluster()
         except CredentialsError as error:
+            if settings.controller_addresses:
+                return None
             msg = f"no controller is known: SPIDERPOOL_CONTROLLER_ADDRESSES and KUBECONFIG are not set, and {error}"
             raise SettingsError(msg) from error
     return KubernetesStore(credentials, connections=4, agent=f"{NAME}/{program.VERSION}")

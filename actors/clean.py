@@ -22,15 +22,10 @@ from api import kinds
 from api.configfile import SettingsError
 from api.core import Event, Pod
 from api.kinds import Kind
+from api.retirement import LEFT, RETIRE, WITHDRAWN
 from runtime.store.port import NotFound, Store, StoreError
 
 NAME = "spiderpool-controller clean"
-RETIRE = "spiderpool.spidernet.io/retire"
-"""The annotation on an agent's pod that asks it to withdraw."""
-
-WITHDRAWN, LEFT = "CNIWithdrawn", "CNILeft"
-"""Reasons of the event by which an agent answers: nothing of it is left on the node, or something is."""
-
 _COMPONENT = "app.kubernetes.io/component"
 _OBJECTS: tuple[Kind[Any], ...] = (
     kinds.ENDPOINT,

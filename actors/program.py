@@ -109,6 +109,7 @@ def run(
     log_level: str,
     node: str = "",
     health_port: int,
+    probe_socket: str = "",
     metric_port: int | None,
     program: Program,
     trace_buffer: int = 0,
@@ -118,8 +119,9 @@ def run(
     """Run a supervision tree until SIGTERM or SIGINT; returns the exit code.
 
     `build` fills the root supervisor with children; what it pushes on the stack is closed behind them. Exit code 1
-    that the root gave up, and the platform is to start the process again. With `trace_buffer` that many finished spans
-    are kept and shown at `/debug/traces` of the health port; `routes` are more of its paths, and `build` may add some.
+    means that the root gave up, and the platform is to start the process again. With `trace_buffer` that many finished
+    spans are kept and shown at `/debug/traces` of the health port. `probe_socket` is the path of a unix socket that
+    answers as that port does. `routes` are more of their paths, and `build` may add some.
     """
     logs.setup(log_level)
     attributes = {"k8s.node.name": node} if node else {}
@@ -136,7 +138,8 @@ def run(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: loop.create_task(root.stop()))
-        root.add_service("probes", lambda: _http("", health_port, health, recorder=recorder, routes=routes))
+        unix = Path(probe_socket) if probe_socket else None
+        root.add_service("probes", lambda: _http("", health_port, health, recorder=recorder, routes=routes, unix=unix))
         if metric_port is not None:
             root.add_service("metrics", lambda: _http("", metric_port, health, program=program))
         stack = AsyncExitStack()
@@ -186,8 +189,9 @@ async def _http(
     program: Program | None = None,
     recorder: SpanRecorder | None = None,
     routes: Mapping[str, Route] | None = None,
+    unix: Path | None = None,
 ) -> None:
-    async with HttpServer(host, port, health=health, program=program, recorder=recorder, routes=routes):
+    async with HttpServer(host, port, health=health, program=program, recorder=recorder, routes=routes, unix=unix):
         await anyio.sleep_forever()
 
 

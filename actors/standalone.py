@@ -13,6 +13,7 @@ from actors import program
 from actors.agent import Agent, tune_node
 from actors.controller import Controller
 from actors.disk import open_journal
+from actors.residence import STOP_SECONDS
 from api.settings import SettingsError, load_standalone
 from cni.kernel import LinuxKernel
 from runtime.actor import System
@@ -52,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             channels=[LocalChannel(controller.serve, peer)],
             node=settings.agent.node_name,
         )
-        agent.serve_cni(Path(settings.agent.config.ipam_unix_socket_path))
-        root.add_supervisor(agent.supervisor)
+        agent.reside(Path(settings.agent.config.ipam_unix_socket_path))
+        root.add_supervisor(agent.supervisor, shutdown=STOP_SECONDS)
 
     return program.run(
         NAME,
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         log_level=settings.agent.log_level,
         node=settings.agent.node_name,
         health_port=settings.agent.health_port,
+        probe_socket=settings.agent.probe_socket,
         metric_port=settings.agent.metric_http_port if settings.agent.enabled_metric else None,
         program=metrics.Program.BOTH,
         trace_buffer=settings.agent.trace_buffer,

@@ -135,6 +135,7 @@ class EndpointConditions(Struct, frozen=True, omit_defaults=True, rename="camel"
 class ObjectReference(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """The object, a pod, behind an endpoint."""
 
+    api_version: str = ""
     kind: str = ""
     namespace: str = ""
     name: str = ""
@@ -237,6 +238,14 @@ class ServiceCIDR(Struct, frozen=True, omit_defaults=True, rename="camel"):
     spec: ServiceCIDRSpec = field(default_factory=ServiceCIDRSpec)
 
 
+class EventSource(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Who says it."""
+
+    component: str = ""
+    host: str = ""
+    """A node's name."""
+
+
 class Event(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """What somebody has to say about an object, kept for an hour."""
 
@@ -250,3 +259,10 @@ class Event(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """One word for programs, for example CNIWithdrawn."""
     message: str = ""
     """For people."""
+    source: EventSource = field(default_factory=EventSource)
+    reporting_component: str = ""
+    reporting_instance: str = ""
+    first_timestamp: str | None = None
+    """RFC 3339."""
+    last_timestamp: str | None = None
+    count: int = 0

@@ -57,6 +57,7 @@ class Address(Struct, frozen=True):
 _PORT = "a port number, 0 to 65535"  # 0: any free one
 _COUNT = "a whole number above 0"
 _SECONDS = "a number of seconds"
+_PATH = "an absolute path"
 _SECRETS = "/var/run/secrets/spiderpool"
 
 
@@ -114,6 +115,30 @@ class AgentSettings(_Common, frozen=True, kw_only=True):
     enabled_release_conflict_ips: Annotated[bool, Env("SPIDERPOOL_ENABLED_RELEASE_CONFLICT_IPS")] = True
     multus_cluster_network: Annotated[str, Env("MULTUS_CLUSTER_NETWORK")] = ""
     """``namespace/name`` of the network of every pod's first interface; empty: not configured."""
+    pod_uid: Annotated[str, Env("SPIDERPOOL_POD_UID")] = ""
+    """Of this pod, for events about it; empty: read from the API server."""
+    probe_socket: Annotated[str, Meta(pattern="^(/|$)"), Env("SPIDERPOOL_PROBE_SOCKET", (), _PATH)] = ""
+    """Path of a unix socket that answers the probes for this process alone; empty: only the health port does."""
+    cni_bin_dir: Annotated[str, Meta(pattern="^(/|$)"), Env("SPIDERPOOL_CNI_BIN_DIR", (), _PATH)] = ""
+    """Path, in this container, of the node's folder of CNI programs; empty: nothing is installed."""
+    cni_conf_dir: Annotated[str, Meta(pattern="^(/|$)"), Env("SPIDERPOOL_CNI_CONF_DIR", (), _PATH)] = ""
+    """Path, in this container, of the node's folder of CNI configurations; empty: only the shim is installed."""
+    cni_shim_dir: Annotated[str, Meta(pattern="^/"), Env("SPIDERPOOL_CNI_SHIM_DIR", (), _PATH)] = (
+        "/usr/lib/spiderpool/cni"
+    )
+    """Path of the shims, one folder an architecture."""
+    cni_plugins: Annotated[
+        str,
+        Meta(pattern="^spiderpool(,[a-z][a-z0-9-]*)*$"),
+        Env("SPIDERPOOL_CNI_PLUGINS", (), "spiderpool, and more plugin names separated by commas"),
+    ] = "spiderpool"
+    """Names that the shim gets on the node; a program of such a name is set aside and comes back on the way out."""
+    cni_master: Annotated[
+        str, Meta(pattern=r"^[^\s/:]{0,15}$"), Env("SPIDERPOOL_CNI_MASTER", (), "the name of an interface")
+    ] = ""
+    """Parent of pods' interfaces in the configuration that is installed; empty: the device of the default route."""
+    cni_mtu: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_CNI_MTU", (), "a number of bytes, 0 to 65535")] = 0
+    """MTU of pods' interfaces in that configuration; 0: the parent's."""
 
 
 class ControllerSettings(_Common, frozen=True, kw_only=True):
@@ -153,9 +178,7 @@ class ControllerSettings(_Common, frozen=True, kw_only=True):
     coordinator_name: Annotated[
         str, Env("SPIDERPOOL_COORDINATOR_DEFAULT_NAME", ("SPIDERPOOL_COORDINATOR_DEAFULT_NAME",))
     ] = "default"
-    service_cidr: Annotated[
-        tuple[str, ...], Env("SPIDERPOOL_SERVICE_CIDR", expected="CIDRs, separated by commas")
-    ] = ()
+    service_cidr: Annotated[tuple[str, ...], Env("SPIDERPOOL_SERVICE_CIDR", expected="CIDRs, separated by commas")] = ()
     """Of the cluster's Services, where the API server has no ServiceCIDR objects."""
     cni_config_dir: Annotated[str, Env("SPIDERPOOL_CNI_CONFIG_DIR")] = "/etc/cni/net.d"
     multus_config_enabled: Annotated[bool, Env("SPIDERPOOL_MULTUS_CONFIG_ENABLED")] = False

@@ -7,6 +7,9 @@ the answer is a CNI error object; a traceback goes to the log.
 The socket is bound under a temporary name and renamed over its final one, and it stays there on the way out: whoever
 removes a path can only have looked beforehand whether it is still his, and a successor may bind in between. A socket
 that nobody listens on refuses connections, which for the shim is the same as none: it waits.
+
+On the way out, what connected before a successor's rename and waits in the queue is taken in first: nobody else would
+answer it.
 """
 
 import asyncio
@@ -50,7 +53,7 @@ class _Refused(Exception):
 
 
 class CniServer:
-    """Serves while the ``async with`` block runs; then calls under way get `drain` seconds to end."""
+    """Serves while the ``async with`` block runs; then calls under way get `drain` seconds to end, and no more."""
 
     def __init__(self, path: Path, handler: Handler, *, drain: float = 1.0) -> None:
         """`path` is where the shims connect."""
@@ -58,6 +61,8 @@ class CniServer:
         self._handler = handler
         self._drain = drain
         self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._inode = 0
         self._calls: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -65,15 +70,23 @@ class CniServer:
 
     async def __aenter__(self) -> Self:
         """Begin to serve. Raises `OSError` when the socket cannot be made."""
-        listener = await anyio.to_thread.run_sync(self._bind)
+        self._listener = listener = await anyio.to_thread.run_sync(self._bind)
         self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=_MAX_HEAD, backlog=512)
         return self
+
+    def is_current(self) -> bool:
+        """Whether the socket at the path is still this one: no successor has taken over. Blocks for a moment."""
+        try:
+            return self._path.stat().st_ino == self._inode
+        except OSError:
+            return True  # nobody else's either
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         server, self._server = self._server, None
         with anyio.CancelScope(shield=True):
+            await self._accept_queued()
             if server is not None:
                 server.close()
             if self._calls:
@@ -91,12 +104,26 @@ class CniServer:
             listener.bind(os.fspath(temporary))
             temporary.chmod(0o600)
             listener.listen(512)
+            self._inode = temporary.stat().st_ino
             temporary.rename(self._path)
         except OSError:
             listener.close()
             temporary.unlink(missing_ok=True)
             raise
         return listener
+
+    async def _accept_queued(self) -> None:
+        listener, self._listener = self._listener, None
+        loop = asyncio.get_running_loop()
+        while listener is not None:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return  # none is left
+            connection.settimeout(0)
+            reader = asyncio.StreamReader(limit=_MAX_HEAD, loop=loop)
+            protocol = asyncio.StreamReaderProtocol(reader, self._accept, loop=loop)
+            await loop.connect_accepted_socket(lambda protocol=protocol: protocol, connection)  # type: ignore[misc]
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         call = asyncio.get_running_loop().create_task(self._converse(reader, writer), name="cni.call")

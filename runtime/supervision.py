@@ -173,9 +173,12 @@ class Supervisor:
         """Add a long-running coroutine function. It is stopped by cancelling it."""
         self._add(_Child(name, run, restart=restart, shutdown=shutdown))
 
-    def add_supervisor(self, child: "Supervisor", *, restart: Restart = Restart.PERMANENT) -> None:
-        """Add a subtree."""
-        self._add(_Child(child.name.rpartition("/")[2], child.run, restart=restart, shutdown=5.0, supervisor=child))
+    def add_supervisor(
+        self, child: "Supervisor", *, restart: Restart = Restart.PERMANENT, shutdown: float = 5.0
+    ) -> None:
+        """Add a subtree. `shutdown` is how many seconds all of it gets for an orderly end."""
+        name = child.name.rpartition("/")[2]
+        self._add(_Child(name, child.run, restart=restart, shutdown=shutdown, supervisor=child))
 
     async def remove(self, name: str) -> None:
         """Stop a child in order and forget it; unknown names are ignored."""

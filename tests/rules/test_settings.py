@@ -93,6 +93,8 @@ def test_every_name_of_the_table_is_accepted_by_both_programs() -> None:
         for name in setting.names
     }
     values["SPIDERPOOL_LOG_LEVEL"] = "warn"
+    values["SPIDERPOOL_CNI_MASTER"] = "bond0"
+    values["SPIDERPOOL_CNI_PLUGINS"] = "spiderpool,macvlan"
     values["SPIDERPOOL_SERVICE_CIDR"] = "fd00::/112"
     rest = dict.fromkeys(settings.KNOWN - set(values), "anything at all")
     assert agent({**rest, **values}).log_level == "warn"

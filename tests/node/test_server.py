@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -163,14 +164,48 @@ async def test_the_next_agent_takes_over_and_its_socket_stays(tmp_path: Path) ->
         return b'"second"'
 
     path = tmp_path / "s"
-    async with CniServer(path, first):
+    async with CniServer(path, first) as predecessor:
         assert (await exchange(path, request()))[2] == b'"first"'
+        assert await asyncio.to_thread(predecessor.is_current)
         successor = CniServer(path, second)
         await successor.__aenter__()
+        assert not await asyncio.to_thread(predecessor.is_current)
+        assert await asyncio.to_thread(successor.is_current)
         assert (await exchange(path, request()))[2] == b'"second"'
     assert (await exchange(path, request()))[2] == b'"second"'
     await successor.__aexit__(None, None, None)
     assert os.listdir(tmp_path) == ["s"]  # noqa: PTH208
+
+
+@pytest.mark.parametrize("taken_in", [True, False])
+async def test_what_waits_in_the_queue_at_the_end_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_in: bool
+) -> None:
+    """A shim may have connected before a successor's rename and not been accepted yet: nobody else would answer it."""
+
+    async def nothing(_: CniServer) -> None:
+        """The negative control."""
+
+    if not taken_in:
+        monkeypatch.setattr(CniServer, "_accept_queued", nothing)
+    loop = asyncio.get_running_loop()
+    callers = []
+    async with CniServer(tmp_path / "s", answer) as server:
+        assert server._listener is not None
+        loop.remove_reader(server._listener.fileno())  # a loop that has been too busy to accept
+        for _ in range(20):
+            caller = socket.socket(socket.AF_UNIX)
+            caller.setblocking(False)
+            caller.connect(os.fspath(tmp_path / "s"))
+            caller.send(request())
+            callers.append(caller)
+    for caller in callers:
+        if taken_in:
+            assert (await loop.sock_recv(caller, 4096)).startswith(b"HTTP/1.1 200")
+        else:
+            with pytest.raises(ConnectionResetError):
+                await loop.sock_recv(caller, 4096)
+        caller.close()
 
 
 async def test_what_lies_at_the_path_is_replaced(tmp_path: Path) -> None:

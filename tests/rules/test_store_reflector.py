@@ -2,6 +2,7 @@
 
 import asyncio
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from api.ippool import IPPoolSpec, SpiderIPPool
 from api.kinds import IPPOOL
 from api.meta import ObjectMeta
 from runtime.store.memory import MemoryStore
-from runtime.store.port import Expired, NotFound, Store
+from runtime.store.port import Denied, Expired, NotFound, Store, StoreError, Unavailable
 from runtime.store.reflector import Reflector
 from runtime.store.snapshot import Change, Snapshot
 from runtime.testing.loop import run
@@ -199,5 +200,48 @@ def test_a_transform_trims_and_drops() -> None:
         assert list(reflector.snapshot.objects) == ["b"]
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+    run(main, seed=1)
+
+
+@pytest.mark.parametrize("error", [NotFound, Denied])
+def test_a_kind_that_there_need_not_be(error: type[StoreError]) -> None:
+    class Without(MemoryStore):
+        missing = True
+
+        async def list(self, *args: Any, **options: Any) -> Any:
+            if self.missing:
+                msg = "no such kind"
+                raise error(msg)
+            return await super().list(*args, **options)
+
+    async def main() -> None:
+        store = Without()
+        reflector = Reflector(store, IPPOOL, random=Random(1))
+        task = asyncio.create_task(reflector.run())
+        await reflector.answered()
+        assert not synced(reflector)
+        await store.create(IPPOOL, pool("a"))
+        store.missing = False  # the cluster was upgraded
+        await reflector.synced()
+        assert [one.metadata.name for one in reflector.snapshot.values()] == ["a"]
+        task.cancel()
+
+    run(main, seed=1)
+
+
+def test_a_store_that_is_away_has_not_answered() -> None:
+    class Away(MemoryStore):
+        async def list(self, *_: Any, **__: Any) -> Any:
+            msg = "connection refused"
+            raise Unavailable(msg)
+
+    async def main() -> None:
+        reflector = Reflector(Away(), IPPOOL, random=Random(1))
+        task = asyncio.create_task(reflector.run())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(100):
+                await reflector.answered()
+        task.cancel()
 
     run(main, seed=1)

@@ -19,7 +19,7 @@ from ipam.ranges import Ranges
 from tests.cluster.lab import Cluster, LabFailed
 from tests.cluster.lab.node import Node
 
-SETTLE_SECONDS: Final = 60.0
+SETTLE_SECONDS: Final = 90.0
 JOURNAL: Final = "/var/lib/spiderpool/journal"
 _MAX_RECORDS: Final = 1 << 20
 _HOST_TABLE: Final = "500"

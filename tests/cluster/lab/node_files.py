@@ -88,6 +88,7 @@ def _kubelet() -> dict[str, Any]:
         "makeIPTablesUtilChains": False,
         "nodeStatusUpdateFrequency": "5s",
         "nodeLeaseDurationSeconds": 16,
+        "staticPodPath": "/etc/kubernetes/manifests",
         "syncFrequency": "10s",
         "registryPullQPS": 0,
         "serializeImagePulls": False,

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from tests.chart.conftest import CHART
+from tests.chart.conftest import CHART, ready_controller
+from tests.chart.jobs import Jobs
 from tests.servers import CommandFailed, ControlPlane
 from tests.servers.control_plane import ApiRefused
 
@@ -42,13 +43,48 @@ def left_of_release(cluster: ControlPlane) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def cluster(empty_cluster: ControlPlane) -> Iterator[ControlPlane]:
+def jobs(empty_cluster: ControlPlane) -> Iterator[Jobs]:
+    """Whatever Job a hook makes is run."""
+    empty_cluster.create_namespace(NAMESPACE)
+    with Jobs(empty_cluster, NAMESPACE) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cluster(empty_cluster: ControlPlane, jobs: Jobs) -> Iterator[ControlPlane]:
     """With the release installed."""
-    empty_cluster.helm("install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace")
-    empty_cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CHART / "crds"))
+    ready_controller(empty_cluster, NAMESPACE)
+    empty_cluster.helm("install", RELEASE, str(CHART), "--namespace", NAMESPACE)
     yield empty_cluster
     if RELEASE in empty_cluster.helm("list", "--namespace", NAMESPACE, "--short").split():
         empty_cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE)
+
+
+def test_api_server_takes_every_object_to_the_letter(cluster: ControlPlane) -> None:
+    """Hooks included: an unknown or doubled field is an error here."""
+    everything = (
+        "spiderpoolAgent.prometheus.enabled=true",
+        "spiderpoolAgent.hostPID=true",
+        "spiderpoolController.prometheus.enabled=true",
+        "spiderpoolController.cleanup.enable=true",
+        "clusterDefaultPool.installIPv4IPPool=true",
+        "clusterDefaultPool.ipv4Subnet=10.6.0.0/16",
+        "coordinator.serviceCIDR={10.96.0.0/16,fd00:10:96::/112}",
+    )
+    sets = [word for value in everything for word in ("--set", value)]
+    text = cluster.helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *sets)
+    assert "helm.sh/hook" in text
+    cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+    wrong = text.replace("hostNetwork: true", "hostNetwrk: true")
+    with pytest.raises(CommandFailed, match="unknown field"):
+        cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=wrong)
+
+
+def test_a_second_installation_is_refused_by_name(cluster: ControlPlane) -> None:
+    cluster.create_namespace("elsewhere")
+    with pytest.raises(CommandFailed, match="in this cluster already: release sp in namespace net"):
+        cluster.helm("install", "other", str(CHART), "--namespace", "elsewhere", "--no-hooks")
+    assert "DaemonSet/spiderpool-agent" in left_of_release(cluster)
 
 
 def test_every_object_is_there(cluster: ControlPlane) -> None:
@@ -99,6 +135,7 @@ MAY = [
     ("spiderpool-controller", "delete", OWN[1], "web", True),
     ("spiderpool-controller", "create", "tokenreviews.authentication.k8s.io", "", True),
     ("spiderpool-controller", "watch", SLICES, NAMESPACE, True),
+    ("spiderpool-controller", "list", "servicecidrs.networking.k8s.io", "", True),
     ("spiderpool-controller", "get", "secrets", NAMESPACE, False),
     ("spiderpool-controller", "delete", "pods", "web", False),
     ("spiderpool-controller", "delete", "namespaces", "", False),
@@ -268,7 +305,7 @@ def test_endpoint_columns(cluster: ControlPlane) -> None:
 
 
 def test_defaults_of_the_other_kinds(cluster: ControlPlane) -> None:
-    coordinator = made(cluster, "spidercoordinators", {}, name="default")
+    coordinator = made(cluster, "spidercoordinators", {}, name="plain")
     defaults = {"mode": "auto", "tunePodRoutes": True, "hostRuleTable": 500, "podRPFilter": 0, "txQueueLen": 0}
     assert coordinator["spec"] == defaults
     spec = {"cniType": "vlan", "vlan": {"master": ["eth0"], "ippools": {"ipv4": ["lan"]}}, "coordinator": {}}
@@ -285,7 +322,7 @@ def test_defaults_of_the_other_kinds(cluster: ControlPlane) -> None:
         "disableIPAM": False,
         "enableCoordinator": True,
     }
-    assert cluster.kubectl("get", "scc").split()[:3] == ["NAME", "AGE", "default"]
+    assert cluster.kubectl("get", "scc", "plain").split()[:3] == ["NAME", "AGE", "plain"]
     assert cluster.kubectl("get", "smc", "-n", NAMESPACE).split()[:3] == ["NAME", "AGE", "vlan"]
 
 
@@ -313,10 +350,14 @@ def test_api_server_refuses(cluster: ControlPlane, plural: str, spec: dict[str, 
     assert field in json.dumps(caught.value.answer.body["details"]["causes"])
 
 
-def test_uninstall_leaves_the_crds_and_nothing_else(cluster: ControlPlane) -> None:
+def test_uninstall_leaves_the_crds_and_nothing_else(cluster: ControlPlane, jobs: Jobs) -> None:
     cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE)
     assert left_of_release(cluster) == set()
     with pytest.raises(CommandFailed):
         cluster.kubectl("get", "clusterrole", "spiderpool-admin")
     assert "lan" in cluster.kubectl("get", "sp")
+    hook = jobs.last("spiderpool-controller-hook-pre-delete")
+    assert hook.code == 0
+    assert "left in the cluster: 1 spiderendpoints, 2 spiderippools" in hook.output
     cluster.helm("install", RELEASE, str(CHART), "--namespace", NAMESPACE)
+    assert "SpiderCoordinator default: already there" in jobs.last("spiderpool-init").output

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from actors import initial
 from api.settings import AgentSettings, ControllerSettings, Flags, load_agent, load_controller
 from tests.chart.conftest import CHART, Render
 from tests.servers import CommandFailed
 from tests.servers.process import run_command
 
+DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 AGENT, CONTROLLER = "spiderpool-agent", "spiderpool-controller"
 
 
@@ -23,9 +25,17 @@ def container(workload: dict[str, Any]) -> dict[str, Any]:
 
 def environment(workload: dict[str, Any]) -> dict[str, str]:
     """As kubelet would make it."""
-    fields = {"metadata.name": "pod-1", "metadata.namespace": "net", "spec.nodeName": "node-1"}
+    fields = {
+        "metadata.name": "pod-1",
+        "metadata.namespace": "net",
+        "metadata.uid": "uid-1",
+        "spec.nodeName": "node-1",
+        "status.podIPs": "10.6.0.1,fd00::1",
+    }
     return {
-        variable["name"]: variable.get("value") or fields[variable["valueFrom"]["fieldRef"]["fieldPath"]]
+        variable["name"]: fields[variable["valueFrom"]["fieldRef"]["fieldPath"]]
+        if "valueFrom" in variable
+        else variable["value"]
         for variable in container(workload)["env"]
     }
 
@@ -58,6 +68,7 @@ def test_objects_have_the_original_names(render: Render) -> None:
         ("DaemonSet", AGENT),
         ("Deployment", CONTROLLER),
         ("Service", CONTROLLER),
+        ("PodDisruptionBudget", CONTROLLER),
         ("Secret", "spiderpool-controller-server-certs"),
         ("ServiceAccount", AGENT),
         ("ServiceAccount", CONTROLLER),
@@ -73,8 +84,189 @@ def test_objects_have_the_original_names(render: Render) -> None:
 
 
 def test_switches_add_objects(render: Render) -> None:
-    more = render("spiderpoolAgent.prometheus.enabled=true", "spiderpoolController.podDisruptionBudget.enabled=true")
-    assert set(more) - set(render()) == {("Service", AGENT), ("PodDisruptionBudget", CONTROLLER)}
+    assert set(render("spiderpoolAgent.prometheus.enabled=true")) - set(render()) == {("Service", AGENT)}
+    for less in "spiderpoolController.podDisruptionBudget.enabled=false", "spiderpoolController.replicas=1":
+        assert set(render()) - set(render(less)) == {("PodDisruptionBudget", CONTROLLER)}
+
+
+def test_hooks_and_when_they_run(render: Render) -> None:
+    jobs = {name: annotations(job)["helm.sh/hook"] for (kind, name), job in render(hooks=True).items() if kind == "Job"}
+    assert jobs == {
+        "spiderpool-controller-crds": "pre-install,pre-upgrade",
+        "spiderpool-controller-hook-pre-delete": "pre-delete",
+        "spiderpool-init": "post-install,post-upgrade",
+    }
+    assert ("Job", "spiderpool-init") not in render("coordinator.enabled=false", hooks=True)
+
+
+def annotations(document: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = document["metadata"]["annotations"]
+    return found
+
+
+def test_a_hook_brings_its_account_before_it_runs(render: Render) -> None:
+    objects = render(hooks=True)
+    for (kind, _), job in objects.items():
+        if kind == "Job":
+            account = job["spec"]["template"]["spec"]["serviceAccountName"]
+            for needed in "ServiceAccount", "ClusterRole", "ClusterRoleBinding":
+                there = annotations(objects[needed, account])
+                assert there["helm.sh/hook"] == annotations(job)["helm.sh/hook"]
+                assert int(there["helm.sh/hook-weight"]) < int(annotations(job)["helm.sh/hook-weight"])
+
+
+def test_what_runs_before_there_is_a_pod_network_needs_none(render: Render) -> None:
+    jobs = [job for (kind, _), job in render(hooks=True).items() if kind == "Job"]
+    for workload in (*jobs, render()["Deployment", CONTROLLER], render()["DaemonSet", AGENT]):
+        pod = workload["spec"]["template"]["spec"]
+        assert pod["hostNetwork"]
+        assert {"operator": "Exists"} in pod["tolerations"]
+
+
+def test_only_the_agent_is_root_and_nobody_is_privileged(render: Render) -> None:
+    jobs = [job for (kind, _), job in render(hooks=True).items() if kind == "Job"]
+    for workload in (*jobs, render()["Deployment", CONTROLLER]):
+        pod = workload["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        inner = container(workload)["securityContext"]
+        assert inner["capabilities"] == {"drop": ["ALL"]}
+        assert inner["readOnlyRootFilesystem"]
+        assert not inner["allowPrivilegeEscalation"]
+    agent = render()["DaemonSet", AGENT]
+    inner = container(agent)["securityContext"]
+    assert inner["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN", "DAC_OVERRIDE"]}
+    assert inner["readOnlyRootFilesystem"]
+    assert "privileged" not in inner
+    assert "hostPID" not in agent["spec"]["template"]["spec"]
+    with_pids = render("spiderpoolAgent.hostPID=true")["DaemonSet", AGENT]
+    assert with_pids["spec"]["template"]["spec"]["hostPID"]
+    assert "SYS_PTRACE" in container(with_pids)["securityContext"]["capabilities"]["add"]
+
+
+@pytest.mark.parametrize(
+    ("value", "version", "strategy"),
+    [
+        ("maxUnavailable=0", "1.36.0", {"maxUnavailable": 0, "maxSurge": 1}),
+        ("maxUnavailable=2", "1.36.0", {"maxUnavailable": 2, "maxSurge": 0}),
+        ("maxUnavailable=10%", "1.36.0", {"maxUnavailable": "10%", "maxSurge": 0}),
+        ("maxSurge=3", "1.36.0", {"maxUnavailable": 0, "maxSurge": 3}),
+        ("maxUnavailable=0", "1.21.0", {"maxUnavailable": 1}),
+    ],
+)
+def test_roll_out_of_agents(render: Render, value: str, version: str, strategy: dict[str, Any]) -> None:
+    objects = render(f"spiderpoolAgent.updateStrategy.rollingUpdate.{value}", version=version)
+    assert objects["DaemonSet", AGENT]["spec"]["updateStrategy"]["rollingUpdate"] == strategy
+    left = render("spiderpoolAgent.updateStrategy.type=OnDelete")["DaemonSet", AGENT]["spec"]["updateStrategy"]
+    assert left == {"type": "OnDelete"}
+
+
+def test_two_agents_can_share_a_node(render: Render) -> None:
+    agent = render("spiderpoolAgent.prometheus.enabled=true")["DaemonSet", AGENT]
+    assert "ports" not in container(agent), "on the node's network they would be the node's"
+    for name in "startupProbe", "livenessProbe", "readinessProbe":
+        probe, path, socket, what = container(agent)[name]["exec"]["command"]
+        assert (probe, path) == ("/usr/lib/spiderpool/shim", "probe")
+        assert socket == environment(agent)["SPIDERPOOL_PROBE_SOCKET"]
+        assert what == f"/v1/runtime/{name.removesuffix('Probe')}"
+    assert volumes(agent)["run"] == {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}
+
+
+def test_namespaces_made_later_show_in_the_agent(render: Render) -> None:
+    mounts = {mount["name"]: mount for mount in container(render()["DaemonSet", AGENT])["volumeMounts"]}
+    for name in "netns", "docker-netns":
+        assert mounts[name]["mountPropagation"] == "HostToContainer"
+
+
+def test_two_controllers_are_on_two_nodes(render: Render) -> None:
+    controller = render()["Deployment", CONTROLLER]["spec"]
+    assert controller["replicas"] == 2
+    assert controller["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    (term,) = controller["template"]["spec"]["affinity"]["podAntiAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert term["topologyKey"] == "kubernetes.io/hostname"
+    assert term["labelSelector"]["matchLabels"] == controller["selector"]["matchLabels"]
+    apart = render("spiderpoolController.hostnetwork=false")["Deployment", CONTROLLER]["spec"]
+    assert "requiredDuringSchedulingIgnoredDuringExecution" not in json.dumps(apart)
+
+
+def test_plugin_is_installed_where_the_runtime_looks(render: Render) -> None:
+    values = (
+        "global.cniBinHostPath=/usr/libexec/cni",
+        "global.cniConfHostPath=/etc/kube/cni",
+        "spiderpoolAgent.cni.mtu=9000",
+    )
+    agent = render(*values, "spiderpoolAgent.cni.master=bond0")["DaemonSet", AGENT]
+    given = environment(agent)
+    assert (given["SPIDERPOOL_CNI_MASTER"], given["SPIDERPOOL_CNI_MTU"]) == ("bond0", "9000")
+    mounts = {mount["mountPath"]: mount["name"] for mount in container(agent)["volumeMounts"]}
+    folders = {name: volumes(agent)[mounts[given[f"SPIDERPOOL_CNI_{name}_DIR"]]] for name in ("BIN", "CONF")}
+    assert folders["BIN"]["hostPath"]["path"] == "/usr/libexec/cni"
+    assert folders["CONF"]["hostPath"]["path"] == "/etc/kube/cni"
+    without = render("spiderpoolAgent.cni.install=false")["DaemonSet", AGENT]
+    assert not [name for name in environment(without) if name.startswith("SPIDERPOOL_CNI")]
+    assert {"cni-bin", "cni-conf"} & set(volumes(without)) == set()
+
+
+def test_init_job_is_told_what_the_values_say(render: Render) -> None:
+    job = render(
+        "coordinator.mode=overlay",
+        "coordinator.policyRoutes[0].dst=10.0.0.0/8",
+        "coordinator.policyRoutes[0].gw=10.6.0.1",
+        "clusterDefaultPool.installIPv4IPPool=true",
+        "clusterDefaultPool.ipv4Subnet=10.6.0.0/16",
+        "clusterDefaultPool.ipv4IPRanges={10.6.1.1-10.6.1.9,10.6.2.2}",
+        "clusterDefaultPool.ipv4Gateway=10.6.0.1",
+        hooks=True,
+    )["Job", "spiderpool-init"]
+    objects = {each.kind.kind: each.item for each in initial.load(environment(job)).objects}
+    assert list(objects) == ["SpiderCoordinator", "SpiderSubnet", "SpiderIPPool"]
+    assert objects["SpiderCoordinator"].spec.mode == "overlay"
+    assert objects["SpiderCoordinator"].spec.hijack_cidr == ["169.254.0.0/16"]
+    assert objects["SpiderCoordinator"].spec.policy_routes[0].gw == "10.6.0.1"
+    assert objects["SpiderIPPool"].metadata.name == "default-v4-ippool"
+    assert objects["SpiderIPPool"].spec.ips == ["10.6.1.1-10.6.1.9", "10.6.2.2"]
+    assert objects["SpiderIPPool"].spec.default
+    plain = render(
+        "ipam.spiderSubnet.enable=false",
+        "clusterDefaultPool.installIPv6IPPool=true",
+        "clusterDefaultPool.ipv6Subnet=fd00::/64",
+        hooks=True,
+    )["Job", "spiderpool-init"]
+    assert [each.kind.kind for each in initial.load(environment(plain)).objects] == [
+        "SpiderCoordinator",
+        "SpiderIPPool",
+    ]
+
+
+def test_objects_are_removed_only_by_value(render: Render) -> None:
+    job = "Job", "spiderpool-controller-hook-pre-delete"
+    assert container(render(hooks=True)[job])["args"] == ["clean"]
+    assert container(render("spiderpoolController.cleanup.enable=true", hooks=True)[job])["args"] == [
+        "clean",
+        "--remove-objects",
+    ]
+    role = "ClusterRole", "spiderpool-controller-hook-pre-delete"
+    assert "customresourcedefinitions" not in json.dumps(render(hooks=True)[role])
+
+
+def test_init_and_test_pods_take_the_controller_s_image_until_they_have_one(render: Render) -> None:
+    def images(*values: str) -> set[str]:
+        objects = render(*values, hooks=True)
+        pods = [
+            objects["Pod", "spiderpool-test-client"]["spec"],
+            objects["Job", "spiderpool-init"]["spec"]["template"]["spec"],
+        ]
+        return {pod["containers"][0]["image"] for pod in pods}
+
+    assert images("spiderpoolController.image.tag=v9") == {"ghcr.io/spidernet-io/spiderpool/spiderpool:v9"}
+    own = [
+        f"{part}.image.{key}"
+        for part in ("spiderpoolInit", "helmTest")
+        for key in ("registry=x", "repository=y", "tag=z")
+    ]
+    assert images(*own) == {"x/y:z"}
 
 
 def test_namespace_is_the_release_s(render: Render) -> None:
@@ -85,7 +277,7 @@ def test_namespace_is_the_release_s(render: Render) -> None:
 
 @pytest.mark.parametrize("version", ["1.16.0", "1.20.0", "1.21.0", "1.36.0"])
 def test_old_and_new_kubernetes(render: Render, version: str) -> None:
-    objects = render("spiderpoolController.podDisruptionBudget.enabled=true", version=version)
+    objects = render(version=version)
     minor = int(version.split(".")[1])
     assert ("startupProbe" in container(objects["DaemonSet", AGENT])) == (minor >= 20)
     assert ("ipFamilyPolicy" in objects["Service", CONTROLLER]["spec"]) == (minor >= 20)
@@ -183,7 +375,7 @@ def test_extras_land_where_they_belong(render: Render) -> None:
     assert "site" not in agent["spec"]["selector"]["matchLabels"]
 
 
-def test_probes_ask_the_node_only_where_the_pod_is_on_its_network(render: Render) -> None:
+def test_controller_s_probes_ask_the_node_only_where_the_pod_is_on_its_network(render: Render) -> None:
     def host(*values: str) -> str | None:
         probe = container(render(*values)["Deployment", CONTROLLER])["livenessProbe"]["httpGet"]
         return probe.get("host")  # type: ignore[no-any-return]
@@ -196,9 +388,9 @@ def test_probes_ask_the_node_only_where_the_pod_is_on_its_network(render: Render
 @pytest.mark.parametrize(
     ("value", "image"),
     [
-        ("tag=v9", "ghcr.io/spidernet-io/spiderpool/spiderpool-agent:v9"),
-        ("digest=sha256:abc", "ghcr.io/spidernet-io/spiderpool/spiderpool-agent@sha256:abc"),
-        ("registry=example.org", "example.org/spidernet-io/spiderpool/spiderpool-agent:v0.1.0"),
+        ("tag=v9", "ghcr.io/spidernet-io/spiderpool/spiderpool:v9"),
+        (f"digest={DIGEST}", f"ghcr.io/spidernet-io/spiderpool/spiderpool@{DIGEST}"),
+        ("registry=example.org", "example.org/spidernet-io/spiderpool/spiderpool:v0.1.0"),
     ],
 )
 def test_image(render: Render, value: str, image: str) -> None:
@@ -207,16 +399,21 @@ def test_image(render: Render, value: str, image: str) -> None:
 
 def test_one_registry_for_all_images(render: Render) -> None:
     objects = render("global.imageRegistryOverride=local:5000")
-    for workload in objects["DaemonSet", AGENT], objects["Deployment", CONTROLLER]:
-        pod = workload["spec"]["template"]["spec"]
-        for each in (*pod.get("initContainers", []), *pod["containers"]):
-            assert each["image"].startswith("local:5000/")
+    hooks = render("global.imageRegistryOverride=local:5000", hooks=True)
+    pods = [one["spec"]["template"]["spec"] for (kind, _), one in (objects | hooks).items() if kind in WORKLOADS]
+    assert len(pods) == 6
+    for pod in (*pods, hooks["Pod", "spiderpool-test-client"]["spec"]):
+        assert pod["containers"][0]["image"].startswith("local:5000/")
+
+
+WORKLOADS = {"DaemonSet", "Deployment", "Job"}
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("spiderpoolController.tls.method=magic", "magic: expected auto or provided"),
+        ("spiderpoolController.tls.method=certmanager", "certmanager: expected auto or provided"),
+        ("clusterDefaultPool.installIPv4IPPool=true", "clusterDefaultPool.ipv4Subnet has to be given"),
         ("spiderpoolController.tls.method=provided", "spiderpoolController.tls.provided.tlsCert has to be given"),
     ],
 )
@@ -239,6 +436,7 @@ HIDDEN = (
     "global.imageRegistryOverride",  # would hide the registries
     ".image.digest",  # would hide the tags
     ".tls.method",
+    "updateStrategy.type",
     ".tls.provided.",
     ".tls.auto.",  # inside the certificate, as the next
     "global.clusterDnsDomain",
@@ -268,7 +466,9 @@ def test_no_value_is_without_use(helm: Path, tmp_path: Path) -> None:
     marks: dict[str, str] = {}
     values = marked(yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8")), "", marks)
     (tmp_path / "values.yaml").write_text(json.dumps(values))
-    argv = [str(helm), "template", "sp", str(CHART), "--values", str(tmp_path / "values.yaml")]
+    # The marks are no ports, words and numbers that the schema would take.
+    argv = [str(helm), "template", "sp", str(CHART), "--skip-schema-validation"]
+    argv += ["--values", str(tmp_path / "values.yaml")]
     text = run_command(argv, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"})
     assert len(marks) > 60
     assert [path for path, mark in marks.items() if mark not in text] == []

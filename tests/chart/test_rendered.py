@@ -204,6 +204,9 @@ def test_plugin_is_installed_where_the_runtime_looks(render: Render) -> None:
     folders = {name: volumes(agent)[mounts[given[f"SPIDERPOOL_CNI_{name}_DIR"]]] for name in ("BIN", "CONF")}
     assert folders["BIN"]["hostPath"]["path"] == "/usr/libexec/cni"
     assert folders["CONF"]["hostPath"]["path"] == "/etc/kube/cni"
+    assert "SPIDERPOOL_CNI_PLUGINS" not in given
+    more, _ = settings(render, "plugins.installCNI=true")
+    assert more.cni_plugins == "spiderpool,macvlan"
     without = render("spiderpoolAgent.cni.install=false")["DaemonSet", AGENT]
     assert not [name for name in environment(without) if name.startswith("SPIDERPOOL_CNI")]
     assert {"cni-bin", "cni-conf"} & set(volumes(without)) == set()

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from actors import clean
-from actors.clean import LEFT, RETIRE, WITHDRAWN, Task
+from actors.clean import Task
 from api import kinds
 from api.core import Event, Node, ObjectReference, Pod, PodSpec, PodStatus
 from api.endpoint import SpiderEndpoint
 from api.extensions import CustomResourceDefinition, ValidatingWebhookConfiguration
 from api.ippool import IPPoolSpec, SpiderIPPool
 from api.meta import FINALIZER, ObjectMeta
+from api.retirement import LEFT, RETIRE, WITHDRAWN
 from runtime.store.memory import MemoryStore
 from runtime.store.port import Denied, NotFound
 from runtime.testing.loop import run

@@ -1,4 +1,4 @@
-"""A cluster of real processes: API server and etcd, a controller, two agents, the shim, links on the real kernel.
+"""A cluster of real processes: API server and etcd, controllers, two agents, the shim, links on the real kernel.
 
 What is missing of a cluster is played: nodes and pods are objects that the test creates, kubelet is a thread that
 runs the shim, the token volume is a file. Everything runs in the test run's own network namespace.
@@ -159,15 +159,24 @@ class Pod:
 class Lab:
     """See the module. A context manager; `control_plane` outlives it."""
 
-    def __init__(self, control_plane: ControlPlane, *, environment: Mapping[str, str] | None = None) -> None:
-        """`environment` is added to that of every program."""
+    def __init__(
+        self,
+        control_plane: ControlPlane,
+        *,
+        environment: Mapping[str, str] | None = None,
+        controllers: int = 1,
+        apart: bool = False,
+    ) -> None:
+        """`environment` is added to that of every program. Controllers that are `apart` do not know of each other."""
+        self.controllers = tuple(f"controller-{number}" if number else "controller" for number in range(controllers))
+        self._apart = apart
         self.control_plane = control_plane
         self.folder = Path(tempfile.mkdtemp(prefix="spiderpool-lab-"))
         self.namespace = control_plane.create_namespace()
         self.plugins = self.folder / "bin"
-        self.rpc_port = free_port()
-        self.health_ports = {name: free_port() for name in ("controller", *NODES)}
-        self.metric_ports = {name: free_port() for name in ("controller", *NODES)}
+        self.rpc_ports = {name: free_port() for name in self.controllers}
+        self.health_ports = {name: free_port() for name in (*self.controllers, *NODES)}
+        self.metric_ports = {name: free_port() for name in (*self.controllers, *NODES)}
         self._environment = dict(environment or {})
         self.processes: dict[str, ServerProcess] = {}
         self._pools: list[str] = []
@@ -181,7 +190,8 @@ class Lab:
             self._install_plugins()
             self._wire()
             self._install_chart()
-            self.start_controller()
+            for name in self.controllers:
+                self.start_controller(name)
             for node in NODES:
                 self.start_agent(node)
             self.wait_ready()
@@ -248,42 +258,59 @@ class Lab:
         for node in NODES:
             self.control_plane.request("POST", "/api/v1/nodes", {"metadata": {"name": node}}, check=False)
             self.create_pod(f"agent-{node}", node, account="spiderpool-agent")
-        self.create_pod("controller-0", NODES[0], account="spiderpool-controller")
+        for number in range(len(self.controllers)):
+            self.create_pod(f"controller-{number}", NODES[number % 2], account="spiderpool-controller")
         self.write_tokens()
         pair = self.control_plane.authority.issue(
             "spiderpool", hosts=(f"spiderpool-controller.{self.namespace}.svc",), file=f"rpc-{self.namespace}"
         )
         self.certificate, self.key = pair.certificate, pair.key
+        for number, name in enumerate(self.controllers):
+            self._publish(number, name)
+
+    def _publish(self, number: int, name: str) -> None:
+        """What the controller's Service makes of a ready replica; the ports differ, for they share an address."""
+        endpoint: dict[str, Any] = {"addresses": [CONTROLLER_ADDRESS], "conditions": {"ready": True}}
+        if len(self.controllers) > 1:
+            pod = {"kind": "Pod", "namespace": self.namespace, "name": f"controller-{number}"}
+            endpoint["targetRef"] = pod
         self.control_plane.request(
             "POST",
             f"/apis/discovery.k8s.io/v1/namespaces/{self.namespace}/endpointslices",
             {
                 "metadata": {
-                    "name": "spiderpool-controller-1",
+                    "name": f"spiderpool-{name}",
                     "labels": {"kubernetes.io/service-name": "spiderpool-controller"},
                 },
                 "addressType": "IPv4",
-                "endpoints": [{"addresses": [CONTROLLER_ADDRESS], "conditions": {"ready": True}}],
-                "ports": [{"name": "rpc", "port": self.rpc_port, "protocol": "TCP"}],
+                "endpoints": [endpoint],
+                "ports": [{"name": "rpc", "port": self.rpc_ports[name], "protocol": "TCP"}],
             },
         )
 
     def write_tokens(self) -> None:
-        """What kubelet's projected volumes hold: tokens bound to the agents' pods."""
-        for node in NODES:
-            token = self.control_plane.service_account_token(
-                self.namespace, "spiderpool-agent", audience=AUDIENCE, pod=f"agent-{node}"
-            )
-            (self.folder / f"{node}.token").write_text(token)
+        """What kubelet's projected volumes hold: tokens bound to the pods of agents and controllers."""
+        pods = {node: ("spiderpool-agent", f"agent-{node}") for node in NODES}
+        for number, name in enumerate(self.controllers):
+            pods[name] = ("spiderpool-controller", f"controller-{number}")
+        for name, (account, pod) in pods.items():
+            token = self.control_plane.service_account_token(self.namespace, account, audience=AUDIENCE, pod=pod)
+            self.token(name).write_text(token)
+
+    def token(self, name: str) -> Path:
+        """The file with the token that a program shows to controllers."""
+        return self.folder / f"{name}.token"
 
     # -- programs ------------------------------------------------------------------------------------------------------
 
-    def start_controller(self) -> None:
+    def start_controller(self, name: str = "controller") -> None:
         """The real program, with the rights of its ServiceAccount only."""
-        token = self.control_plane.service_account_token(self.namespace, "spiderpool-controller", pod="controller-0")
-        kubeconfig = self.control_plane.kubeconfig_for(token=token, name=f"controller-{self.namespace}")
+        pod = f"controller-{self.controllers.index(name)}"
+        token = self.control_plane.service_account_token(self.namespace, "spiderpool-controller", pod=pod)
+        kubeconfig = self.control_plane.kubeconfig_for(token=token, name=f"{name}-{self.namespace}")
+        alone = {"SPIDERPOOL_CONTROLLER_ADDRESSES": f"127.0.0.1:{self.rpc_ports[name]}"} if self._apart else {}
         self._start(
-            "controller",
+            name,
             [
                 PROGRAMS / "spiderpool-controller",
                 "daemon",
@@ -292,8 +319,11 @@ class Lab:
             ],
             {
                 "KUBECONFIG": str(kubeconfig),
-                "SPIDERPOOL_POD_NAME": "controller-0",
-                "SPIDERPOOL_RPC_PORT": str(self.rpc_port),
+                "SPIDERPOOL_POD_NAME": pod,
+                "SPIDERPOOL_RPC_PORT": str(self.rpc_ports[name]),
+                "SPIDERPOOL_CONTROLLER_TOKEN_FILE": str(self.token(name)),
+                "SPIDERPOOL_CONTROLLER_CA_FILE": str(self.control_plane.ca_file),
+                **alone,
             },
         )
 
@@ -313,14 +343,17 @@ class Lab:
                 "SPIDERPOOL_NODE_NAME": node,
                 "SPIDERPOOL_STATE_DIR": str(self.folder / node),
                 **self._way_to_controller(node),
-                "SPIDERPOOL_CONTROLLER_TOKEN_FILE": str(self.folder / f"{node}.token"),
+                "SPIDERPOOL_CONTROLLER_TOKEN_FILE": str(self.token(node)),
                 "SPIDERPOOL_CONTROLLER_CA_FILE": str(self.control_plane.ca_file),
             },
         )
 
     def _way_to_controller(self, node: str) -> dict[str, str]:
-        if node == NODES[0]:
-            return {"SPIDERPOOL_CONTROLLER_ADDRESSES": f"127.0.0.1:{self.rpc_port}"}
+        if node == NODES[0] or self._apart:
+            ports = self.rpc_ports.values()
+            if self._apart:
+                ports = [list(ports)[NODES.index(node) % len(ports)]]  # type: ignore[assignment]
+            return {"SPIDERPOOL_CONTROLLER_ADDRESSES": ",".join(f"127.0.0.1:{port}" for port in ports)}
         token = self.control_plane.service_account_token(self.namespace, "spiderpool-agent", pod=f"agent-{node}")
         name = f"agent-{node}-{self.namespace}"
         return {"KUBECONFIG": str(self.control_plane.kubeconfig_for(token=token, name=name))}

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.request import ProxyHandler, build_opener
 
 PORT = int(os.environ.get("PORT", "8080"))
+PEER_PORT = int(os.environ.get("PEER_PORT", str(PORT)))
 SECONDS = float(os.environ.get("SECONDS", "120"))
 ADDRESSES = [word for word in os.environ.get("POD_IPS", "").split(",") if word]
 _DIRECT = build_opener(ProxyHandler({}))
@@ -84,10 +85,10 @@ def call() -> None:
     print(f"this pod has {', '.join(ADDRESSES) or 'no addresses'}")
     theirs = attempt(f"this pod -> Service {service}", service, port, until=until).split(",")
     for address in theirs:
-        attempt(f"this pod -> pod {address}", address, PORT, until=until)
+        attempt(f"this pod -> pod {address}", address, PEER_PORT, until=until)
         families = [own for own in ADDRESSES if (":" in own) == (":" in address)]
         for own in families:
-            attempt(f"pod {address} -> this pod {own}", address, PORT, f"/call/{own}/{PORT}", until=until)
+            attempt(f"pod {address} -> this pod {own}", address, PEER_PORT, f"/call/{own}/{PORT}", until=until)
 
 
 def main() -> None:

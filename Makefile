@@ -4,7 +4,7 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 TESTS ?=
 
-.PHONY: help setup demo test lint format generate shim image image-lock servers cluster-up cluster-down cluster-shell bench lock clean
+.PHONY: help setup demo test lint format generate shim image image-lock servers cluster-up cluster-down cluster-shell bench chaos lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,8 +52,11 @@ cluster-down: setup ## take it down: no process, mount, namespace or cgroup stay
 cluster-shell: setup ## a shell in it with kubectl and helm; CMD='kubectl get nodes' runs one command
 	@$(PYTHON) -m tests.cluster shell $(if $(CMD),'$(subst ','\'',$(value CMD))')
 
-bench: setup shim servers ## figures of this machine, never asserted
-	@$(PYTHON) -m bench
+bench: setup shim servers ## figures of this machine, never asserted; BENCH=cluster: pods by a real kubelet, against the reference CNI
+	@$(PYTHON) -m bench $(BENCH)
+
+chaos: setup shim servers ## random faults on a cluster under pods that come and go, then an audit; SECONDS=600 SEED=...
+	@$(PYTHON) -m tests.cluster.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 lock: ## pin what pyproject.toml and requirements/*.in ask for, with hashes
 	@tools/lock

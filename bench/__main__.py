@@ -1,8 +1,22 @@
-"""All figures of this machine, one after the other: ``make bench``."""
+"""Figures of this machine: ``make bench`` (an ADD and the rules), ``make bench BENCH=cluster`` (a real cluster)."""
 
 import sys
 
-from bench import cluster, ledger
+from bench import add, ledger
+from bench.kubelet import program
 
-ledger.main()
-sys.exit(cluster.main())
+
+def main() -> int:
+    """What the first argument names; without one, what needs no cluster."""
+    match sys.argv[1:]:
+        case []:
+            ledger.main()
+            return add.main()
+        case ["cluster", *rest]:
+            return program.main(rest)
+        case _:
+            sys.stderr.write("usage: python -m bench [cluster [--help]]\n")
+            return 2
+
+
+sys.exit(main())

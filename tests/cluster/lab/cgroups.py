@@ -120,3 +120,14 @@ def cpu_seconds(hierarchies: list[Hierarchy], below: str = "") -> float:
             lines = [line for path in chosen for line in (path / "cpu.stat").read_text().splitlines()]
             return sum(int(line.split()[1]) for line in lines if line.startswith("usage_usec")) / 1e6
     return 0.0
+
+
+def processes(hierarchies: list[Hierarchy], below: str) -> list[Identity]:
+    """The processes in the cgroups that the pattern `below` names, and in those below them."""
+    found = {}
+    for hierarchy in hierarchies:
+        for listing in Path(hierarchy.folder).glob(f"{below}/**/cgroup.procs"):
+            for line in _lines(listing):
+                with contextlib.suppress(ProcessLookupError):
+                    found[int(line)] = Identity.of(int(line))
+    return [found[pid] for pid in sorted(found)]

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from tests.cluster.inside.spec import Spec
+from tests.cluster.lab import cgroups
 from tests.cluster.lab.state import Identity, LabFailed, LabUnavailable, StateFolder
 from tests.netns import Netns
 from tests.servers.debian import node_packages
@@ -236,6 +237,13 @@ class Machine(Host):
             fields = Path(f"/proc/{self.pid_of(service)}/stat").read_text().rpartition(")")[2].split()
             used[service] = (int(fields[11]) + int(fields[12])) / ticks
         return used
+
+    def cgroup_cpu_seconds(self, below: str = "") -> float:
+        """CPU time of the whole machine, or of the cgroups that a glob below it names (`kubepods/*/pod<uid>`)."""
+        state = self._state.read()
+        if state is None:
+            raise LabFailed(f"cluster {self._state.name} is down")
+        return cgroups.cpu_seconds(state.cgroups[self.name], below)
 
     def power_off(self) -> None:
         """Ends every process at once, as a power failure does."""

@@ -13,7 +13,7 @@ import msgspec
 from tests.cluster.inside.spec import Root, Spec
 from tests.cluster.lab import cgroups, network, node_files, plan
 from tests.cluster.lab.machine import Machine, environment_of, spawn
-from tests.cluster.lab.state import ClusterState, LabFailed, Nic, StateFolder
+from tests.cluster.lab.state import ClusterState, Identity, LabFailed, Nic, StateFolder
 
 PLANE: Final = "plane"
 
@@ -45,6 +45,11 @@ class Node(Machine):
     def disk(self) -> Path:
         """This machine's path of what the node has written to its own files: `disk / "opt/cni/bin"`."""
         return self._home / "upper"
+
+    @property
+    def root(self) -> Path:
+        """This machine's path of all that the node sees: `root / "run/netns"`. Raises LabFailed when it is off."""
+        return Path(f"/proc/{self.first.pid}/root")
 
     @property
     def logs(self) -> Path:
@@ -106,9 +111,9 @@ class Node(Machine):
                 raise LabFailed(f"containerd of {self.name} does not answer; see {self.logs}")
             time.sleep(0.1)
 
-    def cgroup_cpu_seconds(self, below: str = "") -> float:
-        """CPU time of the whole node, or of the cgroups that a glob below it names (`kubepods/*/pod<uid>`)."""
-        return cgroups.cpu_seconds(self._read().cgroups[self.name], below)
+    def processes_below(self, below: str) -> list[Identity]:
+        """The processes in the cgroups that a glob names: `kubepods`, `kubepods/*/pod<uid>`."""
+        return cgroups.processes(self._read().cgroups[self.name], below)
 
     def install_cni(self, configuration: str, name: str = "10-lab.conflist") -> None:
         """Puts a CNI configuration into place, as an installer does: whole or not at all."""

@@ -59,6 +59,31 @@ class Identity(msgspec.Struct, frozen=True):
             return False
         return fields[19] == self.start and fields[0] not in {"Z", "X"}
 
+    @property
+    def command_line(self) -> list[str]:
+        """Its arguments, the program's name first; empty when it is gone."""
+        try:
+            return Path(f"/proc/{self.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        except OSError:
+            return []
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time that it has used so far, children that have ended not counted; 0 when it is gone."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that it has; 0 when it is gone."""
+        try:
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            return 0
+
     def send(self, number: int) -> None:
         """Sends a signal if it is still this process."""
         if self.alive:

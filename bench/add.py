@@ -1,7 +1,7 @@
 """What one ADD costs: shim, agent, controller and a real API server on this machine. Figures, no verdicts.
 
-    python -m bench.cluster            # make bench
-    python -m bench.cluster --pods 200
+    python -m bench.add            # make bench
+    python -m bench.add --pods 200
 
 One process of each program, two agents, links on the real kernel; needs root. The machine's cores and the date stand
 beside every table, since the figures mean nothing without them.
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--kubelets", type=int, default=32, help="ADDs in flight per node (default 32)")
     options = parser.parse_args()
     if not isolate():
-        sys.stderr.write("bench.cluster needs root: it makes network namespaces\n")
+        sys.stderr.write("bench.add needs root: it makes network namespaces\n")
         return 2
     stamp = f"{os.cpu_count()} cores, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     shim_exec(stamp)

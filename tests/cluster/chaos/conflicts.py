@@ -1,0 +1,101 @@
+"""No address has two live holders: asked of the kernels while the faults last, not of what anybody wrote down."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Final, Self
+
+from tests.cluster.lab import Cluster, LabFailed
+from tests.cluster.lab.node import Node
+
+_LOOK_SECONDS: Final = 1.5
+_AGAIN_SECONDS: Final = 0.2
+_LAN_V4, _LAN_V6 = "10.89.", "fd00:0089:"
+_LOCAL: Final = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
+_POD: Final = re.compile(r"/pod([0-9a-f-]{36})")
+
+
+class Conflicts:
+    """Looks again and again while it is entered; `found` has a line for every address that two pods carried."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="conflicts", daemon=True)
+        self.found: list[str] = []
+        self.looks = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(20)
+
+    def _run(self) -> None:
+        while not self._stop.wait(_LOOK_SECONDS):
+            twice = doubles(carried(self._cluster))
+            if twice:
+                # Two looks at two namespaces are not one moment: an address may have moved between them.
+                time.sleep(_AGAIN_SECONDS)
+                again = doubles(carried(self._cluster))
+                self.found += [
+                    f"{address} is carried by {' and '.join(sorted(holders))}"
+                    for address, holders in again.items()
+                    if len(holders & twice.get(address, set())) > 1
+                ]
+            self.looks += 1
+
+
+def doubles(held: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The addresses with more than one holder."""
+    return {address: holders for address, holders in held.items() if len(holders) > 1}
+
+
+def carried(cluster: Cluster) -> dict[str, set[str]]:
+    """Who carries each LAN address: the namespaces of pods on all nodes, named by node, namespace and pod uid."""
+    found: dict[str, set[str]] = {}
+    for node in cluster.nodes.values():
+        for holder, addresses in _on(node).items():
+            for address in addresses:
+                found.setdefault(address, set()).add(holder)
+    return found
+
+
+def _on(node: Node) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    try:
+        own = Path(f"/proc/{node.first.pid}/ns/net").readlink()
+        processes = node.processes_below("kubepods")
+    except (LabFailed, OSError):
+        return found
+    seen = set()
+    for process in processes:
+        home = Path(f"/proc/{process.pid}")
+        try:
+            space = (home / "ns" / "net").readlink()
+            if space == own or space in seen:
+                continue
+            pod = _POD.search((home / "cgroup").read_text())
+            addresses = _addresses(home)
+        except OSError:
+            continue
+        seen.add(space)
+        found[f"{node.name} {space} pod {pod[1] if pod else '?'}"] = addresses
+    return found
+
+
+def _addresses(home: Path) -> list[str]:
+    """LAN addresses in the network namespace of a process. Raises OSError when it is gone."""
+    ipv4 = {it for it in _LOCAL.findall((home / "net" / "fib_trie").read_text()) if it.startswith(_LAN_V4)}
+    ipv6 = set()
+    for line in (home / "net" / "if_inet6").read_text().splitlines():
+        digits = line.split()[0]
+        text = ":".join(digits[at : at + 4] for at in range(0, 32, 4))
+        if text.startswith(_LAN_V6):
+            ipv6.add(text)
+    return sorted(ipv4 | ipv6)

@@ -15,7 +15,7 @@ from msgspec import Struct
 from api import wire
 from runtime.clock import Clock
 from runtime.ownership import score
-from runtime.transport.port import Channel, DeadlineExceeded, Overloaded, Refused, TransportError, Unreachable
+from runtime.transport.port import Channel, DeadlineExceeded, Overloaded, Refused, Silent, TransportError, Unreachable
 from telemetry import traces
 
 _log = logging.getLogger(__name__)
@@ -103,6 +103,8 @@ class Controllers:
                         ambiguous = error
                     except Overloaded as error:
                         raise error from None
+                    except Silent as error:
+                        ambiguous = error  # the channel has said so, once
                     except TransportError as error:
                         _log.warning("controller: %s: %s", channel, error)
                         ambiguous = error

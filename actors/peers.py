@@ -32,6 +32,7 @@ from runtime.transport.port import (
     Channel,
     DeadlineExceeded,
     Overloaded,
+    Silent,
     TransportError,
     Unreachable,
 )
@@ -212,6 +213,8 @@ class Peers:
                     raise AskTimeout(f"{key} at {name}", timeout) from error
                 except (Unreachable, NotAccepted) as error:
                     _log.warning("%s: replica %s is passed over: %s", key, name, error)
+                except Silent:
+                    doubtful = True  # the channel has said so, once
                 except (TransportError, msgspec.DecodeError) as error:
                     _log.warning("%s: replica %s is passed over: %s", key, name, error)
                     doubtful = True

@@ -129,6 +129,8 @@ class _Link:
         if verdict.ping:
             self.connection.send(Ping())
         if verdict.silent:
+            if not self.silent:
+                _log.warning("%s at %s is silent", self.server, self.connection.remote)
             self.silent = True
             self.connection.on_word = self._speaks
             for number in self.hurried:

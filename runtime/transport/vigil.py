@@ -69,11 +69,11 @@ class Vigil:
         quiet = now - since
         if quiet >= patience.broken:
             return Verdict(again=now, broken=True)
-        ping = self._asked is None and quiet >= patience.probe - 1e-6
+        ping = self._asked is None and quiet >= self._pause - 1e-6
         if ping:
             self._asked = now
         silent = False
-        again = max(since, now) + self._pause
+        again = since + self._pause
         if self._asked is not None:
             # Both: it has been quiet for that long, and it was asked long enough ago to have answered.
             end = max(since + patience.suspect, self._asked + patience.suspect - patience.probe)

@@ -16,7 +16,9 @@ from ctl import status
 from ctl.status import Component, ago, assemble, health_ports, render
 from runtime.transport.port import Peer
 
-PEER = Peer(account="system:serviceaccount:spiderpool:spiderpool-agent", node="n1", pod="spiderpool/agent-1", role="agent")
+PEER = Peer(
+    account="system:serviceaccount:spiderpool:spiderpool-agent", node="n1", pod="spiderpool/agent-1", role="agent"
+)
 GRANTED = Allocated(addresses=(), routes=(), explanation=Explanation(), pod_uid="u")
 WELL = [
     Component(name="spiderpool-controller", kind="Deployment", desired=1, ready=1, updated=1, version="0.1.0"),

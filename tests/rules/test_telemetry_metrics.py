@@ -28,6 +28,8 @@ DOCUMENTED = [
     "total_ippool_counts",
     "debug_ippool_total_ip_counts",
     "debug_ippool_available_ip_counts",
+    "ip_gc_counts",
+    "ip_gc_failure_counts",
     *(
         f"ipam_{verb}_{word}{limit}duration_seconds"
         for verb in ("allocation", "release")

@@ -1,7 +1,8 @@
 """An agent's place on its node: the socket, the files that lead the container runtime there, and how it comes and goes.
 
 It begins in this order: the journal is read, the socket is served (a rename takes it over from an agent before), a
-controller answers, the files are installed. What is missing shows in `/healthz`, and the agent is not ready before.
+controller answers, the files are installed. What is missing shows in `/healthz`, and the agent is not ready before. An
+agent whose successor dies takes the socket back, for it may be minutes until that one is started again.
 
 It ends in the opposite one. Calls that it accepted are carried through, for up to 25 seconds, with everything alive
 that they need; without any it ends at once. Socket, files, links and pods stay as they are: whoever comes next goes on.
@@ -9,9 +10,11 @@ that they need; without any it ends at once. Socket, files, links and pods stay 
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 from actors.events import EventsActor
 from actors.events import Message as EventsMessage
@@ -35,6 +38,8 @@ STOP_SECONDS = DRAIN_SECONDS + 3.0
 """For the agent's whole subtree."""
 _ASK_SECONDS = 5.0
 _PAUSE_SECONDS = 0.2
+_WATCH_SECONDS = 1.0
+"""Between two looks whether the socket is there, or its new owner is: less than a shim waits."""
 
 
 class Residence:
@@ -76,12 +81,16 @@ class Residence:
         async def serve() -> None:
             self._report("cni/socket", State.STARTING, "the journal is being read")
             await self._recovered.wait()
-            async with CniServer(socket, self._invoke, drain=DRAIN_SECONDS) as server:
-                self._server = server
-                self._report("cni/socket", State.OK)
-                self._serving.set()
-                _log.info("serving CNI on %s", socket)
-                await anyio.sleep_forever()
+            async with AsyncExitStack() as servers:
+                while True:
+                    server = CniServer(socket, self._invoke, drain=DRAIN_SECONDS)
+                    self._server = await servers.enter_async_context(server)
+                    self._report("cni/socket", State.OK)
+                    self._serving.set()
+                    _log.info("serving CNI on %s", socket)
+                    while not await anyio.to_thread.run_sync(server.is_lost):  # noqa: ASYNC110 - another process's
+                        await anyio.sleep(_WATCH_SECONDS)
+                    _log.warning("nobody serves on %s: taking it back", socket)
 
         self._supervisor.add_service("cni", serve, shutdown=DRAIN_SECONDS + 1.0)
         self._supervisor.add_service("contact", self._make_contact)

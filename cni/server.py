@@ -42,6 +42,8 @@ MAX_BODY = 1 << 20
 _MAX_HEAD = 64 * 1024
 _CREDENTIALS = struct.Struct("3i")
 _HEAD_SECONDS = 10.0
+_TURNS = 3
+"""Of the loop, until a connection that it has accepted is a call here; a server that is closed before drops it."""
 
 
 class _Refused(Exception):
@@ -81,6 +83,19 @@ class CniServer:
         except OSError:
             return True  # nobody else's either
 
+    def is_lost(self) -> bool:
+        """Whether nobody serves at the path any more: the file is gone, or a successor died. Blocks for a moment."""
+        try:
+            if self._path.stat().st_ino == self._inode:
+                return False
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
+                caller.connect(os.fspath(self._path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return True
+        except OSError:
+            pass  # busy: then somebody is there
+        return False
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -94,6 +109,7 @@ class CniServer:
             for call in self._calls:
                 call.cancel()
             await asyncio.gather(*self._calls, return_exceptions=True)
+            await asyncio.sleep(0)  # a transport that was closed lets go of its socket in the next turn
 
     def _bind(self) -> socket.socket:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +130,13 @@ class CniServer:
 
     async def _accept_queued(self) -> None:
         listener, self._listener = self._listener, None
+        if listener is None:
+            return
         loop = asyncio.get_running_loop()
-        while listener is not None:
+        loop.remove_reader(listener.fileno())
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        while True:
             try:
                 connection, _ = listener.accept()
             except OSError:

@@ -177,6 +177,25 @@ async def test_the_next_agent_takes_over_and_its_socket_stays(tmp_path: Path) ->
     assert os.listdir(tmp_path) == ["s"]  # noqa: PTH208
 
 
+async def test_whether_anybody_serves(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    async with CniServer(path, answer) as server:
+
+        async def lost() -> bool:
+            return await asyncio.to_thread(server.is_lost)
+
+        assert not await lost()
+        successor = CniServer(path, answer)
+        await successor.__aenter__()
+        assert not await lost()
+        await successor.__aexit__(None, None, None)
+        assert await lost(), "the successor's socket is there, and nobody listens"
+        path.unlink()
+        assert await lost()
+        path.write_text("no socket")
+        assert await lost()
+
+
 @pytest.mark.parametrize("taken_in", [True, False])
 async def test_what_waits_in_the_queue_at_the_end_is_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_in: bool

@@ -196,6 +196,19 @@ def test_sigterm_waits_for_the_call_under_way(lab: Lab, rollout: Rollout) -> Non
     nothing_left(lab)
 
 
+def test_a_newcomer_that_dies_gives_the_socket_back(lab: Lab, rollout: Rollout) -> None:
+    before = rollout.start()
+    rollout.wait_ready()
+    rollout.current.stop(kill=True)
+    pod = lab.pod("given-back", NODE)
+    pod.new_sandbox()
+    pod.add()
+    lab.socket(NODE).unlink()
+    pod.delete()
+    lab.processes[NODE] = before
+    nothing_left(lab)
+
+
 def test_negative_control_without_a_successor_the_stream_sees_failures(lab: Lab) -> None:
     lab.kill(NODE)
     pod = lab.pod("nobody", NODE)

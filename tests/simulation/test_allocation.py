@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from runtime.testing import run
-from tests.simulation.world import ROUGH_NETWORK, ROUGH_STORE, Violation, World, crashes, roll_overs
+from tests.simulation.node import Violation
+from tests.simulation.world import ROUGH_NETWORK, ROUGH_STORE, World, crashes, roll_overs
 
 SEEDS = range(1, 41)
 

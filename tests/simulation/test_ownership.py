@@ -8,10 +8,10 @@ import pytest
 from actors.peers import pool_key
 from runtime.ownership import ranking
 from runtime.testing import run
+from tests.simulation.node import Violation
 from tests.simulation.world import (
     ROUGH_NETWORK,
     ROUGH_STORE,
-    Violation,
     World,
     crashes,
     hangs,

@@ -10,8 +10,8 @@ succeeds.
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
@@ -27,10 +27,8 @@ from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NODE, POD, Kind
 from api.meta import ObjectMeta
 from api.settings import ControllerSettings
 from cni.config import CoordinatorConfig, IpamConfig, NetConfig
-from cni.coordination import CoordinationPlan, NodeView, Pair
-from cni.errors import CniError, TryAgainLater
-from cni.journal import JournalEntry, Key
-from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
+from cni.errors import CniError
+from cni.journal import JournalEntry
 from cni.protocol import Invocation, PodArgs, Verb
 from cni.result import Result
 from runtime.actor import System
@@ -41,181 +39,10 @@ from runtime.testing import EventRecord, VirtualClock
 from runtime.testing.store import Chances, FaultyStore, Policy
 from runtime.testing.transport import SimulatedNetwork, Weather
 from runtime.transport.port import Peer
+from tests.simulation.node import MemoryDisk, MemoryJournal, MemoryKernel, Point, Violation
 
 NODES = ("n1", "n2", "n3")
 REPLICAS = ("c1", "c2")
-
-
-class Violation(AssertionError):
-    """An invariant of the protocol does not hold."""
-
-
-type Point = Callable[[str], Awaitable[None]]
-"""Called before and after everything that lasts: the process that does it may be made to die right there."""
-
-
-class MemoryDisk:
-    """What of a node's journal survives its agents, and which agent has claimed which container."""
-
-    def __init__(self, point: Point) -> None:
-        self.entries: dict[Key, JournalEntry] = {}
-        self.claims: dict[str, MemoryJournal] = {}
-        self.point = point
-
-
-class MemoryJournal:
-    """`actors.disk.Journal` of one agent's life, on a disk that other lives share."""
-
-    def __init__(self, disk: MemoryDisk, *, claims: bool = True) -> None:
-        """Without `claims` nobody is kept away from anything: the negative control."""
-        self._disk = disk
-        self._claims = claims
-        self._uses: Counter[str] = Counter()
-
-    @property
-    def entries(self) -> dict[Key, JournalEntry]:
-        return self._disk.entries
-
-    def died(self) -> None:
-        """The process has ended, however: the kernel drops its locks."""
-        for container_id in [cid for cid, holder in self._disk.claims.items() if holder is self]:
-            del self._disk.claims[container_id]
-        self._claims = False
-
-    @asynccontextmanager
-    async def claim(self, container_id: str, *, seconds: float) -> AsyncIterator[None]:
-        if not self._claims:
-            yield
-            return
-        with anyio.move_on_after(seconds) as limit:
-            while self._disk.claims.setdefault(container_id, self) is not self:  # noqa: ASYNC110 - virtual time
-                await anyio.sleep(0.01)
-        if limit.cancelled_caught:
-            msg = "another agent has it"
-            raise TryAgainLater(msg)
-        self._uses[container_id] += 1
-        try:
-            yield
-        finally:
-            self._uses[container_id] -= 1
-            if not self._uses[container_id] and self._disk.claims.get(container_id) is self:
-                del self._disk.claims[container_id]
-
-    async def get(self, key: Key) -> JournalEntry | None:
-        await anyio.sleep(0.00005)
-        return self.entries.get(key)
-
-    async def load(self) -> list[JournalEntry]:
-        await anyio.lowlevel.checkpoint()
-        return list(self.entries.values())
-
-    async def put(self, entry: JournalEntry) -> None:
-        await self._disk.point(f"before journal.put {entry.state}")
-        await anyio.sleep(0.0002)
-        self.entries[entry.key] = entry
-        await self._disk.point(f"after journal.put {entry.state}")
-
-    async def remove(self, key: Key) -> None:
-        await self._disk.point("before journal.remove")
-        await anyio.sleep(0.0002)
-        self.entries.pop(key, None)
-        await self._disk.point("after journal.remove")
-
-
-class MemoryKernel:
-    """`cni.kernel.Kernel` of namespaces, links and addresses; refuses an address that the segment has already."""
-
-    def __init__(self, segment: dict[str, str], point: Point) -> None:
-        """`segment` maps every address that a link of any node carries, and every pod's veth, to where that is."""
-        self._segment = segment
-        self._point = point
-        self._links: dict[tuple[str, str], tuple[LinkState, list[str]]] = {}
-        self._lost: set[str] = set()
-        self._index = 0
-
-    def lose(self, netns: str) -> None:
-        """The namespace goes, with all that is in it, and nobody says a word."""
-        self._lost.add(netns)
-        for key in [key for key in self._links if key[0] == netns]:
-            for address in self._links.pop(key)[1]:
-                del self._segment[address]
-
-    def reboot(self) -> set[str]:
-        """Every namespace goes; returns which."""
-        lost = {netns for netns, _ in self._links}
-        for netns in sorted(lost):
-            self.lose(netns)
-        return lost
-
-    async def attach_link(self, plan: LinkPlan) -> LinkState:
-        await self._point("before link.create")
-        await anyio.sleep(0.001)
-        self._index += 1
-        mac = f"02:00:00:00:{self._index // 256:02x}:{self._index % 256:02x}"
-        link = LinkState(ifname=plan.ifname, index=self._index, kind=plan.kind, mac=mac, mtu=1500)
-        self._links[plan.netns, plan.ifname] = (link, [])
-        await self._point("after link.create")
-        return link
-
-    async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
-        await self._point("before link.configure")
-        await anyio.sleep(0.001)
-        if (netns, ifname) not in self._links:
-            msg = f"the link of {netns} was taken away while its ADD was at work on it"
-            raise Violation(msg)
-        _, carried = self._links[netns, ifname]
-        for address in plan.addresses:
-            holder = self._segment.get(address)
-            if holder is not None:
-                msg = f"{address} is given to {netns} while {holder} carries it"
-                raise Violation(msg)
-            self._segment[address] = netns
-            carried.append(address)
-        await self._point("after link.configure")
-
-    async def detach_link(
-        self, netns: str, ifname: str, *, kind: str = "", mac: str = "", pair: Pair | None = None
-    ) -> bool:
-        await self._point("before link.delete")
-        await anyio.sleep(0.005)
-        _, carried = self._links.pop((netns, ifname), (None, []))
-        for address in carried:
-            del self._segment[address]
-        if pair is not None:
-            self._segment.pop(pair.host_veth, None)
-        await self._point("after link.delete")
-        return bool(carried)
-
-    async def view_node(self, pod_addresses: Sequence[str]) -> NodeView:
-        await anyio.lowlevel.checkpoint()
-        return NodeView(addresses=(("eth0", "10.0.0.1"),), sources=("10.0.0.1",) * len(pod_addresses))
-
-    async def coordinate(self, plan: CoordinationPlan) -> None:
-        await self._point("before coordinate")
-        await anyio.sleep(0.003)
-        self._segment[plan.host_veth] = plan.netns
-        await self._point("after coordinate")
-
-    async def differences(self, plan: CoordinationPlan) -> list[str]:
-        await anyio.lowlevel.checkpoint()
-        return [] if plan.host_veth in self._segment else [f"{plan.host_veth} is missing"]
-
-    async def inspect(self, netns: str, ifname: str) -> Inspection | None:
-        await anyio.lowlevel.checkpoint()
-        found = self._links.get((netns, ifname))
-        return None if found is None else Inspection(link=found[0], addresses=tuple(found[1]))
-
-    async def netns_exists(self, netns: str) -> bool:
-        await anyio.lowlevel.checkpoint()
-        return netns not in self._lost
-
-    async def vanished(self, paths: Sequence[str]) -> frozenset[str]:
-        await anyio.lowlevel.checkpoint()
-        return frozenset(self._lost.intersection(paths))
-
-    async def carries(self, netns: str, ifname: str, addresses: Sequence[str] = ()) -> bool:
-        await anyio.lowlevel.checkpoint()
-        return (netns, ifname) in self._links
 
 
 class Watched:

@@ -164,7 +164,10 @@ def test_an_agent_is_killed_over_its_calls_and_the_next_one_carries_them_through
     stream = Stream(lab, "killed", kubelets=6)
     for _ in range(3):
         stream.wait_for(6)
-        rollout.start().stop(kill=True)
+        inode = lab.socket(NODE).stat().st_ino
+        before = rollout.start()
+        rollout.current.wait_until(lambda inode=inode: lab.socket(NODE).stat().st_ino != inode, interval=0.001)  # type: ignore[misc]
+        before.stop(kill=True)  # over the calls that it accepted just before
     stream.wait_for(12)
     stream.stop()
     assert stream.failures == [], "the shim calls once more, at the agent that comes next"

@@ -7,7 +7,7 @@ that an agent still owes, a namespace that dies) is waited for by `settled`; wha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -32,18 +32,28 @@ class Record(msgspec.Struct, frozen=True, order=True):
     address: str
 
 
-def settled(cluster: Cluster, *, expect: int | None = None, timeout: float = SETTLE_SECONDS) -> None:
+def settled(
+    cluster: Cluster,
+    *,
+    expect: int | None = None,
+    timeout: float = SETTLE_SECONDS,
+    progress: Callable[[str], None] | None = None,
+) -> None:
     """Return when an audit finds nothing. Raises LabFailed with the last findings.
 
     Args:
         cluster: with the product on it.
         expect: how many pods have addresses of ours; None for however many there are.
         timeout: seconds.
+        progress: told what is on its way, whenever that has changed.
     """
     last: list[str] = []
 
     def clean() -> bool:
-        last[:] = audit(cluster, expect=expect)
+        found = audit(cluster, expect=expect)
+        if progress is not None and found and found != last:
+            progress(f"not settled: {found[0]}{f', and {len(found) - 1} more' if len(found) > 1 else ''}")
+        last[:] = found
         return not last
 
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -81,10 +82,10 @@ def _run(product: Product, seed: int, steps: list[Step], say: Say) -> list[str]:
             say("nodes and programs are well")
             count = load.finish()
             say(f"{count} pods are Ready, {load.ready} of {load.made} of the stream came and went")
-            settled(cluster, expect=count, timeout=_CLEAN_SECONDS)
+            settled(cluster, expect=count, timeout=_CLEAN_SECONDS, progress=say)
             say("the audit finds nothing with pods")
             load.remove()
-            settled(cluster, expect=0, timeout=_CLEAN_SECONDS)
+            settled(cluster, expect=0, timeout=_CLEAN_SECONDS, progress=say)
             say("the audit finds nothing without pods")
         except (*FAILURES, AssertionError) as problem:
             say(f"it does not end well: {problem}")
@@ -112,7 +113,9 @@ def _carry_out(faults: Faults, steps: list[Step], say: Say) -> None:
 def _say_failures(cluster: Cluster, say: Say) -> None:
     counts: Counter[str] = Counter()
     for message, count in sandbox_failures(cluster).items():
-        counts[message.partition("failed to setup network")[2].partition('": ')[2][:120] or message[:160]] += count
+        # The part of a message that is not of its pod alone.
+        text = message.partition(": ")[2].partition("rpc error: ")[2] or message
+        counts[re.sub(r"(sandbox |pod |container )?\"?[0-9a-f]{12,64}\"?", "...", text)[:220]] += count
     for message, count in counts.most_common(12):
         say(f"sandbox failures, {count} x {message}")
 

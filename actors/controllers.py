@@ -88,6 +88,8 @@ class Controllers:
                 for channel in connected:
                     if self._clock.now() >= deadline:
                         break
+                    if not channel.connected:
+                        continue  # gone while another one was asked
                     # Only who has somebody else to ask may leave a replica that is silent for a moment.
                     hurry = any(other.connected for other in self._channels if other is not channel)
                     try:

@@ -209,6 +209,9 @@ class SimulatedNetwork:
     ) -> bytes:
         """See `runtime.transport.port.Channel.request`."""
         loop = asyncio.get_running_loop()
+        if hurry and not self.reachable(source, destination):
+            msg = f"no connection to {destination}"
+            raise Unreachable(msg)
         await self._connection(source, destination, deadline)
         flight = _Flight(
             pair=(source, destination),

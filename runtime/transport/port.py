@@ -78,8 +78,8 @@ class Channel(Protocol):
     async def request(self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False) -> bytes:
         """Send one request and wait for its reply, until `deadline` on the loop clock (seconds).
 
-        With `hurry`, which is for callers that can ask somebody else, `Silent` comes when the other side stops
-        speaking, long before the connection counts as broken.
+        With `hurry`, which is for callers that can ask somebody else, `Unreachable` comes at once when there is no
+        connection, and `Silent` when the other side stops speaking, long before the connection counts as broken.
 
         Requests are pipelined: many may be under way at once and replies come in any order. Cancelling a call tells the
         other side, which then stops as soon as it can; what it had already committed stays.

@@ -209,7 +209,7 @@ class TlsChannel:
         Raises besides: `FrameTooLarge` (a `TransportError`): the payload is larger than the protocol allows. When the
         server refuses our credentials, `Refused` comes at once and does not wait for the deadline.
         """
-        link = await self._ready(deadline)
+        link = await self._ready(deadline, wait=not hurry)
         loop = asyncio.get_running_loop()
         remaining = deadline - loop.time()
         if remaining <= 0:
@@ -356,17 +356,18 @@ class TlsChannel:
 
     # ------------------------------------------------------------------ state
 
-    async def _ready(self, deadline: float) -> _Link:
-        """The connection, when it takes more data. Raises `Unreachable` or `Refused`."""
+    async def _ready(self, deadline: float, *, wait: bool) -> _Link:
+        """The connection, when it takes more data. Raises `Unreachable` or `Refused`.
+
+        Without `wait`, and when the connection breaks before the request has gone out, it does not wait for another
+        one: whoever asks may know somebody who is connected.
+        """
         waits_for = "no connection"
         with anyio.CancelScope(deadline=deadline):
             while True:
                 link = self._link
-                if link is not None and link.silent:
-                    waits_for = "the server is silent"
-                    await self._changed.wait()
-                elif link is not None:
-                    waits_for = "takes no more data"
+                if link is not None and not link.silent:
+                    waits_for, wait = "takes no more data", False
                     try:
                         await link.connection.flush()
                     except Disconnected:
@@ -374,14 +375,14 @@ class TlsChannel:
                         continue
                     if link is self._link:
                         return link
-                elif self._refusal:
+                    continue
+                waits_for = "the server is silent" if link is not None else "no connection"
+                if link is None and self._refusal:
                     msg = f"{self.address}: {self._refusal}"
                     raise Refused(msg)
-                elif self._ended:
+                if not wait or (link is None and self._ended):
                     break
-                else:
-                    waits_for = "no connection"
-                    await self._changed.wait()
+                await self._changed.wait()
         msg = f"{self.address}: {waits_for}" + (f" ({self._last_failure})" if self._last_failure else "")
         raise Unreachable(msg)
 

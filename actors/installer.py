@@ -1,8 +1,9 @@
 """The actor that keeps the agent's files on its node: the shim and the CNI configuration (`cni.install`).
 
-Messages: `Begun` when an ADD would be served, `Looked` and `Failed` from its own work, `Look` from its timer, `Retire`
-from whoever follows the agent's pod, `Withdrew` when that is done. State: whether the files were in place once, whether
-it has retired. Persists: those files. Answers: nothing; it tells by events and by the health of `.../files`.
+Messages: `Begun` when an ADD would be served, `Looked` and `Failed` from its own work, `Look` and `Late` from its
+timers, `Retire` from whoever follows the agent's pod, `Withdrew` when that is done. State: whether the files were in
+place once, whether it has retired. Persists: those files. Answers: nothing; it tells by events and by the health of
+`.../files`.
 
 Nothing is installed before an ADD would be served: with the configuration in place kubelet calls the node Ready. From
 then on it looks every half minute whether everything is as it should be and puts back what is not, until another agent
@@ -35,6 +36,10 @@ from telemetry.health import State
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 30.0
+_PATIENCE_SECONDS = 20.0
+"""Kubelet asks every second whether a pod has started, and from then on every ten whether it is ready. So it is told of
+the start when the files are there, or after this time without them: no restart would bring a controller back."""
+
 _PAUSES_SECONDS = (1.0, 30.0)
 """After a failure: the first pause, and the longest."""
 
@@ -57,6 +62,10 @@ class Begun(Struct, frozen=True, tag=True):
 
 class Look(Struct, frozen=True, tag=True):
     """Time to look."""
+
+
+class Late(Struct, frozen=True, tag=True):
+    """It takes longer than a start does."""
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -91,7 +100,9 @@ class Withdrew(Struct, frozen=True, tag=True):
     withdrawn: Withdrawn
 
 
-Message = Begun | Look | Looked | Failed | Retire | Withdrew
+_NOT_BEFORE = "nothing is installed before an ADD would be served"
+
+Message = Begun | Look | Late | Looked | Failed | Retire | Withdrew
 
 
 class Files(Protocol):
@@ -169,6 +180,7 @@ class InstallerActor(Actor[Message]):
         self._ready = ready
         self._asked = retiring
         self._events = events
+        self._begun = False
         self._in_place = False
         self._busy = False
         self._retiring = False
@@ -183,14 +195,21 @@ class InstallerActor(Actor[Message]):
 
     def started(self) -> None:
         """Wait until calls are served."""
-        self._note(State.BLOCKED, "nothing is installed before an ADD would be served")
+        self._note(State.STARTING, _NOT_BEFORE)
+        self.timers.start("late", _PATIENCE_SECONDS, Late())
         self.pipe(self._begin(), lambda _: Begun())
 
     def handle(self, message: Message, _: Envelope) -> object:
         """Install, look, withdraw: one at a time."""
         match message:
-            case Begun() | Look():
+            case Begun():
+                self._begun = True
                 self._act()
+            case Look():
+                self._act()
+            case Late():
+                if not (self._begun or self._retiring):
+                    self._note(State.BLOCKED, _NOT_BEFORE)
             case Looked(report):
                 self._busy = False
                 self._looked(report)

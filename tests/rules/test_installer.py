@@ -102,8 +102,10 @@ def test_nothing_is_installed_before_an_add_would_be_served() -> None:
     files = FakeFiles(PLAIN, UNCHANGED)
 
     async def script(world: World) -> None:
-        await anyio.sleep(100)
-        assert (files.calls, world.state()) == ([], State.BLOCKED)
+        await anyio.sleep(15)
+        assert (files.calls, world.state()) == ([], State.STARTING), "kubelet asks every second whether it has started"
+        await anyio.sleep(85)
+        assert (files.calls, world.state()) == ([], State.BLOCKED), "it has started, and waits for a controller"
         world.ready.set()
         await anyio.sleep(1)
         assert [what for what, _ in files.calls] == ["install"]

@@ -104,30 +104,24 @@ class Product:
             node.load_image(self.image.path)
         return self
 
-    def install(self, *flags: str, values: Values | None = None, chart: Path = CHART) -> str:
+    def install(self, *, values: Values | None = None, timeout: float = INSTALL_SECONDS) -> str:
         """`helm install --wait`. Raises CommandFailed with what helm says."""
-        return self._helm("install", chart, values or {}, "--create-namespace", "--wait", *flags)
+        return self._helm("install", values or {}, "--create-namespace", timeout=timeout)
 
-    def upgrade(self, *flags: str, values: Values | None = None, chart: Path = CHART) -> str:
+    def upgrade(self, *, values: Values | None = None, timeout: float = INSTALL_SECONDS) -> str:
         """`helm upgrade --wait`. Raises CommandFailed."""
-        return self._helm("upgrade", chart, values or {}, "--wait", *flags)
+        return self._helm("upgrade", values or {}, timeout=timeout)
 
-    def uninstall(self, *flags: str) -> str:
+    def uninstall(self) -> str:
         """`helm uninstall --wait`. Raises CommandFailed."""
-        return self.cluster.helm(
-            "uninstall",
-            RELEASE,
-            f"--namespace={PRODUCT_NAMESPACE}",
-            "--wait",
-            f"--timeout={INSTALL_SECONDS:.0f}s",
-            *flags,
-        )
+        limit = f"--timeout={INSTALL_SECONDS:.0f}s"
+        return self.cluster.helm("uninstall", RELEASE, f"--namespace={PRODUCT_NAMESPACE}", "--wait", limit)
 
-    def _helm(self, verb: str, chart: Path, values: Values, *flags: str) -> str:
+    def _helm(self, verb: str, values: Values, *flags: str, timeout: float) -> str:
         file = self.cluster.folder / "values.yaml"
         file.write_text(yaml.safe_dump(merged(self._values, values)))
-        where = (f"--namespace={PRODUCT_NAMESPACE}", f"--values={file}", f"--timeout={INSTALL_SECONDS:.0f}s")
-        return self.cluster.helm(verb, RELEASE, str(chart), *where, *flags, timeout=INSTALL_SECONDS + 30)
+        where = (f"--namespace={PRODUCT_NAMESPACE}", f"--values={file}", "--wait", f"--timeout={timeout:.0f}s")
+        return self.cluster.helm(verb, RELEASE, str(CHART), *where, *flags, timeout=timeout + 60)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 

@@ -39,9 +39,9 @@ def test_a_node_where_nothing_can_be_installed_says_so_and_keeps_its_network(exi
     cluster = existing.cluster
     n1, n2 = cluster.nodes.values()
     n1.run(["sh", "-c", f'sed \'s/"name": *"[^"]*"/"name":"first"/\' /etc/cni/net.d/10-*.conflist > {FOREIGN}'])
-    n2.run(["sh", "-c", "mount --bind /opt/cni/bin /opt/cni/bin && mount -o remount,ro,bind /opt/cni/bin"])
+    n2.make_read_only("/opt/cni/bin")
     with pytest.raises(CommandFailed):
-        existing.install("--timeout=25s")
+        existing.install(timeout=25)
     shadowed = cluster.wait(lambda: _events(cluster, "CNIShadowed"), 60, "an event about the foreign file")
     assert "00-first.conflist" in shadowed[0]
     failed = cluster.wait(lambda: _events(cluster, "CNIInstallFailed"), 60, "an event about the read-only folder")
@@ -59,7 +59,7 @@ def test_mended_nodes_are_taken_over(existing: Product) -> None:
     cluster = existing.cluster
     n1, n2 = cluster.nodes.values()
     n1.run(["rm", FOREIGN])
-    n2.run(["umount", "/opt/cni/bin"])
+    n2.make_writable("/opt/cni/bin")
     existing.upgrade()
     existing.rolled_out(timeout=120)
     cluster.apply(*pools())
@@ -123,7 +123,7 @@ def test_a_crd_of_another_shape_is_refused_by_name(existing: Product) -> None:
         }
     )
     with pytest.raises((CommandFailed, LabFailed)):
-        existing.install("--timeout=30s")
+        existing.install(timeout=30)
     jobs = cluster.kubectl("get", "pods", f"--namespace={PRODUCT_NAMESPACE}", "--output=name").split()
     logs = "".join(cluster.kubectl("logs", f"--namespace={PRODUCT_NAMESPACE}", name) for name in jobs)
     assert name in logs and "Namespaced" in logs, logs

@@ -88,9 +88,17 @@ class Node(Machine):
         self._state.write(msgspec.structs.replace(state, nics={**state.nics, self.name: nics}))
 
     def make_read_only(self, path: str) -> None:
-        """Lets nobody write below a folder until the node's next power-on."""
-        self.run(["mount", "--bind", path, path])
-        self.run(["mount", "--options", "remount,bind,ro", path])
+        """Lets nobody write below a folder, containers included, until `make_writable` or the next power-on.
+
+        A file system of its own that is read-only as a whole: a mount that is read-only alone, a container runtime
+        makes writable again for its container.
+        """
+        fill = 'cp -a "$1" /tmp/kept && mount -t tmpfs kept "$1" && cp -a /tmp/kept/. "$1" && rm -r /tmp/kept'
+        self.run(["sh", "-ec", f'{fill} && mount -o remount,ro "$1"', "sh", path])
+
+    def make_writable(self, path: str) -> None:
+        """Takes `make_read_only` back; what was below the folder before is there."""
+        self.run(["umount", path])
 
     def load_image(self, archive: Path) -> None:
         """Imports an OCI archive of this machine into the node's containerd; it stays there. Raises CommandFailed."""

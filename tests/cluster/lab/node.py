@@ -97,8 +97,8 @@ class Node(Machine):
         self.run(["sh", "-ec", f'{fill} && mount -o remount,ro "$1"', "sh", path])
 
     def make_writable(self, path: str) -> None:
-        """Takes `make_read_only` back; what was below the folder before is there."""
-        self.run(["umount", path])
+        """Takes `make_read_only` back, for containers too."""
+        self.run(["mount", "-o", "remount,rw", path])
 
     def load_image(self, archive: Path) -> None:
         """Imports an OCI archive of this machine into the node's containerd; it stays there. Raises CommandFailed."""

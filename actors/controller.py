@@ -67,9 +67,7 @@ class Controller:
         """`path` is the name of the subtree. Nothing runs before `supervise` and the supervisor."""
         self.store = store
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
-        self.cluster = Cluster(
-            store, system, coordinator=settings.coordinator_name, service_cidr=settings.service_cidr
-        )
+        self.cluster = Cluster(store, system, coordinator=settings.coordinator_name, service_cidr=settings.service_cidr)
         reflectors = Supervisor(f"{path}/cluster", system, intensity=Intensity(failures=50, seconds=10.0))
         self.cluster.supervise(reflectors)
         self.supervisor.add_supervisor(reflectors)

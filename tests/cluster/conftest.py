@@ -90,8 +90,8 @@ def reference_cluster(_progress: Callable[[str], None]) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def product(cluster: Cluster) -> Product:
-    """Our chart on `cluster`, installed while its nodes were NotReady, and pools of both families."""
-    installed = Product(cluster, image()).load()
+    """Our chart on `cluster`, installed while its nodes were NotReady, pools of both families, traces to Jaeger."""
+    installed = Product(cluster, image(), values={"otlpEndpoint": cluster.jaeger().otlp_endpoint}).load()
     installed.install()
     cluster.apply(*pools())
     return installed

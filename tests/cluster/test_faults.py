@@ -18,7 +18,7 @@ from tests.cluster.workload import Deployment, sandbox_failures
 
 pytestmark = pytest.mark.timeout(400)
 
-SCALE = 60
+SCALE = 100
 """Pods of a wave. `make chaos` and the benchmarks take more."""
 
 

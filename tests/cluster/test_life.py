@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Iterator
 
 import pytest
@@ -157,26 +158,20 @@ def test_status_says_what_is_wrong(product: Product) -> None:
 def test_the_trace_of_a_pod_started_by_kubelet_is_complete(product: Product) -> None:
     cluster = product.cluster
     jaeger = cluster.jaeger()
-    product.upgrade(values={"otlpEndpoint": jaeger.otlp_endpoint})
-    product.rolled_out(timeout=180)
     cluster.apply(pod("traced", node="n1"))
     cluster.wait_for_pods("traced")
     wanted = {"cni ADD", "shim exec", "rpc Allocate", "allocator.select", "ippool.batch", "endpoint.write"}
 
     def complete() -> bool:
-        _, answer = jaeger._query("/api/traces?service=spiderpool-agent&limit=100&lookback=1h")
-        for trace in answer.get("data") or ():
-            names = {span["operationName"] for span in trace["spans"]}
-            tags = json.dumps(trace)
-            if '"traced"' in tags and wanted <= names:
-                return True
-        return False
+        tags = urllib.parse.quote('{"k8s.pod.name":"traced"}')
+        _, answer = jaeger._query(f"/api/traces?service=spiderpool-agent&tags={tags}&limit=20&lookback=1h")
+        traces = answer.get("data") or ()
+        return any(wanted <= {span["operationName"] for span in trace["spans"]} for trace in traces)
 
-    cluster.wait(complete, 60, "the whole trace in Jaeger", interval=1.0)
-    cluster.kubectl("delete", "pod", "traced")
-    product.upgrade()
-    product.rolled_out(timeout=180)
-    settled(cluster)
+    try:
+        cluster.wait(complete, 60, "the whole trace in Jaeger", interval=1.0)
+    finally:
+        cluster.kubectl("delete", "pod", "traced")
 
 
 def test_uninstalling_leaves_running_pods_connected_and_no_pod_hangs(product: Product, steady: Deployment) -> None:

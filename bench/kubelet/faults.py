@@ -16,6 +16,8 @@ from tests.cluster.watched import PodWatch
 _CONTROLLER_SELECTOR: Final = f"app.kubernetes.io/component={CONTROLLER}"
 _WAIT_SECONDS: Final = 120.0
 _LOOK_SECONDS: Final = 0.02
+_CALM_SECONDS: Final = 20.0
+"""After the last pod has gone, the last events are written and the last releases settled."""
 
 
 def programs(contest: Contest, *components: str) -> dict[str, list[Identity]]:
@@ -117,6 +119,7 @@ def at_rest(contest: Contest, component: str, seconds: float) -> tuple[float, fl
             for name, (node, uid) in nodes.items()
         }
 
+    time.sleep(_CALM_SECONDS)
     before = used()
     time.sleep(seconds)
     spent = [(own - before[name][0], whole - before[name][1]) for name, (own, whole) in used().items()]

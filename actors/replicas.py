@@ -1,8 +1,8 @@
 """Which controller replicas there are, and a channel to each: those that the controller's Service has ready now.
 
-For agents, and for replicas among themselves. The addresses are those of the Service's EndpointSlices, one channel
-each; all show the certificate of the Service's DNS name. A replica that is not ready any more loses its channel, and
-what was under way on it goes to another one. While no slice can be read, what is known stays.
+For agents, and for replicas among themselves. The addresses are those of the Service's EndpointSlices, one channel to
+each replica; all show the certificate of the Service's DNS name. A replica that is not ready any more loses its
+channel, and what was under way on it goes to another one. While no slice can be read, what is known stays.
 
 A replica's name is what everybody calls it: its pod's, as the slice says it, or its address where that is all there is.
 """
@@ -94,7 +94,7 @@ class Replicas:
                     if item.metadata.labels.get(SERVICE_LABEL) == self._settings.controller_name
                     for replica in replicas_of(item)
                 ]
-                await (then or self.set)(found)
+                await (then or self.set)(one_way_each(found))
 
     async def set(self, replicas: Iterable[Replica]) -> None:
         """Connect to exactly these."""
@@ -120,6 +120,14 @@ class Replicas:
             random=self._system.random,
             on_connect=self._on_connect,
         )
+
+
+def one_way_each(found: Iterable[Replica]) -> list[Replica]:
+    """One address of every replica, IPv4 where there is one: a Service of two families lists a replica twice."""
+    ways: dict[str, Replica] = {}
+    for replica in sorted(found, key=lambda r: (":" in r.address.host, str(r.address))):
+        ways.setdefault(replica.name, replica)
+    return list(ways.values())
 
 
 def named(addresses: Iterable[Address]) -> list[Replica]:
@@ -151,17 +159,17 @@ class PeerReplicas:
 
     async def set(self, found: Iterable[Replica]) -> None:
         """These are ready, perhaps with ourselves among them."""
-        others: dict[str, Replica] = {}
+        others: list[Replica] = []
         names: set[str] = set()
-        for replica in sorted(found, key=lambda r: (":" in r.address.host, str(r.address))):
+        for replica in found:
             names.add(replica.name)
             if replica.name != self._peers.me and await self._is_me(replica):
                 # Known by our address alone: everybody calls us by that.
                 self._peers.me = replica.name
             if replica.name != self._peers.me:
-                others.setdefault(replica.name, replica)
+                others.append(replica)
         self._peers.members(names)
-        await self._replicas.set(others.values())
+        await self._replicas.set(others)
 
     async def _is_me(self, replica: Replica) -> bool:
         named_by_address = replica.name == str(replica.address)

@@ -81,7 +81,7 @@ def _on(node: Node) -> dict[str, list[str]]:
             if space == own or space in seen:
                 continue
             pod = _POD.search((home / "cgroup").read_text())
-            addresses = _addresses(home)
+            addresses = lan_addresses(home)
         except OSError:
             continue
         seen.add(space)
@@ -89,7 +89,7 @@ def _on(node: Node) -> dict[str, list[str]]:
     return found
 
 
-def _addresses(home: Path) -> list[str]:
+def lan_addresses(home: Path) -> list[str]:
     """LAN addresses in the network namespace of a process. Raises OSError when it is gone."""
     ipv4 = {it for it in _LOCAL.findall((home / "net" / "fib_trie").read_text()) if it.startswith(_LAN_V4)}
     ipv6 = set()

@@ -68,15 +68,21 @@ def _loop_is_never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def _progress(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Lines that reach the terminal through pytest's capture: making a server can take minutes."""
+def terminal(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Prints lines through pytest's capture: figures for whoever reads the run."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def show(line: str) -> None:
         with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
-            print(f"servers: {line}", flush=True)
+            print(line, flush=True)
 
     return show
+
+
+@pytest.fixture(scope="session")
+def _progress(terminal: Callable[[str], None]) -> Callable[[str], None]:
+    """Says what is being made: a server can take minutes."""
+    return lambda line: terminal(f"servers: {line}")
 
 
 def _kept(request: pytest.FixtureRequest) -> Path | None:

@@ -83,7 +83,7 @@ def _restart_containerd(product: Product) -> None:
 
 
 @pytest.mark.usefixtures("_steady")
-def test_a_wave_up_and_down_leaves_nothing(product: Product, wave: Deployment) -> None:
+def test_a_wave_up_and_down_leaves_nothing(product: Product, wave: Deployment, terminal: Callable[[str], None]) -> None:
     before = sandbox_failures(product.cluster)
     began = time.monotonic()
     wave.scale(SCALE)
@@ -91,7 +91,7 @@ def test_a_wave_up_and_down_leaves_nothing(product: Product, wave: Deployment) -
     settled(product.cluster, expect=SCALE)
     began = time.monotonic()
     wave.scale(0)
-    print(f"\n{SCALE} pods up: {SCALE / up:.1f} sandboxes/s, down: {SCALE / (time.monotonic() - began):.1f}/s")
+    terminal(f"{SCALE} pods up: {SCALE / up:.1f} sandboxes/s, down: {SCALE / (time.monotonic() - began):.1f}/s")
     assert sandbox_failures(product.cluster) == before
 
 

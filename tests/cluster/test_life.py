@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -46,7 +46,7 @@ def _snapshot(steady: Deployment) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("component", [f"daemonset/{AGENT}", f"deployment/{CONTROLLER}"])
 def test_a_rollout_costs_no_pod_its_network_and_no_sandbox_more_than_a_retry(
-    product: Product, steady: Deployment, component: str
+    product: Product, steady: Deployment, component: str, terminal: Callable[[str], None]
 ) -> None:
     cluster, before = product.cluster, _snapshot(steady)
     failures = sum(sandbox_failures(cluster).values())
@@ -55,7 +55,7 @@ def test_a_rollout_costs_no_pod_its_network_and_no_sandbox_more_than_a_retry(
         product.rolled_out(timeout=180)
     assert seen.ready == seen.started > 0
     assert sum(sandbox_failures(cluster).values()) - failures <= len(cluster.nodes)
-    print(f"\n{component}: {seen.ready} pods came and went, longest gap {seen.gap:.1f} s")
+    terminal(f"{component}: {seen.ready} pods came and went, longest gap {seen.gap:.1f} s")
     _still_the_same(steady, before)
     settled(cluster, expect=4)
 

@@ -7,6 +7,7 @@ preconditions under it.
 """
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from runtime.store.port import Ambiguous, Busy, EventType, Expired, Unavailable
 
 FORMAT = 1
 """Version of the tables, in `PRAGMA user_version`."""
+_AGAIN_SECONDS = 0.01
 
 _TABLES = """
 CREATE TABLE objects (
@@ -75,7 +77,7 @@ class SQLiteFile:
             msg = f"{path}: {error}"
             raise Unavailable(msg) from error
         try:
-            self._prepare()
+            self._prepare(patience)
         except BaseException:
             self._connection.close()
             raise
@@ -162,11 +164,10 @@ class SQLiteFile:
             self._set("compacted", self._counter("revision"))
             self._set("bytes", 0)
 
-    def _prepare(self) -> None:
+    def _prepare(self, patience: float) -> None:
         with self._reading():
-            execute = self._connection.execute
-            execute("PRAGMA journal_mode = WAL")
-            execute("PRAGMA synchronous = FULL")
+            self._write_ahead(patience)
+            self._connection.execute("PRAGMA synchronous = FULL")
         with self._writing():
             found = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, FORMAT):
@@ -176,6 +177,23 @@ class SQLiteFile:
                 for statement in _TABLES.split(";\n"):
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def _write_ahead(self, patience: float) -> None:
+        """Switch the journal's mode; `patience` in seconds.
+
+        Of two that open a new file at once each reads what the other wants to change: SQLite refuses one of them
+        without waiting, whatever the connection's timeout.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                    raise
+                time.sleep(_AGAIN_SECONDS)
+            else:
+                return
 
     def _read(self, key: Key) -> bytes | None:
         row = self._connection.execute(

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from api.kinds import IPPOOL
 from api.meta import ObjectMeta
 from runtime.store.port import Busy, Conflict, EventType, Expired, Unavailable
 from runtime.store.sqlite import SQLiteStore
+from runtime.store.sqlite_file import SQLiteFile
 
 POOL = SpiderIPPool(metadata=ObjectMeta(name="p"), spec=IPPoolSpec(subnet="10.0.0.0/8"))
 
@@ -170,3 +172,23 @@ async def test_a_file_that_is_none_is_unavailable(tmp_path: Path) -> None:
         await store.aclose()
         with pytest.raises(Unavailable, match="closed"):
             await store.list(IPPOOL)
+
+
+def test_a_new_file_can_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    """SQLite refuses one of two that switch a new file's journal, without waiting: about one round in thirty."""
+    for round_ in range(60):
+        barrier, refused = threading.Barrier(4), list[Exception]()
+
+        def open_it(path: Path = tmp_path / f"{round_}.db", barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            try:
+                SQLiteFile(path, patience=30.0, history_changes=10, history_bytes=1000).close()
+            except Busy as error:
+                refused.append(error)
+
+        threads = [threading.Thread(target=open_it) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert refused == []

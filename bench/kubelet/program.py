@@ -6,7 +6,7 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -17,7 +17,7 @@ from bench.kubelet.scale import Flow, Wave, one_at_a_time, stream, wave
 from bench.kubelet.table import Row, stamp, text
 from tests.cluster.audit import settled
 from tests.cluster.lab import Cluster
-from tests.cluster.product import AGENT, CONTROLLER, Product, image, pools
+from tests.cluster.product import AGENT, CONTROLLER, Image, Product, image, pools
 from tests.servers.provide import Progress
 
 NAME: Final = "bench"
@@ -55,6 +55,16 @@ def main(arguments: list[str]) -> int:
         print(f"bench: {time.monotonic() - began:5.0f} s  {what}", flush=True)
 
     made = image()
+    rows: list[Row] = []
+    try:
+        _measure(made, chosen, say, rows)
+    finally:
+        # What was measured before something went wrong took minutes.
+        print(f"\n{chosen.pods} pods, 2 nodes; {stamp()}\n{text(rows)}")
+    return 0
+
+
+def _measure(made: Image, chosen: argparse.Namespace, say: Progress, rows: list[Row]) -> None:
     with Cluster.up(name=NAME, cni="ref", durable=True, progress=say) as cluster:
         without_own_configuration(cluster)
         product = Product(cluster, made).load()
@@ -64,11 +74,9 @@ def main(arguments: list[str]) -> int:
         installed = time.monotonic() - start
         cluster.apply(*pools())
         contest = Contest(product)
-        rows = [Row(work="helm install --wait, images there", ours=installed, unit="s", goal=15)]
+        rows.append(Row(work="helm install --wait, images there", ours=installed, unit="s", goal=15))
         rows += both(contest, chosen, say)
-        rows += ours_alone(contest, chosen, say)
-    print(f"\n{chosen.pods} pods, 2 nodes; {stamp()}\n{text(rows)}")
-    return 0
+        rows.extend(ours_alone(contest, chosen, say))
 
 
 def both(contest: Contest, chosen: argparse.Namespace, say: Progress) -> list[Row]:
@@ -207,54 +215,46 @@ def _flow_rows(seen: Measured) -> list[Row]:
     ]
 
 
-def ours_alone(contest: Contest, chosen: argparse.Namespace, say: Progress) -> list[Row]:
+def ours_alone(contest: Contest, chosen: argparse.Namespace, say: Progress) -> Iterator[Row]:
     """What the reference has not: programs that are replaced, die and rest."""
     nodes = len(contest.cluster.nodes)
     say("at rest")
-    rows = [*_rest_rows(contest, chosen.rest)]
+    yield from _rest_rows(contest, chosen.rest)
     say("stream with a roll-out of the agents")
     flow = faults.roll_out_under_a_stream(contest, chosen.stream)
-    rows += [
-        Row(
-            work="stream with an agent roll-out, longest gap",
-            ours=flow.gap,
-            unit="s",
-            goal=2,
-            note=f"{len(flow.waits)} pods, p50 {flow.p50:.2f} s, p95 {flow.p95:.2f} s to Ready",
-        ),
-        Row(work="stream with an agent roll-out, sandbox failures", ours=flow.failures, goal=nodes),
-    ]
+    yield Row(
+        work="stream with an agent roll-out, longest gap",
+        ours=flow.gap,
+        unit="s",
+        goal=2,
+        note=f"{len(flow.waits)} pods, p50 {flow.p50:.2f} s, p95 {flow.p95:.2f} s to Ready",
+    )
+    yield Row(work="stream with an agent roll-out, sandbox failures", ours=flow.failures, goal=nodes)
     count = chosen.pods // 2
     say(f"agent killed in 0 -> {count}")
     killed = faults.agent_killed(contest, count)
-    rows.append(
-        Row(
-            work=f"agent killed in 0 -> {count}, sandbox failures",
-            ours=killed.failures,
-            goal=2,
-            note=f"up in {killed.up:.1f} s; {_leaks(contest)}",
-        )
+    yield Row(
+        work=f"agent killed in 0 -> {count}, sandbox failures",
+        ours=killed.failures,
+        goal=2,
+        note=f"up in {killed.up:.1f} s; {_leaks(contest)}",
     )
     say("controllers away")
     left = faults.one_controller_away(contest, _FORCED)
+    yield Row(
+        work=f"one controller left, {_FORCED} deleted by force: freed after the last namespace is gone",
+        ours=left,
+        unit="s",
+        goal=1,
+    )
     stayed, freed = faults.all_controllers_away(contest, _FORCED)
-    rows += [
-        Row(
-            work=f"no controller, {_FORCED} pods deleted by force: freed after one is Ready",
-            ours=freed,
-            unit="s",
-            goal=1,
-            note=f"{stayed} addresses waited for it",
-        ),
-        Row(
-            work="the same with one controller left: freed after the last namespace is gone",
-            ours=left,
-            unit="s",
-            goal=1,
-            note=_leaks(contest),
-        ),
-    ]
-    return rows
+    yield Row(
+        work=f"no controller, {_FORCED} pods deleted by force: freed after one is Ready",
+        ours=freed,
+        unit="s",
+        goal=1,
+        note=f"{stayed} addresses waited for it; {_leaks(contest)}",
+    )
 
 
 def _leaks(contest: Contest) -> str:

@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from typing import Any, Final, Self
 
@@ -14,6 +15,9 @@ from tests.cluster.lab import plan
 from tests.cluster.lab.cluster import Cluster
 
 _PORT: Final = 6443
+_IDLE_SECONDS: Final = 30.0
+"""The API server closes what is idle for longer, and the next request would be the one to notice."""
+
 _MERGE: Final = "application/merge-patch+json"
 
 
@@ -43,6 +47,7 @@ class ApiClient:
         self._tls = ssl.create_default_context(cafile=str(keys / "ca.crt"))
         self._tls.load_cert_chain(keys / "admin.crt", keys / "admin.key")
         self._connection: http.client.HTTPConnection | None = None
+        self._used = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -100,6 +105,10 @@ class ApiClient:
                 connection.sock.shutdown(socket.SHUT_RDWR)
 
     def _connected(self) -> http.client.HTTPConnection:
+        now = time.monotonic()
+        if now - self._used > _IDLE_SECONDS:
+            self.close()
+        self._used = now
         if self._connection is None:
             host, _ = plan.API
             plain = self._space.run(lambda: socket.create_connection((host, _PORT), timeout=self._timeout))

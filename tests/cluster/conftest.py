@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.lab import Cluster
 from tests.cluster.lab.requirements import is_root
 from tests.cluster.lab.state import Identity, StateFolder
-from tests.cluster.product import Product, image, pools
+from tests.cluster.product import Product, image, is_ready, pools
 from tests.servers.provide import CHECKOUT
 
 HERE: Final = Path(__file__).parent
@@ -91,6 +91,8 @@ def reference_cluster(_progress: Callable[[str], None]) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def product(cluster: Cluster) -> Product:
     """Our chart on `cluster`, installed while its nodes were NotReady, pools of both families, traces to Jaeger."""
+    nodes = cluster.kubectl_json("get", "nodes")["items"]
+    assert not any(is_ready(node) for node in nodes), "a node is Ready before anything gave it a network"
     installed = Product(cluster, image(), values={"otlpEndpoint": cluster.jaeger().otlp_endpoint}).load()
     installed.install()
     cluster.apply(*pools())

@@ -228,17 +228,3 @@ def test_jaeger_is_on_the_lan(reference_cluster: Cluster) -> None:
     reference_cluster.node("n2").run([*post, f"{jaeger.otlp_endpoint}/v1/traces"])
     assert jaeger.wait_for_trace(trace)["spans"][0]["operationName"] == "hello"
     assert jaeger.otlp_endpoint == f"http://{plan.API[0]}:4318"
-
-
-# ------------------------------------------------------------------ no CNI at all
-
-
-def test_nodes_without_a_cni_register_and_wait(cluster: Cluster) -> None:
-    conditions = [
-        condition
-        for node in cluster.kubectl_json("get", "nodes")["items"]
-        for condition in node["status"]["conditions"]
-        if condition["type"] == "Ready"
-    ]
-    assert [condition["status"] for condition in conditions] == ["False", "False"]
-    assert all("cni" in condition["message"].lower() for condition in conditions)

@@ -172,26 +172,32 @@ def test_the_trace_of_a_pod_started_by_kubelet_is_complete(product: Product) -> 
         cluster.wait(complete, 60, "the whole trace in Jaeger", interval=1.0)
     finally:
         cluster.kubectl("delete", "pod", "traced")
+    settled(cluster)
 
 
 def test_uninstalling_leaves_running_pods_connected_and_no_pod_hangs(product: Product, steady: Deployment) -> None:
     cluster, before = product.cluster, _snapshot(steady)
+    settled(cluster, expect=4)
     held = cluster.kubectl_json("get", "spiderippools")["items"]
     product.uninstall()
-    _still_the_same(steady, before)
-    left = cluster.kubectl_json("get", "spiderippools")["items"]
-    assert [p["status"] for p in left] == [p["status"] for p in held]
-    for kind in ("daemonset", "deployment", "service", "job", "pod", "serviceaccount", "configmap"):
-        names = cluster.kubectl("get", kind, f"--namespace={PRODUCT_NAMESPACE}", "--output=name").split()
-        assert [n for n in names if "spiderpool" in n] == []
-    # No other CNI takes over here, so that the shim is left to answer DEL.
-    for node in cluster.nodes.values():
-        assert node.run(["test", "-e", "/opt/cni/bin/spiderpool.uninstalled"], check=False).returncode == 0
-    (victim, *_) = before
-    cluster.kubectl("delete", "pod", victim, "--timeout=60s", timeout=70)
-    product.install()
+    try:
+        _still_the_same(steady, before)
+        left = cluster.kubectl_json("get", "spiderippools")["items"]
+        assert [p["status"] for p in left] == [p["status"] for p in held]
+        for kind in ("daemonset", "deployment", "service", "job", "pod", "serviceaccount", "configmap"):
+            names = cluster.kubectl("get", kind, f"--namespace={PRODUCT_NAMESPACE}", "--output=name").split()
+            assert [n for n in names if "spiderpool" in n] == []
+        # No other CNI takes over here, so that the shim is left to answer DEL.
+        assert all(_is_marked(cluster, node) for node in cluster.nodes)
+        (victim, *_) = before
+        cluster.kubectl("delete", "pod", victim, "--timeout=60s", timeout=70)
+    finally:
+        product.install()
     product.rolled_out(timeout=180)
     steady.settle(4)
     settled(cluster, expect=4)
-    for node in cluster.nodes.values():
-        assert node.run(["test", "-e", "/opt/cni/bin/spiderpool.uninstalled"], check=False).returncode != 0
+    assert not any(_is_marked(cluster, node) for node in cluster.nodes)
+
+
+def _is_marked(cluster: Cluster, node: str) -> bool:
+    return cluster.node(node).run(["test", "-e", "/opt/cni/bin/spiderpool.uninstalled"], check=False).returncode == 0

@@ -35,8 +35,8 @@ from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import ReplicaStatus
 from runtime.actor import Ref, System
 from runtime.errors import ActorError, MailboxFull
-from runtime.store.cluster_credentials import from_kubernetes_asyncio
-from runtime.store.credentials import Credentials, CredentialsError, PluginNeeded, from_kubeconfig, in_cluster
+from runtime.store.cluster_credentials import credentials_of
+from runtime.store.credentials import Credentials, CredentialsError
 from runtime.store.kubernetes import KubernetesStore
 from runtime.store.port import NotFound, Store
 from runtime.store.tokens import review_token
@@ -243,17 +243,8 @@ async def _node_of_pod(store: Store, namespace: str, name: str, uid: str) -> str
 
 
 async def _credentials(kubeconfig: str) -> Credentials:
-    """A kubeconfig with everything that kubectl does for it, else the pod's own account.
-
-    kubernetes_asyncio costs 60 MiB and is asked only where a plugin has to be run.
-    """
     try:
-        if not kubeconfig:
-            return await anyio.to_thread.run_sync(in_cluster)
-        try:
-            return await anyio.to_thread.run_sync(from_kubeconfig, kubeconfig)
-        except PluginNeeded:
-            return await from_kubernetes_asyncio(kubeconfig)
+        return await credentials_of(kubeconfig)
     except CredentialsError as error:
         program.refuse(NAME, error)
 

@@ -11,8 +11,8 @@ import anyio
 import anyio.to_thread
 
 from actors import program
-from runtime.store.cluster_credentials import from_kubernetes_asyncio
-from runtime.store.credentials import Credentials, CredentialsError, PluginNeeded, from_kubeconfig, in_cluster
+from runtime.store.cluster_credentials import credentials_of
+from runtime.store.credentials import CredentialsError
 from runtime.store.kubernetes import KubernetesStore
 from runtime.store.port import Ambiguous, Busy, StoreError, Unavailable
 
@@ -37,7 +37,7 @@ def run(name: str, errand: Callable[[KubernetesStore], Awaitable[None]], *, kube
     """Do it with the API server of the kubeconfig, or with the pod's own account; returns the exit code."""
 
     async def main() -> None:
-        store = KubernetesStore(await _credentials(kubeconfig), agent=f"{name.replace(' ', '-')}/{program.VERSION}")
+        store = KubernetesStore(await credentials_of(kubeconfig), agent=f"{name.replace(' ', '-')}/{program.VERSION}")
         try:
             await errand(store)
         finally:
@@ -71,12 +71,3 @@ async def persistently[T](request: Callable[[], Awaitable[T]], *, until: float) 
                 say(f"trying again: {error}")
                 told = str(error)
             await anyio.sleep(pause)
-
-
-async def _credentials(kubeconfig: str) -> Credentials:
-    if not kubeconfig:
-        return await anyio.to_thread.run_sync(in_cluster)
-    try:
-        return await anyio.to_thread.run_sync(from_kubeconfig, kubeconfig)
-    except PluginNeeded:
-        return await from_kubernetes_asyncio(kubeconfig)

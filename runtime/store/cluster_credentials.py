@@ -9,7 +9,14 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.store.credentials import Credentials, CredentialsError, tls_context
+from runtime.store.credentials import (
+    Credentials,
+    CredentialsError,
+    PluginNeeded,
+    from_kubeconfig,
+    in_cluster,
+    tls_context,
+)
 
 if TYPE_CHECKING:
     from kubernetes_asyncio.client import Configuration
@@ -35,6 +42,19 @@ class PluginToken:
             if self._token == before:
                 self._token = _token_of(await asyncio.to_thread(_load, self._kubeconfig, self._context))
         return self._token != before
+
+
+async def credentials_of(kubeconfig: str) -> Credentials:
+    """A kubeconfig with everything that kubectl does for it; empty: the pod's own account. Raises `CredentialsError`.
+
+    kubernetes_asyncio is asked only where a plugin has to be run.
+    """
+    if not kubeconfig:
+        return await asyncio.to_thread(in_cluster)
+    try:
+        return await asyncio.to_thread(from_kubeconfig, kubeconfig)
+    except PluginNeeded:
+        return await from_kubernetes_asyncio(kubeconfig)
 
 
 async def from_kubernetes_asyncio(kubeconfig: str | Path, *, context: str = "") -> Credentials:

@@ -9,8 +9,10 @@ interfaces whose ADD was cut short are taken down and their addresses given back
 reboot) are given back. A call for such a container waits for that, or does it itself. While the agent before still runs
 and works on a container, that container waits for it.
 
-A sandbox may also go without a DEL: force-removed, or the runtime's state wiped. So every now and then it looks whether
-the namespaces that the journal names are there. One that is missing twice in a row is dealt with in the same way.
+A sandbox may also go without a DEL: force-removed, or the runtime's state wiped. And an agent that is being replaced may
+be killed over its work after the newcomer has read the journal. So every now and then it looks at the journal again: an
+interface whose namespace is missing, or whose ADD is not over, twice in a row is dealt with in the same way, and what is
+owed goes to the outbox, which ignores what it has.
 """
 
 import logging
@@ -25,6 +27,7 @@ from msgspec import Struct
 from actors.controllers import Controllers
 from actors.disk import Journal
 from actors.outbox import Message as OutboxMessage
+from actors.outbox import Owe
 from actors.sandbox import Attach, Detach, Mend, SandboxActor, Verify
 from actors.sandbox import Message as SandboxMessage
 from api.wire import Inquire, Ready
@@ -50,7 +53,7 @@ _MENDING = 32
 _MEND_PAUSES_SECONDS = (1.0, 60.0)
 """Before an interface that could not be taken down is tried again: the first pause, and the longest."""
 _AUDIT_SECONDS = 15.0
-"""Between two looks at the namespaces. A look reads the journal: 50 microseconds an interface."""
+"""Between two looks at the journal and the namespaces: 50 microseconds an interface."""
 
 
 class Invoke(Question["Result | None"], frozen=True, tag=True):
@@ -92,13 +95,15 @@ class Mended(Struct, frozen=True, tag=True):
 
 
 class Audit(Struct, frozen=True, tag=True):
-    """Time to look whether all namespaces are there."""
+    """Time to look at the journal again, and whether all namespaces are there."""
 
 
 class Audited(Struct, frozen=True, tag=True):
-    """The looked-for interfaces whose namespace is not there."""
+    """What the journal has that nobody may be at work on."""
 
     lost: tuple[JournalEntry, ...] = ()
+    """The namespace is not there, or the ADD is not over."""
+    owed: tuple[JournalEntry, ...] = ()
 
 
 Message = Invoke | Recovered | Forwarded | ForwardFailed | Mended | Retired | Audit | Audited
@@ -132,7 +137,7 @@ class NodeActor(Actor[Message]):
         self._mending: Counter[str] = Counter()
         """Interfaces of an earlier life that are not dealt with yet, by container."""
         self._lost: set[Key] = set()
-        """Interfaces whose namespace was not there at the last look."""
+        """Interfaces that were as good as gone at the last look."""
         self._limit = anyio.CapacityLimiter(_MENDING)
         self._number = 0
         self._names: dict[str, str] = {}
@@ -180,9 +185,11 @@ class NodeActor(Actor[Message]):
             case Retired():
                 pass
             case Audit():
-                self.pipe(self._audit(), Audited, failed=self._not_audited)
-            case Audited(lost):
+                self.pipe(self._audit(), lambda audited: audited, failed=self._not_audited)
+            case Audited(lost, owed):
                 self._audited(lost)
+                for entry in owed:
+                    self._outbox.tell(Owe(entry))
                 self.timers.start("audit", _AUDIT_SECONDS, Audit())
             case _:
                 assert_never(message)
@@ -287,14 +294,22 @@ class NodeActor(Actor[Message]):
         """What the journal knows; the outbox reads its own entries itself."""
         return [entry for entry in await self._journal.load() if entry.state is not State.RELEASING]
 
-    async def _audit(self) -> tuple[JournalEntry, ...]:
-        """The interfaces that stand, says the journal, and whose namespace is not there."""
-        standing = [entry for entry in await self._journal.load() if entry.state is State.ADDED and entry.netns]
-        missing = await self._kernel.vanished([entry.netns for entry in standing])
-        return tuple(entry for entry in standing if entry.netns in missing)
+    async def _audit(self) -> Audited:
+        """A second look at the journal."""
+        entries = await self._journal.load()
+        standing = [entry.netns for entry in entries if entry.state is State.ADDED and entry.netns]
+        missing = await self._kernel.vanished(standing)
+        return Audited(
+            lost=tuple(
+                entry
+                for entry in entries
+                if entry.state is not State.RELEASING and (entry.state is State.ADDING or entry.netns in missing)
+            ),
+            owed=tuple(entry for entry in entries if entry.state is State.RELEASING),
+        )
 
     def _not_audited(self, error: Exception) -> Audited:
-        _log.warning("could not look for lost namespaces: %s: %s", type(error).__name__, error)
+        _log.warning("could not look at the journal again: %s: %s", type(error).__name__, error)
         return Audited()
 
     def _audited(self, lost: tuple[JournalEntry, ...]) -> None:

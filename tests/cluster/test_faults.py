@@ -102,6 +102,7 @@ def test_a_wave_survives(product: Product, wave: Deployment, fault: Callable[[Pr
     fault(product)
     wave.settle(SCALE // 2)
     settled(product.cluster, expect=SCALE // 2)
+    product.rolled_out()  # kubelet may still be pausing before it starts again what the first fault ended
     wave.scale(0, wait=False)
     fault(product)
     wave.settle(0)

@@ -5,11 +5,13 @@ Two replicas own both pools at the same time; what each seed does repeats to the
 
 from collections.abc import Awaitable, Callable
 
+import anyio
 import pytest
 
+from cni.journal import Key, State
 from runtime.testing import run
 from tests.simulation.node import Violation
-from tests.simulation.world import ROUGH_NETWORK, ROUGH_STORE, World, crashes, roll_overs
+from tests.simulation.world import NODES, ROUGH_NETWORK, ROUGH_STORE, World, crashes, roll_overs
 
 SEEDS = range(1, 41)
 
@@ -39,6 +41,25 @@ def test_crashes_of_replicas_and_agents_on_top(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_agents_that_replace_each_other_on_top(seed: int) -> None:
     play(World(seed, chances=ROUGH_STORE, weather=ROUGH_NETWORK), seed, roll_overs)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_an_agent_left_after_its_successor_had_read_the_journal(seed: int) -> None:
+    world, node = World(seed, pods=8), NODES[0]
+    world.lifetime = (0.5, 0.6)
+    owed: set[Key] = set()
+
+    def owes_more() -> bool:
+        return bool({entry.key for entry in world.entries() if entry.state is State.RELEASING} - owed)
+
+    async def disturb(world: World) -> None:
+        await anyio.sleep(0.5)
+        while not world.busy(node):  # noqa: ASYNC110 - virtual time
+            await anyio.sleep(0.0005)
+        owed.update(entry.key for entry in world.entries() if entry.state is State.RELEASING)
+        await world.roll_over(node, killed_when=owes_more)
+
+    play(world, seed, disturb)  # and nobody starts again after that
 
 
 def test_a_crash_at_every_await_that_leaves_something() -> None:

@@ -202,14 +202,22 @@ class World:
         )
         self._spawn(node, agent.supervisor)
 
-    async def roll_over(self, node: str) -> None:
-        """A new agent beside the old one; then the old one ends, in order or not, when it likes."""
+    def busy(self, node: str) -> bool:
+        """Whether its agent has calls to answer."""
+        return self.calls[id(self._agents[node])] > 0
+
+    async def roll_over(self, node: str, *, killed_when: Callable[[], bool] | None = None) -> None:
+        """A new agent beside the old one; then the old one ends, in order or not, when it likes, or is killed."""
         old, scope, journal = self._agents.get(node), self._scopes[node], self._journals[node]
         if old is None:
             return
         await self.start_agent(node)
-        await anyio.sleep(self.random.uniform(0, 1.0))
-        if self.random.random() < 0.5:
+        if killed_when is not None:
+            while not killed_when():  # noqa: ASYNC110 - virtual time
+                await anyio.sleep(0.0002)
+        else:
+            await anyio.sleep(self.random.uniform(0, 1.0))
+        if killed_when is None and self.random.random() < 0.5:
             while self.calls[id(old)]:  # noqa: ASYNC110 - virtual time
                 await anyio.sleep(0.01)
             await old.supervisor.stop()

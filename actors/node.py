@@ -9,10 +9,10 @@ interfaces whose ADD was cut short are taken down and their addresses given back
 reboot) are given back. A call for such a container waits for that, or does it itself. While the agent before still runs
 and works on a container, that container waits for it.
 
-A sandbox may also go without a DEL: force-removed, or the runtime's state wiped. And an agent that is being replaced may
-be killed over its work after the newcomer has read the journal. So every now and then it looks at the journal again: an
-interface whose namespace is missing, or whose ADD is not over, twice in a row is dealt with in the same way, and what is
-owed goes to the outbox, which ignores what it has.
+A sandbox may also go without a DEL: force-removed, or the runtime's state wiped. And an agent that is being replaced
+may be killed over its work after the newcomer has read the journal. So every now and then it looks at the journal
+again. An interface whose namespace is missing, or whose ADD is not over, twice in a row is dealt with in the same way;
+what is owed goes to the outbox, which ignores what it has.
 """
 
 import logging

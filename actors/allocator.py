@@ -20,8 +20,7 @@ from typing import assert_never
 import anyio
 from msgspec import Struct, structs
 
-from actors import endpoint
-from actors.endpoint import EndpointContended
+from actors.endpoint import EndpointContended, Endpoints
 from actors.ippool import Claim, Granted, Peek, Refused, Surrender, Surrendered
 from actors.peers import Pool
 from api.core import Namespace, Node, Pod
@@ -115,9 +114,12 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
 
     capacity = 8192
 
-    def __init__(self, store: Store, *, pools: Callable[[str], Pool], view: View, policy: Policy) -> None:
+    def __init__(
+        self, store: Store, *, pools: Callable[[str], Pool], endpoints: Endpoints, view: View, policy: Policy
+    ) -> None:
         """`pools` gives the way to a pool's owner by name, whether the pool exists or not."""
         self._store = store
+        self._endpoints = endpoints
         self._pool = pools
         self._view = view
         self._policy = policy
@@ -203,8 +205,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                 raise _Refusal(_exhausted(request.pod, missing, why, held=bool(granted) or any(doubts)))
             answer = _allocated(granted, why, pod, clean_gateway=request.clean_gateway, doubtful=any(doubts))
             answer = structs.replace(answer, coordinator=self._view.coordination())
-            await endpoint.write(
-                self._store,
+            await self._endpoints.write(
                 pod=pod,
                 node=peer.node,
                 nic=request.nic,
@@ -332,7 +333,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
         names = set(request.pools)
         if not names:
             # The agent has lost its memory of the grant: ask the endpoint, and every pool that names the pod.
-            names |= await endpoint.pools(self._store, pod_ref, request.nic)
+            names |= await self._endpoints.pools(pod_ref, request.nic)
             names |= {n for n, pool in self._view.pools().items() if uid in (pool.status.allocated_ips or "")}
         surrendered: list[Surrendered] = []
 
@@ -348,7 +349,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
         freed = sorted(address for s in surrendered for address in s.addresses)
         held = any(s.held for s in surrendered)
         if not held:
-            await endpoint.forget(self._store, pod_ref, request.nic)
+            await self._endpoints.forget(pod_ref, request.nic)
         return Released(addresses=tuple(freed))
 
     async def _surrender(self, name: str, uid: str, nic: str, container_id: str, peer: Peer) -> Surrendered:

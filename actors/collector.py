@@ -24,7 +24,7 @@ from typing import Any, assert_never
 
 from msgspec import Struct
 
-from actors import endpoint
+from actors.endpoint import Endpoints
 from actors.ippool import Refused, Surrender, Surrendered
 from actors.peers import Pool
 from api.core import Node, Pod
@@ -101,9 +101,12 @@ class CollectorActor(Actor[Message]):
 
     capacity = 4096
 
-    def __init__(self, store: Store, *, pools: Callable[[str], Pool], sight: Sight, rules: Rules) -> None:
+    def __init__(
+        self, store: Store, *, pools: Callable[[str], Pool], endpoints: Endpoints, sight: Sight, rules: Rules
+    ) -> None:
         """`pools` gives the way to a pool's owner."""
         self._store = store
+        self._endpoints = endpoints
         self._pool = pools
         self._sight = sight
         self._rules = rules
@@ -244,9 +247,8 @@ class CollectorActor(Actor[Message]):
         first = next(iter(reasons), None)
         # The endpoint of a pod that lives shows what its present sandbox has.
         if first is not None and free and (pod is None or pod.metadata.uid != first.uid or not pod.alive):
-            await endpoint.forget(
-                self._store, PodRef(namespace=first.namespace, name=first.name, uid=first.uid), first.nic
-            )
+            pod_ref = PodRef(namespace=first.namespace, name=first.name, uid=first.uid)
+            await self._endpoints.forget(pod_ref, first.nic)
 
     async def _read[T](self, kind: Kind[T], name: str, *, namespace: str = "") -> T | None:
         try:

@@ -26,6 +26,7 @@ from actors.allocator import AllocatorActor, Policy, Serve
 from actors.cluster import Cluster
 from actors.collector import CollectorActor, Reported, Rules, Sight
 from actors.collector import Message as CollectorMessage
+from actors.endpoint import Endpoints
 from actors.ippools import IPPools
 from actors.peers import Heard, Peers, node_key, pool_key
 from actors.replicas import PeerReplicas, Replicas, named
@@ -84,11 +85,14 @@ class Controller:
         )
         self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools, heard=self._heard)
         self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
+        endpoints = Endpoints(store)
         self._collector: Ref[CollectorMessage] | None = None
         if pods_exist and settings.gc_ip_enabled:
             self._collector = self.supervisor.add_actor(
                 "collector",
-                lambda: CollectorActor(store, pools=self.peers, sight=self._sight(), rules=_rules(settings)),
+                lambda: CollectorActor(
+                    store, pools=self.peers, endpoints=endpoints, sight=self._sight(), rules=_rules(settings)
+                ),
                 capacity=CollectorActor.capacity,
             )
         self._clock = system.clock
@@ -97,7 +101,9 @@ class Controller:
         self._started = system.clock.wall()
         self._allocator = self.supervisor.add_actor(
             "allocator",
-            lambda: AllocatorActor(store, pools=self.peers, view=self.cluster.view(), policy=policy),
+            lambda: AllocatorActor(
+                store, pools=self.peers, endpoints=endpoints, view=self.cluster.view(), policy=policy
+            ),
             capacity=AllocatorActor.capacity,
         )
 

@@ -1,14 +1,18 @@
 """The SpiderEndpoint of a pod: what it holds, for people and for programs that read the original's objects.
 
 A projection. The authority over an address is its pool's status; this object is written after it, removed after it, and
-nothing is decided from it alone. It costs one write per pod where all goes well.
+nothing is decided from it alone. Where all goes well it costs one write when a pod comes, and two when it goes: one
+takes the finalizer off, one deletes. Nothing is read for that: what this process wrote last is remembered, and the
+resourceVersion says whether it still is what is there.
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from api.core import Pod
 from api.endpoint import EndpointCurrent, EndpointStatus, IPAllocationDetail, SpiderEndpoint
@@ -21,109 +25,157 @@ from telemetry import traces
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
+_REMEMBERED = 16384
+"""Objects; the oldest are forgotten first. About 400 bytes each."""
 
 
 class EndpointContended(Exception):
     """Others rewrote the SpiderEndpoint each time we were about to: try again later."""
 
 
-async def write(store: Store, *, pod: Pod, node: str, nic: str, granted: Allocated, clean_gateway: bool) -> None:
-    """Record what one NIC of a pod holds: create the object, or put the NIC into the one that is there.
+class _Written(Struct, frozen=True):
+    """An object as we left it."""
 
-    An object of an earlier pod of the same name gives way. Raises `EndpointContended` and `StoreError`.
-    """
-    detail = _detail(nic, granted, clean_gateway=clean_gateway)
-    name, namespace = pod.metadata.name, pod.metadata.namespace
-    with traces.span("endpoint.write"):
-        kind, owner = await _top_owner(store, pod)
-        for _ in range(_ATTEMPTS):
-            try:
-                await store.create(ENDPOINT, _new(pod, node, [detail], owner_kind=kind, owner_name=owner))
-            except AlreadyExists:
-                pass
-            else:
-                return
-            try:
-                found = await store.get(ENDPOINT, name, namespace=namespace)
-                if found.metadata.deletion_timestamp is not None or found.status.current.uid != pod.metadata.uid:
-                    await _remove(store, found)
-                    continue
-                ips = [d for d in found.status.current.ips if d.interface != nic] + [detail]
-                if msgspec.to_builtins(ips) == msgspec.to_builtins(found.status.current.ips):
+    pod_uid: str
+    uid: str
+    resource_version: str
+    nic: str
+    """The only one in it."""
+
+
+class Endpoints:
+    """The SpiderEndpoints of a store, as one replica keeps them."""
+
+    def __init__(self, store: Store) -> None:
+        """Nothing is read."""
+        self._store = store
+        self._written: OrderedDict[tuple[str, str], _Written] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<Endpoints {len(self._written)} remembered>"
+
+    async def write(self, *, pod: Pod, node: str, nic: str, granted: Allocated, clean_gateway: bool) -> None:
+        """Record what one NIC of a pod holds: create the object, or put the NIC into the one that is there.
+
+        An object of an earlier pod of the same name gives way. Raises `EndpointContended` and `StoreError`.
+        """
+        detail = _detail(nic, granted, clean_gateway=clean_gateway)
+        name, namespace = pod.metadata.name, pod.metadata.namespace
+        self._written.pop((namespace, name), None)
+        with traces.span("endpoint.write"):
+            kind, owner = await _top_owner(self._store, pod)
+            for _ in range(_ATTEMPTS):
+                try:
+                    made = _new(pod, node, [detail], owner_kind=kind, owner_name=owner)
+                    self._remember(await self._store.create(ENDPOINT, made))
+                except AlreadyExists:
+                    pass
+                else:
                     return
-                await store.patch(
-                    ENDPOINT,
-                    name,
-                    {"status": {"current": {"node": node, "ips": msgspec.to_builtins(ips)}}},
-                    namespace=namespace,
-                    resource_version=found.metadata.resource_version,
-                )
-            except (Conflict, NotFound):
-                continue
-            return
-    msg = f"SpiderEndpoint {namespace}/{name} was rewritten by others {_ATTEMPTS} times in a row"
-    raise EndpointContended(msg)
-
-
-async def pools(store: Store, pod: PodRef, nic: str) -> frozenset[str]:
-    """The pools that a pod's NIC holds addresses of, as its SpiderEndpoint says; empty where there is none."""
-    try:
-        found = await store.get(ENDPOINT, pod.name, namespace=pod.namespace)
-    except NotFound:
-        return frozenset()
-    if pod.uid and found.status.current.uid != pod.uid:
-        return frozenset()
-    names = [n for d in found.status.current.ips if d.interface == nic for n in (d.ipv4_pool, d.ipv6_pool) if n]
-    return frozenset(names)
-
-
-async def forget(store: Store, pod: PodRef, nic: str) -> None:
-    """Take one NIC out of a pod's SpiderEndpoint; with the last one the object goes. Nothing to do is no error."""
-    with traces.span("endpoint.forget"):
-        for _ in range(_ATTEMPTS):
-            try:
-                found = await store.get(ENDPOINT, pod.name, namespace=pod.namespace)
-                if pod.uid and found.status.current.uid != pod.uid:
-                    return
-                left = [d for d in found.status.current.ips if d.interface != nic]
-                if not left:
-                    await _remove(store, found)
-                elif len(left) < len(found.status.current.ips):
-                    await store.patch(
+                try:
+                    found = await self._store.get(ENDPOINT, name, namespace=namespace)
+                    if found.metadata.deletion_timestamp is not None or found.status.current.uid != pod.metadata.uid:
+                        await self._remove(found.metadata)
+                        continue
+                    ips = [d for d in found.status.current.ips if d.interface != nic] + [detail]
+                    if msgspec.to_builtins(ips) == msgspec.to_builtins(found.status.current.ips):
+                        return
+                    await self._store.patch(
                         ENDPOINT,
-                        pod.name,
-                        {"status": {"current": {"ips": msgspec.to_builtins(left)}}},
-                        namespace=pod.namespace,
+                        name,
+                        {"status": {"current": {"node": node, "ips": msgspec.to_builtins(ips)}}},
+                        namespace=namespace,
                         resource_version=found.metadata.resource_version,
                     )
-            except Conflict:
-                continue
+                except (Conflict, NotFound):
+                    continue
+                return
+        msg = f"SpiderEndpoint {namespace}/{name} was rewritten by others {_ATTEMPTS} times in a row"
+        raise EndpointContended(msg)
+
+    async def pools(self, pod: PodRef, nic: str) -> frozenset[str]:
+        """The pools that a pod's NIC holds addresses of, as its SpiderEndpoint says; empty where there is none."""
+        try:
+            found = await self._store.get(ENDPOINT, pod.name, namespace=pod.namespace)
+        except NotFound:
+            return frozenset()
+        if pod.uid and found.status.current.uid != pod.uid:
+            return frozenset()
+        names = [n for d in found.status.current.ips if d.interface == nic for n in (d.ipv4_pool, d.ipv6_pool) if n]
+        return frozenset(names)
+
+    async def forget(self, pod: PodRef, nic: str) -> None:
+        """Take one NIC out of a pod's SpiderEndpoint; with the last one the object goes. Nothing to do is no error."""
+        with traces.span("endpoint.forget"):
+            known = self._written.pop((pod.namespace, pod.name), None)
+            if known is not None and known.pod_uid == pod.uid and known.nic == nic:
+                try:
+                    await self._remove(
+                        ObjectMeta(
+                            name=pod.name,
+                            namespace=pod.namespace,
+                            uid=known.uid,
+                            resource_version=known.resource_version,
+                            finalizers=[FINALIZER],
+                        )
+                    )
+                except Conflict:
+                    pass  # somebody has written it since
+                else:
+                    return
+            for _ in range(_ATTEMPTS):
+                try:
+                    found = await self._store.get(ENDPOINT, pod.name, namespace=pod.namespace)
+                    if pod.uid and found.status.current.uid != pod.uid:
+                        return
+                    left = [d for d in found.status.current.ips if d.interface != nic]
+                    if not left:
+                        await self._remove(found.metadata)
+                    elif len(left) < len(found.status.current.ips):
+                        await self._store.patch(
+                            ENDPOINT,
+                            pod.name,
+                            {"status": {"current": {"ips": msgspec.to_builtins(left)}}},
+                            namespace=pod.namespace,
+                            resource_version=found.metadata.resource_version,
+                        )
+                except Conflict:
+                    continue
+                except NotFound:
+                    return
+                return
+        msg = f"SpiderEndpoint {pod} was rewritten by others {_ATTEMPTS} times in a row"
+        raise EndpointContended(msg)
+
+    async def _remove(self, meta: ObjectMeta) -> None:
+        """Finalizer off, then delete: a crash in between leaves an object that the pod's owner reference collects."""
+        if meta.finalizers:
+            left = [f for f in meta.finalizers if f != FINALIZER]
+            try:
+                await self._store.patch(
+                    ENDPOINT,
+                    meta.name,
+                    {"metadata": {"finalizers": left or None}},
+                    namespace=meta.namespace,
+                    resource_version=meta.resource_version,
+                )
             except NotFound:
                 return
-            return
-    msg = f"SpiderEndpoint {pod} was rewritten by others {_ATTEMPTS} times in a row"
-    raise EndpointContended(msg)
-
-
-async def _remove(store: Store, found: SpiderEndpoint) -> None:
-    """Finalizer off, then delete: a crash in between leaves an object that the pod's owner reference collects."""
-    meta = found.metadata
-    if meta.finalizers:
-        left = [f for f in meta.finalizers if f != FINALIZER]
         try:
-            found = await store.patch(
-                ENDPOINT,
-                meta.name,
-                {"metadata": {"finalizers": left or None}},
-                namespace=meta.namespace,
-                resource_version=meta.resource_version,
-            )
+            await self._store.delete(ENDPOINT, meta.name, namespace=meta.namespace, uid=meta.uid)
         except NotFound:
             return
-    try:
-        await store.delete(ENDPOINT, meta.name, namespace=meta.namespace, uid=meta.uid)
-    except NotFound:
-        return
+
+    def _remember(self, made: SpiderEndpoint) -> None:
+        meta, current = made.metadata, made.status.current
+        self._written[meta.namespace, meta.name] = _Written(
+            pod_uid=current.uid,
+            uid=meta.uid,
+            resource_version=meta.resource_version,
+            nic=current.ips[0].interface,
+        )
+        if len(self._written) > _REMEMBERED:
+            self._written.popitem(last=False)
 
 
 def _detail(nic: str, granted: Allocated, *, clean_gateway: bool) -> IPAllocationDetail:

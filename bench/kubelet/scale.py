@@ -115,9 +115,11 @@ def _gone(contest: Contest, began: float) -> tuple[float, float]:
         now = time.monotonic() - began
         if now > _WAIT_SECONDS:
             raise TimeoutError(f"{contest.namespaces()} namespaces and {contest.held()} addresses are left")
-        if not freed and not contest.held():
+        # Both are asked until the end whoever's turn it is: to ask costs CPU time too.
+        held, left = contest.held(), contest.namespaces()
+        if not freed and not held:
             freed = now
-        if not gone and not contest.namespaces():
+        if not gone and not left:
             gone = now
         time.sleep(_LOOK_SECONDS)
     return gone, freed

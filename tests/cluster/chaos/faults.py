@@ -59,6 +59,7 @@ class Faults:
             "pods deleted": lambda step: self._load.delete_some(step.dice, force=False),
             "scaled": lambda step: self._load.scale(step.dice),
             "node cordoned": lambda step: self._cordon(step.target, True),
+            "node drained": lambda step: self._drain(step.target),
         }
         self._end: dict[str, Deed] = {
             "agent hung": lambda step: self._resume(AGENT, step.target),
@@ -69,6 +70,7 @@ class Faults:
             "etcd hung": lambda _: plane.send("etcd", signal.SIGCONT),
             "power off": lambda step: self._node(step).power_on(),
             "node cordoned": lambda step: self._cordon(step.target, False),
+            "node drained": lambda step: self._cordon(step.target, False),
         }
 
     def carry_out(self, step: Step) -> str:
@@ -142,6 +144,11 @@ class Faults:
     def _cordon(self, node: str, unschedulable: bool) -> None:
         with ApiClient(self._cluster, timeout=5) as api:
             api.merge(f"/api/v1/nodes/{node}", {"spec": {"unschedulable": unschedulable}})
+
+    def _drain(self, node: str) -> str:
+        """As kubectl does it, for the workloads' pods."""
+        self._cordon(node, True)
+        return self._load.evict(node)
 
 
 def programs(node: Node, component: str) -> list[Identity]:

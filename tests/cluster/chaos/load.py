@@ -70,6 +70,16 @@ class Load:
                 api.delete(f"{PODS}/{name}", force=force)
         return ", ".join(victims) or "none is there"
 
+    def evict(self, node: str) -> str:
+        """The workloads' pods of a node, by the eviction API; says which. Raises what AWAY lists."""
+        with ApiClient(self._cluster, timeout=5) as api:
+            items = api.get(f"{PODS}?fieldSelector=spec.nodeName%3D{node}")["items"]
+            names = sorted(item["metadata"]["name"] for item in items if _is_workload(item))
+            for name in names:
+                eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+                api.create(f"{PODS}/{name}/eviction", eviction)
+        return ", ".join(names) or "none is there"
+
     def finish(self) -> int:
         """Ends the stream; how many pods the workloads have when all are Ready. Raises LabFailed."""
         self._stop.set()

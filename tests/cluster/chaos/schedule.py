@@ -57,6 +57,7 @@ KINDS: Final = (
     Kind("pods deleted", 4),
     Kind("scaled", 10),
     Kind("node cordoned", 1, ("cordon",), (5, 20), on_node=True),
+    Kind("node drained", 2, ("cordon",), (5, 20), on_node=True),
 )
 
 

@@ -3,7 +3,7 @@
 A projection. The authority over an address is its pool's status; this object is written after it, removed after it, and
 nothing is decided from it alone. Where all goes well it costs one write when a pod comes, and two when it goes: one
 takes the finalizer off, one deletes. Nothing is read for that: what this process wrote last is remembered, and the
-resourceVersion says whether it still is what is there.
+resourceVersion says whether it still is what is there. Nor is the workload of a pod looked up for each of its pods.
 """
 
 import logging
@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 _ATTEMPTS = 5
 _REMEMBERED = 16384
 """Objects; the oldest are forgotten first. About 400 bytes each."""
+_OWNERS = 1024
+"""ReplicaSets and Jobs whose own owner is remembered; the oldest are forgotten first."""
 
 
 class EndpointContended(Exception):
@@ -50,6 +52,8 @@ class Endpoints:
         """Nothing is read."""
         self._store = store
         self._written: OrderedDict[tuple[str, str], _Written] = OrderedDict()
+        self._owners: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        """By uid of what controls the pod: its own controller's kind and name."""
 
     def __repr__(self) -> str:
         return f"<Endpoints {len(self._written)} remembered>"
@@ -63,7 +67,7 @@ class Endpoints:
         name, namespace = pod.metadata.name, pod.metadata.namespace
         self._written.pop((namespace, name), None)
         with traces.span("endpoint.write"):
-            kind, owner = await _top_owner(self._store, pod)
+            kind, owner = await self._top_owner(pod)
             for _ in range(_ATTEMPTS):
                 try:
                     made = _new(pod, node, [detail], owner_kind=kind, owner_name=owner)
@@ -166,16 +170,36 @@ class Endpoints:
         except NotFound:
             return
 
+    async def _top_owner(self, pod: Pod) -> tuple[str, str]:
+        """Kind and name of the workload that a pod belongs to in the end; the pod itself where it has no controller."""
+        above: dict[str, Kind[Any]] = {"ReplicaSet": REPLICASET, "Job": JOB}
+        owner = _controller(pod.metadata.owner_references)
+        if owner is None:
+            return "Pod", pod.metadata.name
+        kind = above.get(owner.kind) if owner.api_version.partition("/")[0] in {"apps", "batch"} else None
+        if kind is None:
+            return owner.kind, owner.name
+        if owner.uid in self._owners:
+            return self._owners[owner.uid]
+        try:
+            holder = await self._store.get(kind, owner.name, namespace=pod.metadata.namespace)
+        except NotFound:
+            return owner.kind, owner.name
+        top = _controller(holder.metadata.owner_references)
+        found = (top.kind, top.name) if top is not None else (owner.kind, owner.name)
+        if holder.metadata.uid == owner.uid:
+            _put(self._owners, owner.uid, found, most=_OWNERS)
+        return found
+
     def _remember(self, made: SpiderEndpoint) -> None:
         meta, current = made.metadata, made.status.current
-        self._written[meta.namespace, meta.name] = _Written(
+        written = _Written(
             pod_uid=current.uid,
             uid=meta.uid,
             resource_version=meta.resource_version,
             nic=current.ips[0].interface,
         )
-        if len(self._written) > _REMEMBERED:
-            self._written.popitem(last=False)
+        _put(self._written, (meta.namespace, meta.name), written, most=_REMEMBERED)
 
 
 def _detail(nic: str, granted: Allocated, *, clean_gateway: bool) -> IPAllocationDetail:
@@ -212,21 +236,10 @@ def _new(pod: Pod, node: str, ips: Sequence[IPAllocationDetail], *, owner_kind: 
     )
 
 
-async def _top_owner(store: Store, pod: Pod) -> tuple[str, str]:
-    """Kind and name of the workload that a pod belongs to in the end; the pod itself where it has no controller."""
-    above: dict[str, Kind[Any]] = {"ReplicaSet": REPLICASET, "Job": JOB}
-    owner = _controller(pod.metadata.owner_references)
-    if owner is None:
-        return "Pod", pod.metadata.name
-    kind = above.get(owner.kind) if owner.api_version.partition("/")[0] in {"apps", "batch"} else None
-    if kind is None:
-        return owner.kind, owner.name
-    try:
-        holder = await store.get(kind, owner.name, namespace=pod.metadata.namespace)
-    except NotFound:
-        return owner.kind, owner.name
-    top = _controller(holder.metadata.owner_references)
-    return (top.kind, top.name) if top is not None else (owner.kind, owner.name)
+def _put[K, V](memory: OrderedDict[K, V], key: K, value: V, *, most: int) -> None:
+    memory[key] = value
+    if len(memory) > most:
+        memory.popitem(last=False)
 
 
 def _controller(references: Sequence[OwnerReference]) -> OwnerReference | None:

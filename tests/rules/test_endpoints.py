@@ -6,9 +6,9 @@ from random import Random
 import pytest
 
 from actors.endpoint import Endpoints
-from api.core import Pod
-from api.kinds import ENDPOINT, POD
-from api.meta import ObjectMeta
+from api.core import Pod, ReplicaSet
+from api.kinds import ENDPOINT, POD, REPLICASET
+from api.meta import ObjectMeta, OwnerReference
 from api.reasons import Explanation
 from api.wire import Address, Allocated, PodRef
 from runtime.store.memory import MemoryStore
@@ -101,3 +101,21 @@ def test_a_pod_of_the_same_name_keeps_its_own() -> None:
         assert len((await store.list(ENDPOINT)).items) == 1
 
     play(scene)
+
+
+def test_the_workload_is_looked_up_once_for_all_of_its_pods() -> None:
+    async def scene(store: FaultyStore, endpoints: Endpoints, _: Pod) -> None:
+        above = OwnerReference(api_version="apps/v1", kind="Deployment", name="web", uid="d", controller=True)
+        replicas = await store.create(
+            REPLICASET, ReplicaSet(metadata=ObjectMeta(name="web-1", namespace="default", owner_references=[above]))
+        )
+        uid = replicas.metadata.uid
+        for name in ("a", "b"):
+            owner = OwnerReference(api_version="apps/v1", kind="ReplicaSet", name="web-1", uid=uid, controller=True)
+            meta = ObjectMeta(name=name, namespace="default", uid=name, owner_references=[owner])
+            await endpoints.write(pod=Pod(metadata=meta), node="n1", nic="eth0", granted=GRANTED, clean_gateway=False)
+        found = (await store.list(ENDPOINT)).items
+        owners = {item.status.owner_controller_name for item in found if item.metadata.name in ("a", "b")}
+        assert owners == {"web"}
+
+    assert play(scene).count("get") == 1

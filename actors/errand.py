@@ -28,7 +28,7 @@ class CannotBeDone(Exception):
 
 
 def say(text: str) -> None:
-    """A line for whoever reads the log of a Job, at once."""
+    """A line for whoever reads the log of a hook, at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

@@ -56,7 +56,7 @@ class Wanted(Struct, frozen=True):
 
 
 class Initial(Struct, frozen=True, kw_only=True):
-    """What the init job is told."""
+    """What the program is told."""
 
     namespace: str
     """Of the release."""

@@ -92,7 +92,7 @@ OTHER_PROGRAMS = frozenset(
         ),
     }
 )
-"""Names of the init job and of the project's own tools: accepted in silence, since a shell may carry them."""
+"""Names of the init hook and of the project's own tools: accepted in silence, since a shell may carry them."""
 
 _INJECTED = re.compile(
     r"SPIDERPOOL(_[A-Z0-9_]+)?_"

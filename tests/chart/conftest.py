@@ -48,7 +48,7 @@ def render(helm: Path, tmp_path: Path) -> Render:
 
 
 def ready_controller(cluster: ControlPlane, namespace: str, *, ready: bool = True) -> None:
-    """What the controller manager would say of a replica that runs: the init job waits for it."""
+    """What the controller manager would say of a replica that runs: the init hook waits for it."""
     cluster.request(
         "POST",
         f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices",

@@ -1,4 +1,4 @@
-"""The chart's jobs in a real API server, with the rights of their own accounts: adopt, start, clean."""
+"""The chart's hooks in a real API server, with the rights of their own accounts: adopt, start, clean."""
 
 import json
 import threading
@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.chart.conftest import CHART, ready_controller
-from tests.chart.jobs import Jobs
+from tests.chart.hooks import Hooks
 from tests.servers import CommandFailed, ControlPlane
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(240)]
@@ -31,8 +31,8 @@ def cluster(_progress: Callable[[str], None]) -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def jobs(cluster: ControlPlane) -> Iterator[Jobs]:
-    with Jobs(cluster, NAMESPACE) as running:
+def hooks(cluster: ControlPlane) -> Iterator[Hooks]:
+    with Hooks(cluster, NAMESPACE) as running:
         yield running
 
 
@@ -64,7 +64,7 @@ def create(cluster: ControlPlane, document: dict[str, Any], *, manager: str = "k
     cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{document['metadata']['name']}")
 
 
-def test_kinds_of_the_original_are_adopted_and_no_field_goes(cluster: ControlPlane, jobs: Jobs) -> None:
+def test_kinds_of_the_original_are_adopted_and_no_field_goes(cluster: ControlPlane, hooks: Hooks) -> None:
     older = definition("spiderippools")
     del older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]["withheldIPs"]
     spec_of(older)["properties"]["vlan"] = {"type": "integer"}
@@ -74,7 +74,7 @@ def test_kinds_of_the_original_are_adopted_and_no_field_goes(cluster: ControlPla
     cluster.request("POST", f"{API}/spiderippools", pool)
 
     helm(cluster, "install")
-    lines = jobs.last(CRDS).output.splitlines()
+    lines = hooks.last(CRDS).output.splitlines()
     assert (
         "spiderippools.spiderpool.spidernet.io: changed; taken over from helm; new: v2beta1 status.withheldIPs; "
         "kept, though not of this release: v2beta1 spec.vlan"
@@ -87,7 +87,7 @@ def test_kinds_of_the_original_are_adopted_and_no_field_goes(cluster: ControlPla
     assert stored["status"]["withheldIPs"] == "{}"
 
     helm(cluster, "upgrade")
-    assert jobs.last(CRDS).output.count(": unchanged") == 6
+    assert hooks.last(CRDS).output.count(": unchanged") == 6
     cluster.helm("rollback", RELEASE, "1", "--namespace", NAMESPACE)
     assert cluster.request("GET", f"{API}/spiderippools/old").body["spec"]["vlan"] == 7
 
@@ -99,14 +99,14 @@ def test_kinds_of_the_original_are_adopted_and_no_field_goes(cluster: ControlPla
     del spec_of(theirs)["properties"]["excludeIPs"]
     cluster.request("PUT", f"{path}?fieldManager=somebody", theirs)
     helm(cluster, "upgrade")
-    assert "spidersubnets.spiderpool.spidernet.io: changed; new: v2beta1 spec.excludeIPs" in jobs.last(CRDS).output
+    assert "spidersubnets.spiderpool.spidernet.io: changed; new: v2beta1 spec.excludeIPs" in hooks.last(CRDS).output
     after = spec_of(cluster.request("GET", path).body)
     assert after["properties"]["owner"] == {"type": "string"}
     assert after["properties"]["gateway"] == spec_of(definition("spidersubnets"))["properties"]["gateway"]
 
 
 def test_a_kind_that_cannot_be_adopted_stops_the_installation_and_nothing_is_touched(
-    cluster: ControlPlane, jobs: Jobs
+    cluster: ControlPlane, hooks: Hooks
 ) -> None:
     other, older = definition("spiderreservedips"), definition("spiderendpoints")
     other["spec"]["scope"] = "Namespaced"
@@ -116,7 +116,7 @@ def test_a_kind_that_cannot_be_adopted_stops_the_installation_and_nothing_is_tou
     before = [cluster.request("GET", f"{DEFINITIONS}/{each['metadata']['name']}").body for each in (other, older)]
     with pytest.raises(CommandFailed):
         helm(cluster, "install")
-    ran = jobs.last(CRDS)
+    ran = hooks.last(CRDS)
     assert ran.code == 1
     assert "spiderreservedips.spiderpool.spidernet.io: spec.scope: found Namespaced, wanted Cluster" in ran.output
     assert "spiderendpoints.spiderpool.spidernet.io: spec.versions: found v1, wanted v2beta1" in ran.output
@@ -130,7 +130,7 @@ def test_a_kind_that_cannot_be_adopted_stops_the_installation_and_nothing_is_tou
 
 
 def test_what_the_values_name_is_made_once_and_what_makes_no_sense_is_refused(
-    cluster: ControlPlane, jobs: Jobs
+    cluster: ControlPlane, hooks: Hooks
 ) -> None:
     helm(cluster, "install", *LAN, "clusterDefaultPool.ipv4IPRanges={10.6.1.1-10.6.1.9}", "coordinator.mode=overlay")
     pool = cluster.request("GET", f"{API}/spiderippools/default-v4-ippool").body["spec"]
@@ -146,7 +146,7 @@ def test_what_the_values_name_is_made_once_and_what_makes_no_sense_is_refused(
     cluster.request("PATCH", f"{API}/spiderippools/default-v4-ippool", {"spec": {"ips": ["10.6.2.1"]}})
     more = ("clusterDefaultPool.installIPv6IPPool=true", "clusterDefaultPool.ipv6Subnet=fd00::/64")
     helm(cluster, "upgrade", *LAN, *more, "clusterDefaultPool.ipv4IPRanges={10.6.1.1-10.6.1.9}")
-    output = jobs.last(INIT).output
+    output = hooks.last(INIT).output
     assert "SpiderIPPool default-v6-ippool: created" in output
     assert (
         'SpiderIPPool default-v4-ippool: already there, left as it is; not as the values say: spec.ips (["10.6.2.1"], '
@@ -156,7 +156,7 @@ def test_what_the_values_name_is_made_once_and_what_makes_no_sense_is_refused(
 
     with pytest.raises(CommandFailed):
         helm(cluster, "upgrade", *LAN, "clusterDefaultPool.ipv4Gateway=10.7.0.1")
-    ran = jobs.last(INIT)
+    ran = hooks.last(INIT)
     assert ran.code == 2
     assert "SPIDERPOOL_INIT_DEFAULT_IPV4_IPPOOL_GATEWAY='10.7.0.1': spec.gateway" in ran.output
 
@@ -206,12 +206,12 @@ class Agents:
             thread.join()
 
 
-def test_agents_withdraw_before_they_are_taken_away(cluster: ControlPlane, jobs: Jobs) -> None:
+def test_agents_withdraw_before_they_are_taken_away(cluster: ControlPlane, hooks: Hooks) -> None:
     helm(cluster, "install", *LAN)
     agents = Agents(cluster, n1=("CNIWithdrawn", "all is removed"), n2=("CNILeft", "no other CNI"), n3=None)
     uninstall(cluster)
     agents.stop()
-    ran = jobs.last(CLEAN)
+    ran = hooks.last(CLEAN)
     assert ran.code == 0
     assert "node n1: withdrawn: all is removed" in ran.output
     assert "node n2: something is left: no other CNI" in ran.output
@@ -220,12 +220,12 @@ def test_agents_withdraw_before_they_are_taken_away(cluster: ControlPlane, jobs:
     assert cluster.request("GET", f"{API}/spiderippools/default-v4-ippool").status == 200
 
 
-def test_everything_goes_where_the_values_say_so(cluster: ControlPlane, jobs: Jobs) -> None:
+def test_everything_goes_where_the_values_say_so(cluster: ControlPlane, hooks: Hooks) -> None:
     helm(cluster, "install", *LAN, "spiderpoolController.cleanup.enable=true")
     pool = f"{API}/spiderippools/default-v4-ippool"
     cluster.request("PATCH", pool, {"metadata": {"finalizers": ["spiderpool.spidernet.io/held"]}})
     uninstall(cluster)
-    output = jobs.last(CLEAN).output
+    output = hooks.last(CLEAN).output
     assert "SpiderIPPool: 1 removed" in output
     assert "SpiderCoordinator: 1 removed" in output
     kinds = cluster.request("GET", DEFINITIONS).body["items"]

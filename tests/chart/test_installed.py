@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 
 from tests.chart.conftest import CHART, ready_controller
-from tests.chart.jobs import Jobs
+from tests.chart.hooks import Hooks
 from tests.servers import CommandFailed, ControlPlane
 from tests.servers.control_plane import ApiRefused
 
@@ -43,15 +43,15 @@ def left_of_release(cluster: ControlPlane) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def jobs(empty_cluster: ControlPlane) -> Iterator[Jobs]:
-    """Whatever Job a hook makes is run."""
+def hooks(empty_cluster: ControlPlane) -> Iterator[Hooks]:
+    """Whatever hook is due is run."""
     empty_cluster.create_namespace(NAMESPACE)
-    with Jobs(empty_cluster, NAMESPACE) as running:
+    with Hooks(empty_cluster, NAMESPACE) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def cluster(empty_cluster: ControlPlane, jobs: Jobs) -> Iterator[ControlPlane]:
+def cluster(empty_cluster: ControlPlane, hooks: Hooks) -> Iterator[ControlPlane]:
     """With the release installed."""
     ready_controller(empty_cluster, NAMESPACE)
     empty_cluster.helm("install", RELEASE, str(CHART), "--namespace", NAMESPACE)
@@ -350,14 +350,14 @@ def test_api_server_refuses(cluster: ControlPlane, plural: str, spec: dict[str, 
     assert field in json.dumps(caught.value.answer.body["details"]["causes"])
 
 
-def test_uninstall_leaves_the_crds_and_nothing_else(cluster: ControlPlane, jobs: Jobs) -> None:
+def test_uninstall_leaves_the_crds_and_nothing_else(cluster: ControlPlane, hooks: Hooks) -> None:
     cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE)
     assert left_of_release(cluster) == set()
     with pytest.raises(CommandFailed):
         cluster.kubectl("get", "clusterrole", "spiderpool-admin")
     assert "lan" in cluster.kubectl("get", "sp")
-    hook = jobs.last("spiderpool-controller-hook-pre-delete")
+    hook = hooks.last("spiderpool-controller-hook-pre-delete")
     assert hook.code == 0
     assert "left in the cluster: 1 spiderendpoints, 2 spiderippools" in hook.output
     cluster.helm("install", RELEASE, str(CHART), "--namespace", NAMESPACE)
-    assert "SpiderCoordinator default: already there" in jobs.last("spiderpool-init").output
+    assert "SpiderCoordinator default: already there" in hooks.last("spiderpool-init").output

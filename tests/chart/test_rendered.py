@@ -9,7 +9,7 @@ import yaml
 
 from actors import initial
 from api.settings import AgentSettings, ControllerSettings, Flags, load_agent, load_controller
-from tests.chart.conftest import CHART, Render
+from tests.chart.conftest import CHART, HOOK, Objects, Render
 from tests.servers import CommandFailed
 from tests.servers.process import run_command
 
@@ -17,8 +17,19 @@ DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 AGENT, CONTROLLER = "spiderpool-agent", "spiderpool-controller"
 
 
+def pod_spec(workload: dict[str, Any]) -> dict[str, Any]:
+    """Of a Pod, or of the pods that a workload makes."""
+    found: dict[str, Any] = workload["spec"] if workload["kind"] == "Pod" else workload["spec"]["template"]["spec"]
+    return found
+
+
+def hook_pods(objects: Objects) -> list[dict[str, Any]]:
+    """Those of an installation's life; of a rendering with hooks."""
+    return [pod for (kind, _), pod in objects.items() if kind == "Pod" and annotations(pod)[HOOK] != "test"]
+
+
 def container(workload: dict[str, Any]) -> dict[str, Any]:
-    (only,) = workload["spec"]["template"]["spec"]["containers"]
+    (only,) = pod_spec(workload)["containers"]
     assert isinstance(only, dict)
     return only
 
@@ -41,7 +52,7 @@ def environment(workload: dict[str, Any]) -> dict[str, str]:
 
 
 def volumes(workload: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {volume["name"]: volume for volume in workload["spec"]["template"]["spec"]["volumes"]}
+    return {volume["name"]: volume for volume in pod_spec(workload)["volumes"]}
 
 
 def settings(render: Render, *values: str) -> tuple[AgentSettings, ControllerSettings]:
@@ -72,6 +83,8 @@ def test_objects_have_the_original_names(render: Render) -> None:
         ("Secret", "spiderpool-controller-server-certs"),
         ("ServiceAccount", AGENT),
         ("ServiceAccount", CONTROLLER),
+        *((kind, "spiderpool-init") for kind in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding")),
+        *((kind, "spiderpool-init") for kind in ("Role", "RoleBinding")),
         ("ClusterRole", "spiderpool-admin"),
         ("ClusterRoleBinding", "spiderpool-admin"),
         ("ClusterRole", AGENT),
@@ -90,13 +103,14 @@ def test_switches_add_objects(render: Render) -> None:
 
 
 def test_hooks_and_when_they_run(render: Render) -> None:
-    jobs = {name: annotations(job)["helm.sh/hook"] for (kind, name), job in render(hooks=True).items() if kind == "Job"}
-    assert jobs == {
+    pods = {pod["metadata"]["name"]: annotations(pod)[HOOK] for pod in hook_pods(render(hooks=True))}
+    assert pods == {
         "spiderpool-controller-crds": "pre-install,pre-upgrade",
         "spiderpool-controller-hook-pre-delete": "pre-delete",
         "spiderpool-init": "post-install,post-upgrade",
     }
-    assert ("Job", "spiderpool-init") not in render("coordinator.enabled=false", hooks=True)
+    assert ("Pod", "spiderpool-init") not in render("coordinator.enabled=false", hooks=True)
+    assert ("ServiceAccount", "spiderpool-init") not in render("coordinator.enabled=false")
 
 
 def annotations(document: dict[str, Any]) -> dict[str, str]:
@@ -105,28 +119,42 @@ def annotations(document: dict[str, Any]) -> dict[str, str]:
 
 
 def test_a_hook_brings_its_account_before_it_runs(render: Render) -> None:
-    objects = render(hooks=True)
-    for (kind, _), job in objects.items():
-        if kind == "Job":
-            account = job["spec"]["template"]["spec"]["serviceAccountName"]
-            for needed in "ServiceAccount", "ClusterRole", "ClusterRoleBinding":
-                there = annotations(objects[needed, account])
-                assert there["helm.sh/hook"] == annotations(job)["helm.sh/hook"]
-                assert int(there["helm.sh/hook-weight"]) < int(annotations(job)["helm.sh/hook-weight"])
+    release, hooks = render(), render(hooks=True)
+    for pod in hook_pods(hooks):
+        account = pod["spec"]["serviceAccountName"]
+        for needed in "ServiceAccount", "ClusterRole", "ClusterRoleBinding":
+            if (needed, account) in release:
+                assert annotations(pod)[HOOK].startswith("post-install"), "the release is not there before"
+                continue
+            there = annotations(hooks[needed, account])
+            assert there[HOOK] == annotations(pod)[HOOK]
+            assert int(there["helm.sh/hook-weight"]) < int(annotations(pod)["helm.sh/hook-weight"])
+
+
+def test_a_hook_is_tried_once_and_not_for_ever(render: Render) -> None:
+    for pod in hook_pods(render(hooks=True)):
+        assert pod["spec"]["restartPolicy"] == "Never"
+        assert 60 < pod["spec"]["activeDeadlineSeconds"] <= 300
+
+
+def test_rights_to_change_kinds_do_not_stay_in_the_cluster(render: Render) -> None:
+    value = "spiderpoolController.cleanup.enable=true"
+    assert "customresourcedefinitions" in json.dumps([*render(value, hooks=True).values()]), "the control"
+    assert "customresourcedefinitions" not in json.dumps([*render(value).values()])
+    rules = [rule for kind in ("ClusterRole", "Role") for rule in render(value)[kind, "spiderpool-init"]["rules"]]
+    assert {verb for rule in rules for verb in rule["verbs"]} == {"create", "get", "list"}
 
 
 def test_what_runs_before_there_is_a_pod_network_needs_none(render: Render) -> None:
-    jobs = [job for (kind, _), job in render(hooks=True).items() if kind == "Job"]
-    for workload in (*jobs, render()["Deployment", CONTROLLER], render()["DaemonSet", AGENT]):
-        pod = workload["spec"]["template"]["spec"]
+    for workload in (*hook_pods(render(hooks=True)), render()["Deployment", CONTROLLER], render()["DaemonSet", AGENT]):
+        pod = pod_spec(workload)
         assert pod["hostNetwork"]
         assert {"operator": "Exists"} in pod["tolerations"]
 
 
 def test_only_the_agent_is_root_and_nobody_is_privileged(render: Render) -> None:
-    jobs = [job for (kind, _), job in render(hooks=True).items() if kind == "Job"]
-    for workload in (*jobs, render()["Deployment", CONTROLLER]):
-        pod = workload["spec"]["template"]["spec"]
+    for workload in (*hook_pods(render(hooks=True)), render()["Deployment", CONTROLLER]):
+        pod = pod_spec(workload)
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         inner = container(workload)["securityContext"]
@@ -212,8 +240,8 @@ def test_plugin_is_installed_where_the_runtime_looks(render: Render) -> None:
     assert {"cni-bin", "cni-conf"} & set(volumes(without)) == set()
 
 
-def test_init_job_is_told_what_the_values_say(render: Render) -> None:
-    job = render(
+def test_init_hook_is_told_what_the_values_say(render: Render) -> None:
+    init = render(
         "coordinator.mode=overlay",
         "coordinator.policyRoutes[0].dst=10.0.0.0/8",
         "coordinator.policyRoutes[0].gw=10.6.0.1",
@@ -222,8 +250,8 @@ def test_init_job_is_told_what_the_values_say(render: Render) -> None:
         "clusterDefaultPool.ipv4IPRanges={10.6.1.1-10.6.1.9,10.6.2.2}",
         "clusterDefaultPool.ipv4Gateway=10.6.0.1",
         hooks=True,
-    )["Job", "spiderpool-init"]
-    objects = {each.kind.kind: each.item for each in initial.load(environment(job)).objects}
+    )["Pod", "spiderpool-init"]
+    objects = {each.kind.kind: each.item for each in initial.load(environment(init)).objects}
     assert list(objects) == ["SpiderCoordinator", "SpiderSubnet", "SpiderIPPool"]
     assert objects["SpiderCoordinator"].spec.mode == "overlay"
     assert objects["SpiderCoordinator"].spec.hijack_cidr == ["169.254.0.0/16"]
@@ -236,7 +264,7 @@ def test_init_job_is_told_what_the_values_say(render: Render) -> None:
         "clusterDefaultPool.installIPv6IPPool=true",
         "clusterDefaultPool.ipv6Subnet=fd00::/64",
         hooks=True,
-    )["Job", "spiderpool-init"]
+    )["Pod", "spiderpool-init"]
     assert [each.kind.kind for each in initial.load(environment(plain)).objects] == [
         "SpiderCoordinator",
         "SpiderIPPool",
@@ -244,9 +272,9 @@ def test_init_job_is_told_what_the_values_say(render: Render) -> None:
 
 
 def test_objects_are_removed_only_by_value(render: Render) -> None:
-    job = "Job", "spiderpool-controller-hook-pre-delete"
-    assert container(render(hooks=True)[job])["args"] == ["clean"]
-    assert container(render("spiderpoolController.cleanup.enable=true", hooks=True)[job])["args"] == [
+    hook = "Pod", "spiderpool-controller-hook-pre-delete"
+    assert container(render(hooks=True)[hook])["args"] == ["clean"]
+    assert container(render("spiderpoolController.cleanup.enable=true", hooks=True)[hook])["args"] == [
         "clean",
         "--remove-objects",
     ]
@@ -257,11 +285,7 @@ def test_objects_are_removed_only_by_value(render: Render) -> None:
 def test_init_and_test_pods_take_the_controller_s_image_until_they_have_one(render: Render) -> None:
     def images(*values: str) -> set[str]:
         objects = render(*values, hooks=True)
-        pods = [
-            objects["Pod", "spiderpool-test-client"]["spec"],
-            objects["Job", "spiderpool-init"]["spec"]["template"]["spec"],
-        ]
-        return {pod["containers"][0]["image"] for pod in pods}
+        return {container(objects["Pod", name])["image"] for name in ("spiderpool-test-client", "spiderpool-init")}
 
     assert images("spiderpoolController.image.tag=v9") == {"ghcr.io/spidernet-io/spiderpool/spiderpool:v9"}
     own = [
@@ -403,13 +427,13 @@ def test_image(render: Render, value: str, image: str) -> None:
 def test_one_registry_for_all_images(render: Render) -> None:
     objects = render("global.imageRegistryOverride=local:5000")
     hooks = render("global.imageRegistryOverride=local:5000", hooks=True)
-    pods = [one["spec"]["template"]["spec"] for (kind, _), one in (objects | hooks).items() if kind in WORKLOADS]
-    assert len(pods) == 6
-    for pod in (*pods, hooks["Pod", "spiderpool-test-client"]["spec"]):
-        assert pod["containers"][0]["image"].startswith("local:5000/")
+    workloads = [one for (kind, _), one in (objects | hooks).items() if kind in WORKLOADS]
+    assert len(workloads) == 7
+    for workload in workloads:
+        assert pod_spec(workload)["containers"][0]["image"].startswith("local:5000/")
 
 
-WORKLOADS = {"DaemonSet", "Deployment", "Job"}
+WORKLOADS = {"DaemonSet", "Deployment", "Pod"}
 
 
 @pytest.mark.parametrize(

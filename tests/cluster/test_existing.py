@@ -124,6 +124,6 @@ def test_a_crd_of_another_shape_is_refused_by_name(existing: Product) -> None:
     )
     with pytest.raises((CommandFailed, LabFailed)):
         existing.install(timeout=30)
-    jobs = cluster.kubectl("get", "pods", f"--namespace={PRODUCT_NAMESPACE}", "--output=name").split()
-    logs = "".join(cluster.kubectl("logs", f"--namespace={PRODUCT_NAMESPACE}", name) for name in jobs)
+    pods = cluster.kubectl("get", "pods", f"--namespace={PRODUCT_NAMESPACE}", "--output=name").split()
+    logs = "".join(cluster.kubectl("logs", f"--namespace={PRODUCT_NAMESPACE}", name) for name in pods)
     assert name in logs and "Namespaced" in logs, logs

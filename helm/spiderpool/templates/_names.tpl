@@ -102,7 +102,7 @@ exec:
   command: [{{ $root.Values.spiderpoolAgent.shimName | quote }}, probe, /run/spiderpool/probe.sock, {{ index . 1 }}]
 {{- end -}}
 
-{{/* A container that may do nothing to the node: of the controller and of the jobs. Arguments: the value that overrides. */}}
+{{/* A container that may do nothing to the node: of the controller and of the hooks. Arguments: the value that overrides. */}}
 {{- define "spiderpool.confined" -}}
 {{- if . -}}
 {{- toYaml . -}}
@@ -153,10 +153,12 @@ seccompProfile:
 {{- end -}}
 
 {{/*
-What the chart's jobs have in common. They run before there is a pod network, and on nodes that are not ready for want of
-one. Arguments: list of root, image values.
+What the chart's hooks have in common. They are pods, not jobs: a job is only called complete one to two seconds after
+its pod, and helm waits for each. One try: the programs try again by themselves what a second try could mend, and what
+is wrong is then said at once. They run before there is a pod network, and on nodes that are not ready for want of one.
+Arguments: list of root, image values.
 */}}
-{{- define "spiderpool.jobPod" -}}
+{{- define "spiderpool.hookPodSpec" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
 {{- $controller := $root.Values.spiderpoolController -}}
@@ -181,26 +183,38 @@ securityContext:
 {{- end -}}
 
 {{/*
-Annotations of a hook with what only it has. Accounts and roles go when the hook has succeeded, a job as well: its log is
-shown by helm 4. Arguments: list of root, hooks, weight.
+Annotations of a hook with what only it has. Accounts and roles go when the hook has succeeded, its pod as well: the log
+is shown by helm 4. Arguments: list of root, hooks, weight.
 */}}
 {{- define "spiderpool.hook" -}}
 {{- $hook := dict "helm.sh/hook" (index . 1) "helm.sh/hook-weight" (index . 2) "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" -}}
 {{- include "spiderpool.annotations" (list (index . 0) $hook 2) }}
 {{- end -}}
 
-{{/* The same of a job. Arguments: list of root, hooks, weight. */}}
-{{- define "spiderpool.hookJob" -}}
+{{/* The same of the pod. Arguments: list of root, hooks, weight. */}}
+{{- define "spiderpool.hookPod" -}}
 {{- $hook := dict "helm.sh/hook" (index . 1) "helm.sh/hook-weight" (index . 2) "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" "helm.sh/hook-output-log-policy" "hook-succeeded,hook-failed" -}}
 {{- include "spiderpool.annotations" (list (index . 0) $hook 2) }}
 {{- end -}}
 
-{{/* An account of a hook with a ClusterRole of its own and, where rules are given for it, a Role.
-Arguments: dict of root, name, hooks, rules and namespaceRules as YAML texts, annotations of the account. */}}
+{{/*
+The account under which a hook runs, with a ClusterRole of its own and, where rules are given for it, a Role. With `hooks`
+they are made for these alone and go behind them; without they are the release's, which a hook can use that runs while
+the release is there: helm makes those all at once, but waits for each object of a hook.
+Arguments: dict of root, name, rules and namespaceRules as YAML texts; hooks, or annotations of the account.
+*/}}
 {{- define "spiderpool.hookAccount" -}}
 {{- $root := .root }}
 {{- $labels := include "spiderpool.labels" (list .root .name) }}
-{{- $annotations := include "spiderpool.hook" (list .root .hooks "-10") }}
+{{- $annotations := "" }}
+{{- $ofAccount := "" }}
+{{- if .hooks }}
+{{- $annotations = include "spiderpool.hook" (list .root .hooks "-10") }}
+{{- $ofAccount = $annotations }}
+{{- else }}
+{{- $annotations = include "spiderpool.annotations" (list .root dict 2) }}
+{{- $ofAccount = include "spiderpool.annotations" (list .root .annotations 2) }}
+{{- end }}
 apiVersion: v1
 kind: ServiceAccount
 metadata:
@@ -208,10 +222,7 @@ metadata:
   namespace: {{ $root.Release.Namespace | quote }}
   labels:
     {{- $labels | nindent 4 }}
-  {{- $annotations }}
-    {{- with .annotations }}
-    {{- tpl (toYaml .) $root | nindent 4 }}
-    {{- end }}
+  {{- $ofAccount }}
 {{- range $kind, $rules := dict "ClusterRole" .rules "Role" (.namespaceRules | default "") }}
 {{- if $rules }}
 {{- range list $kind (printf "%sBinding" $kind) }}

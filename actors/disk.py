@@ -39,7 +39,7 @@ class Journal(Protocol):
         ...
 
     async def put(self, entry: JournalEntry) -> None:
-        """Write one entry, durable on return. Raises `cni.errors.IoFailure`."""
+        """Write one entry, durable on return unless it is "adding". Raises `cni.errors.IoFailure`."""
         ...
 
     async def remove(self, key: Key) -> None:

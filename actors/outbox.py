@@ -1,9 +1,10 @@
 """The outbox: releases that this node owes the controller, kept until they are acknowledged.
 
-Messages: `Owe` and `Settle` from sandbox actors, `Connected` when a controller can be asked again, `Done` and `Failed`
-from its own requests, `Look` from its timer.
-State: the owed entries by container and interface. Persists: nothing itself; every entry it holds stands in the
-node's journal as "releasing" before it comes here and leaves the journal when the controller has acknowledged.
+Messages: `Owe`, `Settle` and `Recall` from sandbox actors, `Connected` when a controller can be asked again, `Done` and
+`Failed` from its own requests, `Look` from its timer.
+State: the owed entries by container and interface, and which were released last. Persists: nothing itself; every entry
+it holds stands in the node's journal as "releasing" before it comes here and leaves the journal when the controller has
+acknowledged.
 Answers: `Settle` when nothing is owed for that interface any more.
 
 An address is free only when no link carries it (the pool would hand it out while a packet can still leave with it). Our
@@ -21,6 +22,7 @@ twice finds nothing the second time.
 """
 
 import logging
+from collections import OrderedDict
 from typing import assert_never
 
 from msgspec import Struct
@@ -44,6 +46,8 @@ _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 5.0
 _SPREAD_SECONDS = 0.3
 """Over which a node's owed releases begin when a controller comes back: all nodes see that at the same moment."""
+_REMEMBERED = 4096
+"""Released interfaces, for `Recall`; about a megabyte."""
 ECHO_SECONDS = 40.0
 """After that no write of an unanswered ADD can land any more: its own 20 s, and the store's 10 s, with a margin."""
 
@@ -56,6 +60,15 @@ class Owe(Struct, frozen=True, tag=True):
 
 class Settle(Question[None], frozen=True, tag=True):
     """Answered when nothing is owed for this container's interface."""
+
+    key: Key
+
+
+class Recall(Question[bool], frozen=True, tag=True):
+    """Whether this interface was released, and that acknowledged, in this life of the agent; False if long ago.
+
+    A runtime repeats DEL two or three times for a sandbox; with this the repetitions cost nothing.
+    """
 
     key: Key
 
@@ -100,7 +113,7 @@ class Loaded(Struct, frozen=True, tag=True):
     entries: list[JournalEntry]
 
 
-Message = Owe | Settle | Inspect | Connected | Done | Echo | Failed | Look | Loaded
+Message = Owe | Settle | Recall | Inspect | Connected | Done | Echo | Failed | Look | Loaded
 
 
 class _Owed(Struct):
@@ -128,6 +141,7 @@ class OutboxActor(Actor[Message]):
         self._controllers = controllers
         self._owed: dict[Key, _Owed] = {}
         self._waiting: dict[Key, list[Envelope]] = {}
+        self._released: OrderedDict[Key, None] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<OutboxActor {len(self._owed)} owed>"
@@ -145,15 +159,12 @@ class OutboxActor(Actor[Message]):
                         self._take(entry, envelope)
             case Owe(entry):
                 self._take(entry, envelope)
-            case Settle(key):
-                return self._settle(key, envelope)
-            case Inspect():
-                return len(self._owed)
+            case Settle() | Recall() | Inspect():
+                return self._answer(message, envelope)
             case Connected():
                 self._hurry()
             case Done(key):
-                self._owed.pop(key, None)
-                self._wake(key)
+                self._done(key)
             case Echo(entry):
                 self._acknowledged(entry)
             case Failed(key, why):
@@ -164,7 +175,26 @@ class OutboxActor(Actor[Message]):
                 assert_never(message)
         return None
 
+    def _answer(self, question: Settle | Recall | Inspect, envelope: Envelope) -> object:
+        match question:
+            case Settle(key):
+                return self._settle(key, envelope)
+            case Recall(key):
+                return key in self._released
+            case Inspect():
+                return len(self._owed)
+            case _:
+                assert_never(question)
+
+    def _done(self, key: Key) -> None:
+        self._owed.pop(key, None)
+        self._released[key] = None
+        if len(self._released) > _REMEMBERED:
+            self._released.popitem(last=False)
+        self._wake(key)
+
     def _settle(self, key: Key, envelope: Envelope) -> object:
+        self._released.pop(key, None)  # an ADD asks
         owed = self._owed.get(key)
         if owed is None:
             return None

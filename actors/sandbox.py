@@ -26,7 +26,7 @@ from msgspec import Struct
 from actors.controllers import Controllers
 from actors.disk import Journal
 from actors.outbox import Message as OutboxMessage
-from actors.outbox import Owe, Settle
+from actors.outbox import Owe, Recall, Settle
 from api.wire import Allocate, Allocated, PodRef, Rejected
 from cni import coordination
 from cni.coordination import CoordinationPlan, Pair, coordination_plan, host_veth
@@ -325,8 +325,16 @@ class SandboxActor(Actor[Message]):
     # -- DEL -----------------------------------------------------------------------------------------------------------
 
     async def _detach(self, invocation: Invocation, known: JournalEntry | None) -> None:
-        # Unknown here: done already, or the journal was lost. Kernel and controller are asked all the same.
+        if known is None and await self._is_over(invocation.ifname):
+            return
+        # Unknown here, and not of this life: the journal may have been lost. Kernel and controller are asked.
         await self._take_down(known or self._entry(invocation))
+
+    async def _is_over(self, ifname: str) -> bool:
+        try:
+            return await self._outbox.ask(Recall(Key(self._container_id, ifname)), timeout=_SETTLE_SECONDS)
+        except ActorError:
+            return False
 
     async def _mend(self, entry: JournalEntry | None) -> None:
         if entry is None:

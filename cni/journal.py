@@ -4,6 +4,9 @@ So DEL is local and idempotent, and an agent that starts again knows what it owe
 One file per (container id, interface): temp file, fsync, rename, fsync of the folder. Functions block: actors call
 them on a worker thread.
 
+A process that dies loses nothing. A power cut may lose what was not synced, and that is left out where nothing hangs on
+it: with "adding" nobody was answered, and a removed entry that is back is released again, which finds nothing.
+
 While one agent replaces another both write here: an entry is written, removed or read for a decision only by who has
 claimed its container (`cni.claims`).
 """
@@ -122,27 +125,30 @@ class Journal:
         return self._read(self._path(key))
 
     def put(self, entry: JournalEntry) -> None:
-        """Write an entry; when this returns it survives a power cut.
+        """Write an entry; when this returns it survives a power cut, unless it is "adding".
 
         Raises:
             IoFailure: it could not be written; what was there before still is.
         """
         begun = time.perf_counter()
+        durable = entry.state is not State.ADDING
         path = self._path(entry.key)
         temporary = path.with_suffix(".tmp")
         try:
             with temporary.open("wb") as file:
                 file.write(msgspec.json.encode(entry))
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             temporary.rename(path)
-            self._sync_directory()
-            metrics.JOURNAL_FSYNC_SECONDS.observe(time.perf_counter() - begun)
+            if durable:
+                self._sync_directory()
+                metrics.JOURNAL_FSYNC_SECONDS.observe(time.perf_counter() - begun)
         except OSError as error:
             raise IoFailure(f"journal entry {path} cannot be written", str(error)) from error
 
     def remove(self, key: Key) -> None:
-        """Forget an entry; one that is not there is fine.
+        """Forget an entry; one that is not there is fine. After a power cut it may be back.
 
         Raises:
             IoFailure: the file could not be removed.
@@ -150,7 +156,6 @@ class Journal:
         path = self._path(key)
         try:
             path.unlink()
-            self._sync_directory()
         except FileNotFoundError:
             return
         except OSError as error:

@@ -186,6 +186,7 @@ class InstallerActor(Actor[Message]):
         self._retiring = False
         self._done = False
         self._shadow = ""
+        self._said = ("", "")
         self._attempts = 0
         self._pause = _PAUSES_SECONDS[0]
 
@@ -299,7 +300,9 @@ class InstallerActor(Actor[Message]):
             self.system.health.report(f"{self.ref.name}/files", state, detail)
 
     def _say(self, reason: str, message: str, *, warning: bool = True) -> None:
-        (_log.warning if warning else _log.info)("%s: %s", reason, message)
+        if (reason, message) != self._said:  # what lasts is looked at again and again; its event counts that
+            (_log.warning if warning else _log.info)("%s: %s", reason, message)
+            self._said = reason, message
         if self._events is not None:
             try:
                 self._events.tell(Say(reason, message, warning=warning))

@@ -6,7 +6,6 @@ takes the finalizer off, one deletes. Nothing is read for that: what this proces
 resourceVersion says whether it still is what is there. Nor is the workload of a pod looked up for each of its pods.
 """
 
-import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -22,11 +21,9 @@ from api.wire import Address, Allocated, PodRef
 from runtime.store.port import AlreadyExists, Conflict, NotFound, Store
 from telemetry import traces
 
-_log = logging.getLogger(__name__)
-
 _ATTEMPTS = 5
 _REMEMBERED = 16384
-"""Objects; the oldest are forgotten first. About 400 bytes each."""
+"""Objects; the oldest are forgotten first. About 500 bytes each."""
 _OWNERS = 1024
 """ReplicaSets and Jobs whose own owner is remembered; the oldest are forgotten first."""
 
@@ -39,10 +36,10 @@ class _Written(Struct, frozen=True):
     """An object as we left it."""
 
     pod_uid: str
-    uid: str
-    resource_version: str
     nic: str
     """The only one in it."""
+    meta: ObjectMeta
+    """What `Endpoints._remove` needs of it."""
 
 
 class Endpoints:
@@ -114,15 +111,7 @@ class Endpoints:
             known = self._written.pop((pod.namespace, pod.name), None)
             if known is not None and known.pod_uid == pod.uid and known.nic == nic:
                 try:
-                    await self._remove(
-                        ObjectMeta(
-                            name=pod.name,
-                            namespace=pod.namespace,
-                            uid=known.uid,
-                            resource_version=known.resource_version,
-                            finalizers=[FINALIZER],
-                        )
-                    )
+                    await self._remove(known.meta)
                 except Conflict:
                     pass  # somebody has written it since
                 else:
@@ -193,12 +182,14 @@ class Endpoints:
 
     def _remember(self, made: SpiderEndpoint) -> None:
         meta, current = made.metadata, made.status.current
-        written = _Written(
-            pod_uid=current.uid,
+        kept = ObjectMeta(
+            name=meta.name,
+            namespace=meta.namespace,
             uid=meta.uid,
             resource_version=meta.resource_version,
-            nic=current.ips[0].interface,
+            finalizers=meta.finalizers,
         )
+        written = _Written(pod_uid=current.uid, nic=current.ips[0].interface, meta=kept)
         _put(self._written, (meta.namespace, meta.name), written, most=_REMEMBERED)
 
 

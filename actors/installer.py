@@ -277,6 +277,7 @@ class InstallerActor(Actor[Message]):
             self._note(State.OK, "")
             if self._shadow:
                 self._say(BACK, f"{self._shadow} is gone: pods get Spiderpool's network now", warning=False)
+            self._said = ("", "")
         self._shadow = shadow
 
     def _failed(self, why: str) -> None:

@@ -99,11 +99,9 @@ class Audit(Struct, frozen=True, tag=True):
 
 
 class Audited(Struct, frozen=True, tag=True):
-    """What the journal has that nobody may be at work on."""
+    """The interfaces whose namespace is not there, or whose ADD is not over."""
 
     lost: tuple[JournalEntry, ...] = ()
-    """The namespace is not there, or the ADD is not over."""
-    owed: tuple[JournalEntry, ...] = ()
 
 
 Message = Invoke | Recovered | Forwarded | ForwardFailed | Mended | Retired | Audit | Audited
@@ -185,11 +183,9 @@ class NodeActor(Actor[Message]):
             case Retired():
                 pass
             case Audit():
-                self.pipe(self._audit(), lambda audited: audited, failed=self._not_audited)
-            case Audited(lost, owed):
+                self.pipe(self._audit(), Audited, failed=self._not_audited)
+            case Audited(lost):
                 self._audited(lost)
-                for entry in owed:
-                    self._outbox.tell(Owe(entry))
                 self.timers.start("audit", _AUDIT_SECONDS, Audit())
             case _:
                 assert_never(message)
@@ -294,18 +290,18 @@ class NodeActor(Actor[Message]):
         """What the journal knows; the outbox reads its own entries itself."""
         return [entry for entry in await self._journal.load() if entry.state is not State.RELEASING]
 
-    async def _audit(self) -> Audited:
-        """A second look at the journal."""
+    async def _audit(self) -> tuple[JournalEntry, ...]:
+        """Look at the journal again: hand what is owed to the outbox; returns what nobody may be at work on."""
         entries = await self._journal.load()
         standing = [entry.netns for entry in entries if entry.state is State.ADDED and entry.netns]
         missing = await self._kernel.vanished(standing)
-        return Audited(
-            lost=tuple(
-                entry
-                for entry in entries
-                if entry.state is not State.RELEASING and (entry.state is State.ADDING or entry.netns in missing)
-            ),
-            owed=tuple(entry for entry in entries if entry.state is State.RELEASING),
+        for entry in entries:
+            if entry.state is State.RELEASING:
+                self._outbox.tell(Owe(entry))
+        return tuple(
+            entry
+            for entry in entries
+            if entry.state is State.ADDING or (entry.state is State.ADDED and entry.netns in missing)
         )
 
     def _not_audited(self, error: Exception) -> Audited:

@@ -1,11 +1,11 @@
 """The outbox: releases that this node owes the controller, kept until they are acknowledged.
 
-Messages: `Owe`, `Settle` and `Recall` from sandbox actors, `Connected` when a controller can be asked again, `Done` and
-`Failed` from its own requests, `Look` from its timer.
+Messages: `Owe` from sandbox actors and the node actor, `Settle` and `Recall` from sandbox actors, `Connected` when a
+controller can be asked again, `Done`, `Echo` and `Failed` from its own requests, `Look` from its timer.
 State: the owed entries by container and interface, and which were released last. Persists: nothing itself; every entry
 it holds stands in the node's journal as "releasing" before it comes here and leaves the journal when the controller has
 acknowledged.
-Answers: `Settle` when nothing is owed for that interface any more.
+Answers: `Settle` when nothing is owed for that interface any more, `Recall` at once.
 
 An address is free only when no link carries it (the pool would hand it out while a packet can still leave with it). Our
 own DEL removes the link first. Under a foreign main plugin the link goes after us, so the entry waits here until the
@@ -82,9 +82,11 @@ class Connected(Struct, frozen=True, tag=True):
 
 
 class Done(Struct, frozen=True, tag=True):
-    """The controller has acknowledged, and the journal has forgotten."""
+    """Nothing is owed any more."""
 
     key: Key
+    over: bool
+    """The journal knows nothing of the interface; else a new ADD of the same sandbox has made it anew."""
 
 
 class Echo(Struct, frozen=True, tag=True):
@@ -163,8 +165,8 @@ class OutboxActor(Actor[Message]):
                 return self._answer(message, envelope)
             case Connected():
                 self._hurry()
-            case Done(key):
-                self._done(key)
+            case Done(key, over):
+                self._done(key, over=over)
             case Echo(entry):
                 self._acknowledged(entry)
             case Failed(key, why):
@@ -186,11 +188,12 @@ class OutboxActor(Actor[Message]):
             case _:
                 assert_never(question)
 
-    def _done(self, key: Key) -> None:
+    def _done(self, key: Key, *, over: bool) -> None:
         self._owed.pop(key, None)
-        self._released[key] = None
-        if len(self._released) > _REMEMBERED:
-            self._released.popitem(last=False)
+        if over:
+            self._released[key] = None
+            if len(self._released) > _REMEMBERED:
+                self._released.popitem(last=False)
         self._wake(key)
 
     def _settle(self, key: Key, envelope: Envelope) -> object:
@@ -239,7 +242,7 @@ class OutboxActor(Actor[Message]):
             owed.busy = True
             self.pipe(
                 self._attempt(key, acknowledged=owed.entry if owed.echoing else None),
-                lambda again: Done(key) if again is None else Echo(again),
+                lambda ended: ended,
                 failed=lambda error: Failed(key, why=str(error)),
                 on_behalf=envelope,
             )
@@ -254,17 +257,17 @@ class OutboxActor(Actor[Message]):
             if envelope.reply is not None:
                 envelope.reply.resolve(None)
 
-    async def _attempt(self, key: Key, *, acknowledged: JournalEntry | None) -> JournalEntry | None:
-        """Release once; returns the entry if it is to be released again later."""
+    async def _attempt(self, key: Key, *, acknowledged: JournalEntry | None) -> Done | Echo:
+        """Release once, by what the journal says now."""
         async with self._journal.claim(key.container_id, seconds=_CLAIM_SECONDS):
             entry = await self._journal.get(key)
             if entry is None or entry.state is not State.RELEASING:
-                return None
+                return Done(key, over=entry is None)
             await self._release(entry)
             if entry.doubtful and entry != acknowledged:
-                return entry
+                return Echo(entry)
             await self._journal.remove(key)
-            return None
+            return Done(key, over=True)
 
     async def _release(self, entry: JournalEntry) -> None:
         if entry.netns and await self._kernel.carries(entry.netns, entry.ifname, entry.addresses):

@@ -22,6 +22,7 @@ def value(exposition: str, series: str) -> float:
 @pytest.mark.timeout(120)
 def test_metrics_and_health_after_one_pod(lab: Lab) -> None:
     pod = lab.pod("measured")
+    synced = value(get(lab.metric_ports["n1"], "/metrics"), "spiderpool_journal_fsync_seconds_count")
     pod.start()
     agent = get(lab.metric_ports["n1"], "/metrics")
     assert value(agent, "spiderpool_ipam_allocation_counts") >= 1
@@ -29,7 +30,8 @@ def test_metrics_and_health_after_one_pod(lab: Lab) -> None:
     assert value(agent, 'spiderpool_actors{actor="sandbox"}') == 1
     assert value(agent, 'spiderpool_rpc_connections{side="client"}') == 1
     assert value(agent, 'spiderpool_netlink_step_seconds_count{step="make_link"}') >= 1
-    assert value(agent, "spiderpool_journal_fsync_seconds_count") >= 1
+    assert pod.sandboxes == 1
+    assert value(agent, "spiderpool_journal_fsync_seconds_count") == synced + 1, "an ADD syncs its answer, and no more"
     controller = get(lab.metric_ports["controller"], "/metrics")
     assert value(controller, 'spiderpool_actors{actor="ippool"}') == 2
     assert value(controller, 'spiderpool_rpc_connections{side="server"}') == 2

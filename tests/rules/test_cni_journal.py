@@ -49,6 +49,20 @@ def test_put_load_remove(tmp_path: Path) -> None:
     assert list((tmp_path / "journal").iterdir()) == []
 
 
+@pytest.mark.parametrize(("state", "syncs"), [(State.ADDING, 0), (State.ADDED, 2), (State.RELEASING, 2)])
+def test_what_an_answer_hangs_on_is_synced_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State, syncs: int
+) -> None:
+    synced: list[int] = []
+    journal = Journal(tmp_path / "journal")
+    journal.load_all()
+    monkeypatch.setattr(os, "fsync", synced.append)
+    journal.put(entry(state=state))
+    assert len(synced) == syncs
+    journal.remove(Key("c1", "eth0"))
+    assert len(synced) == syncs, "one that is back is released again, which finds nothing"
+
+
 def test_get_sees_what_another_process_wrote(tmp_path: Path) -> None:
     mine, others = Journal(tmp_path), Journal(tmp_path)
     assert mine.get(Key("c1", "eth0")) is None

@@ -7,8 +7,8 @@ import pytest
 
 from actors.endpoint import Endpoints
 from api.core import Pod, ReplicaSet
-from api.kinds import ENDPOINT, POD, REPLICASET
-from api.meta import ObjectMeta, OwnerReference
+from api.kinds import ENDPOINT, POD, REPLICASET, Kind
+from api.meta import FINALIZER, ObjectMeta, OwnerReference
 from api.reasons import Explanation
 from api.wire import Address, Allocated, PodRef
 from runtime.store.memory import MemoryStore
@@ -67,13 +67,13 @@ def test_a_replica_that_did_not_write_it_reads_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "stays"),
     [
-        {"metadata": {"labels": {"seen": "yes"}}},
-        {"metadata": {"finalizers": ["spiderpool.spidernet.io", "example.org/audit"]}},
+        ({"metadata": {"labels": {"seen": "yes"}}}, []),
+        ({"metadata": {"finalizers": [FINALIZER, "example.org/audit"]}}, [["example.org/audit"]]),
     ],
 )
-def test_what_others_wrote_since_is_read(change: dict[str, object]) -> None:
+def test_what_others_wrote_since_is_read(change: dict[str, object], stays: list[list[str]]) -> None:
     left: list[list[str]] = []
 
     async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
@@ -82,7 +82,26 @@ def test_what_others_wrote_since_is_read(change: dict[str, object]) -> None:
         left.extend(item.metadata.finalizers or [] for item in (await store.list(ENDPOINT)).items)
 
     assert play(scene) == ["create", "patch", "patch", "get", "patch", "delete", "list"]
-    assert left in ([], [["example.org/audit"]]), "a finalizer that is not ours stays"
+    assert left == stays, "a finalizer that is not ours stays"
+
+
+def test_a_finalizer_that_admission_added_stays() -> None:
+    class Admitting(FaultyStore):
+        async def create[T](self, kind: Kind[T], item: T) -> T:
+            await super().create(kind, item)
+            change = {"metadata": {"finalizers": [FINALIZER, "example.org/audit"]}}
+            return await super().patch(kind, "db", change, namespace="default")
+
+    async def main() -> None:
+        store = Admitting(MemoryStore(), policy=Recorder(), random=Random(1))
+        endpoints, pod = Endpoints(store), Pod(metadata=ObjectMeta(name="db", namespace="default", uid="u"))
+        await endpoints.write(pod=pod, node="n1", nic="eth0", granted=GRANTED, clean_gateway=False)
+        await endpoints.forget(PodRef(namespace="default", name="db", uid="u"), "eth0")
+        (found,) = (await store.list(ENDPOINT)).items
+        assert found.metadata.deletion_timestamp is not None
+        assert found.metadata.finalizers == ["example.org/audit"]
+
+    run(main, seed=1)
 
 
 def test_a_second_nic_is_not_forgotten_with_the_first() -> None:

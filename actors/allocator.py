@@ -34,6 +34,7 @@ from api.wire import (
     Allocate,
     Allocated,
     Coordination,
+    Disown,
     Inquire,
     PodRef,
     Ready,
@@ -165,6 +166,8 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                     return await self._release(request, peer)
                 case Inquire():
                     return Ready()
+                case Disown():
+                    return Rejected(message="quarantine is not served", cause="internal")
                 case Report():
                     # The collector's business; see `actors.controller`.
                     return Rejected(message="a report is not for the allocator", cause="internal")

@@ -190,12 +190,27 @@ class Deployment(Struct, frozen=True, omit_defaults=True, rename="camel"):
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
 
 
+class StatefulSetOrdinals(Struct, frozen=True, omit_defaults=True):
+    """How a StatefulSet numbers its pods."""
+
+    start: int = 0
+
+
+class StatefulSetSpec(Struct, frozen=True, omit_defaults=True):
+    """What we need of a StatefulSet's specification."""
+
+    replicas: int | None = None
+    """1 where it is absent."""
+    ordinals: StatefulSetOrdinals | None = None
+
+
 class StatefulSet(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """An owner of pods that keep their names."""
 
     api_version: str = "apps/v1"
     kind: str = "StatefulSet"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    spec: StatefulSetSpec = field(default_factory=StatefulSetSpec)
 
 
 class DaemonSet(Struct, frozen=True, omit_defaults=True, rename="camel"):

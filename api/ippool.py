@@ -86,6 +86,8 @@ class AllocationRecord(Struct, frozen=True, omit_defaults=True, rename="camel", 
     node: str = ""
     cid: str = ""
     """First 12 hex digits of the sandbox's container id."""
+    kept: bool = False
+    """No link carries the address any more; it waits for the next pod of the same name."""
 
 
 _records_decoder = msgspec.json.Decoder(dict[str, AllocationRecord])

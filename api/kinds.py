@@ -4,7 +4,7 @@ import builtins
 
 from msgspec import Struct
 
-from api import core, extensions
+from api import core, extensions, kubevirt
 from api.coordinator import SpiderCoordinator
 from api.endpoint import SpiderEndpoint
 from api.ippool import SpiderIPPool
@@ -95,6 +95,33 @@ STATEFULSET = _workload(core.StatefulSet, "apps", "statefulsets")
 DAEMONSET = _workload(core.DaemonSet, "apps", "daemonsets")
 JOB = _workload(core.Job, "batch", "jobs")
 CRONJOB = _workload(core.CronJob, "batch", "cronjobs")
+VIRTUALMACHINE = Kind(
+    group="kubevirt.io",
+    version="v1",
+    plural="virtualmachines",
+    kind="VirtualMachine",
+    namespaced=True,
+    status=True,
+    type=kubevirt.VirtualMachine,
+)
+VIRTUALMACHINEINSTANCE = Kind(
+    group="kubevirt.io",
+    version="v1",
+    plural="virtualmachineinstances",
+    kind="VirtualMachineInstance",
+    namespaced=True,
+    status=True,
+    type=kubevirt.VirtualMachineInstance,
+)
+VIRTUALMACHINEINSTANCEMIGRATION = Kind(
+    group="kubevirt.io",
+    version="v1",
+    plural="virtualmachineinstancemigrations",
+    kind="VirtualMachineInstanceMigration",
+    namespaced=True,
+    status=True,
+    type=kubevirt.VirtualMachineInstanceMigration,
+)
 EVENT = Kind(group="", version="v1", plural="events", kind="Event", namespaced=True, status=False, type=core.Event)
 
 

@@ -35,16 +35,43 @@ class Allocate(Struct, frozen=True, tag=True):
     default_ipv6: tuple[str, ...] = ()
     clean_gateway: bool = False
     """Whether the default route is to be left out."""
+    master_subnets: tuple[str, ...] | None = None
+    """The networks, as CIDRs, of the physical NIC behind an SR-IOV interface; None where the configuration does not ask
+    for pools to match them (`match_master_subnet`)."""
 
 
 class Release(Struct, frozen=True, tag=True):
-    """Give back what one sandbox's NIC holds. Idempotent; touches only records of this pod uid, NIC and container."""
+    """A NIC of a sandbox is gone: after this the sandbox holds nothing but what the NICs in `keep` have.
+
+    So what an ADD was granted for the pod's other NICs along with its own, and no ADD ever fetched, goes too.
+    Idempotent; touches only records of this pod uid and container.
+    """
 
     pod: PodRef
     nic: str
     container_id: str
     pools: tuple[str, ...] = ()
     """Where the addresses came from, as far as the agent remembers: saves a search."""
+    keep: tuple[str, ...] = ()
+    """The sandbox's other NICs that the agent knows of."""
+
+
+class Disown(Struct, frozen=True, tag=True):
+    """Addresses of a sandbox's NIC that somebody else on the LAN uses: nobody gets them for a while.
+
+    Idempotent as `Release` is. The answer is `Released`; or `Rejected` with the cause ``stateful`` where the pod has
+    fixed addresses, which it keeps.
+    """
+
+    pod: PodRef
+    nic: str
+    container_id: str
+    addresses: tuple[str, ...]
+    """Without prefix length."""
+    pools: tuple[str, ...] = ()
+    """The pool of each address, in the same order."""
+    seen: str = ""
+    """Who has been found there, for example a MAC address."""
 
 
 class Inquire(Struct, frozen=True, tag=True):
@@ -61,6 +88,15 @@ class Attachment(Struct, frozen=True):
     """First 12 hex digits of the container id, as records have it."""
 
 
+class Look(Struct, frozen=True):
+    """What a node's kernel says of one address."""
+
+    address: str
+    """Without prefix length, canonical."""
+    carried: bool
+    """Whether a link in any network namespace of the node has it."""
+
+
 class Report(Struct, frozen=True, tag=True):
     """All that a node's agent knows of: what it builds, what stands, and what it still has to give back.
 
@@ -68,6 +104,8 @@ class Report(Struct, frozen=True, tag=True):
     """
 
     attachments: tuple[Attachment, ...] = ()
+    looked: tuple[Look, ...] = ()
+    """The answer to `Noted.look`: seen after it was asked."""
 
 
 class Address(Struct, frozen=True):
@@ -101,6 +139,17 @@ class Coordination(Struct, frozen=True, omit_defaults=True):
     """Packets; 0 leaves it alone."""
 
 
+class NicGrant(Struct, frozen=True):
+    """What one NIC of a pod has."""
+
+    nic: str
+    addresses: tuple[Address, ...]
+    routes: tuple[Route, ...] = ()
+    """All of them, default routes included."""
+    clean_gateway: bool = False
+    """Whether its default routes were left out."""
+
+
 class Allocated(Struct, frozen=True, tag=True):
     """The answer to `Allocate`: committed to the store."""
 
@@ -113,6 +162,8 @@ class Allocated(Struct, frozen=True, tag=True):
     doubtful: bool = False
     """Whether a copy of a claim may still be under way to a pool, through a replica that gave no answer."""
     coordinator: Coordination = Coordination()
+    others: tuple[NicGrant, ...] = ()
+    """What the pod's other NICs were given along with this one; their own ADDs will ask for it."""
 
 
 class Released(Struct, frozen=True, tag=True):
@@ -123,6 +174,9 @@ class Released(Struct, frozen=True, tag=True):
 
 class Noted(Struct, frozen=True, tag=True):
     """The answer to `Report`."""
+
+    look: tuple[str, ...] = ()
+    """Addresses, without prefix length, that the agent is to look for in the node's kernel and report at once."""
 
 
 class Ready(Struct, frozen=True, tag=True):
@@ -143,7 +197,7 @@ class Rejected(Struct, frozen=True, tag=True):
     """Whether records may be there all the same: the agent sends a `Release`."""
 
 
-Request = Allocate | Release | Inquire | Report
+Request = Allocate | Release | Disown | Inquire | Report
 Response = Allocated | Released | Noted | Ready | Rejected
 
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

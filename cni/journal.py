@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from api.wire import PodRef
+from api.wire import NicGrant, PodRef
 from cni.coordination import CoordinationPlan
 from cni.errors import IoFailure
 from cni.protocol import Role
@@ -72,6 +72,8 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     """With prefix lengths."""
     pools: tuple[str, ...] = ()
     """The pool of each address, in the same order."""
+    others: tuple[NicGrant, ...] = ()
+    """What the pod's other NICs were given along with this one, whether or not they were attached since."""
     doubtful: bool = True
     """Whether a copy of the request for addresses may be under way that nobody answered."""
     host_veth: str = ""

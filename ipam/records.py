@@ -89,7 +89,13 @@ def record_bytes(record: AllocationRecord, version: int) -> int:
 
 def _extended(record: AllocationRecord, unknown: dict[str, Any]) -> ExtendedRecord:
     return ExtendedRecord(
-        pod=record.pod, pod_uid=record.pod_uid, nic=record.nic, node=record.node, cid=record.cid, unknown=unknown
+        pod=record.pod,
+        pod_uid=record.pod_uid,
+        nic=record.nic,
+        node=record.node,
+        cid=record.cid,
+        kept=record.kept,
+        unknown=unknown,
     )
 
 

@@ -38,6 +38,10 @@ class Journal(Protocol):
         """One entry as it is now, None when there is none."""
         ...
 
+    async def of(self, container_id: str) -> list[JournalEntry]:
+        """The entries of one container. Raises `cni.errors.IoFailure`."""
+        ...
+
     async def put(self, entry: JournalEntry) -> None:
         """Write one entry, durable on return unless it is "adding". Raises `cni.errors.IoFailure`."""
         ...
@@ -89,6 +93,10 @@ class DiskJournal:
     async def get(self, key: Key) -> JournalEntry | None:
         """See `Journal`."""
         return await anyio.to_thread.run_sync(self._entries.get, key)
+
+    async def of(self, container_id: str) -> list[JournalEntry]:
+        """See `Journal`."""
+        return await anyio.to_thread.run_sync(self._entries.of, container_id)
 
     async def put(self, entry: JournalEntry) -> None:
         """See `Journal`."""

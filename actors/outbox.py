@@ -5,7 +5,7 @@ controller can be asked again, `Done`, `Echo` and `Failed` from its own requests
 State: the owed entries by container and interface, and which were released last. Persists: nothing itself; every entry
 it holds stands in the node's journal as "releasing" before it comes here and leaves the journal when the controller has
 acknowledged.
-Answers: `Settle` when nothing is owed for that interface any more, `Recall` at once.
+Answers: `Settle` when nothing is owed for that container any more, `Recall` at once.
 
 An address is free only when no link carries it (the pool would hand it out while a packet can still leave with it). Our
 own DEL removes the link first. Under a foreign main plugin the link goes after us, so the entry waits here until the
@@ -13,6 +13,10 @@ kernel shows that link or namespace is gone.
 
 While one agent replaces another both may hold the same debt. An attempt claims the container and goes by the journal as
 it is then: an entry that is not "releasing" any more has been dealt with, or is a new ADD of the same sandbox.
+
+A release says which NICs of the container stay, and everything else of it goes: an ADD may have been granted addresses
+for NICs that nobody ever attached. So no NIC of a container is added while a release of another one is under way, which
+does not know of it.
 
 A copy of an ADD that was never answered may still be on its way to a pool when the release arrives there by another
 replica. So a doubtful entry is released twice, the second time when that copy's writes can no longer land.
@@ -59,7 +63,7 @@ class Owe(Struct, frozen=True, tag=True):
 
 
 class Settle(Question[None], frozen=True, tag=True):
-    """Answered when nothing is owed for this container's interface."""
+    """Answered when an ADD of this interface may begin: nothing is owed for its container."""
 
     key: Key
 
@@ -142,14 +146,15 @@ class OutboxActor(Actor[Message]):
         self._journal = journal
         self._controllers = controllers
         self._owed: dict[Key, _Owed] = {}
-        self._waiting: dict[Key, list[Envelope]] = {}
+        self._waiting: list[tuple[Key, Envelope]] = []
         self._released: OrderedDict[Key, None] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<OutboxActor {len(self._owed)} owed>"
 
     def started(self) -> None:
-        """A new life begins with what the journal says is owed."""
+        """A new life begins with what the journal says is owed; before that nobody is told that nothing is."""
+        self.hold()
         self.pipe(self._journal.load(), Loaded)
 
     def handle(self, message: Message, envelope: Envelope) -> object:
@@ -159,6 +164,7 @@ class OutboxActor(Actor[Message]):
                 for entry in entries:
                     if entry.state is State.RELEASING:
                         self._take(entry, envelope)
+                self.release()
             case Owe(entry):
                 self._take(entry, envelope)
             case Settle() | Recall() | Inspect():
@@ -194,27 +200,42 @@ class OutboxActor(Actor[Message]):
             self._released[key] = None
             if len(self._released) > _REMEMBERED:
                 self._released.popitem(last=False)
-        self._wake(key)
+        self._wake()
 
     def _settle(self, key: Key, envelope: Envelope) -> object:
         self._released.pop(key, None)  # an ADD asks
-        owed = self._owed.get(key)
-        if owed is None:
+        if self._settled(key):
             return None
-        if owed.echoing and not owed.busy:
+        self._waiting.append((key, envelope))
+        return LATER
+
+    def _settled(self, key: Key) -> bool:
+        owed = self._owed.get(key)
+        if owed is not None and owed.echoing and not owed.busy:
             # A new ADD of the very same sandbox: what may still land is what it will ask for.
             self.timers.cancel(str(key))
             del self._owed[key]
-            return None
-        self._waiting.setdefault(key, []).append(envelope)
-        return LATER
+        return all(
+            owed.echoing and not owed.busy
+            for other, owed in self._owed.items()
+            if other.container_id == key.container_id
+        )
+
+    def _wake(self) -> None:
+        """Let those go on whose container is settled."""
+        waiting, self._waiting = self._waiting, []
+        for key, envelope in waiting:
+            if not self._settled(key):
+                self._waiting.append((key, envelope))
+            elif envelope.reply is not None:
+                envelope.reply.resolve(None)
 
     def _acknowledged(self, entry: JournalEntry) -> None:
         owed = self._owed.get(entry.key)
         if owed is not None:
             owed.entry, owed.echoing, owed.busy = entry, True, False
             self.timers.start(str(entry.key), ECHO_SECONDS, Look(entry.key))
-            self._wake(entry.key)
+            self._wake()
 
     def _hurry(self) -> None:
         for key, owed in self._owed.items():
@@ -247,16 +268,6 @@ class OutboxActor(Actor[Message]):
                 on_behalf=envelope,
             )
 
-    def _wake(self, key: Key) -> None:
-        owed = self._owed.get(key)
-        waiting = self._waiting.pop(key, [])
-        if waiting and owed is not None:
-            self.timers.cancel(str(key))
-            del self._owed[key]
-        for envelope in waiting:
-            if envelope.reply is not None:
-                envelope.reply.resolve(None)
-
     async def _attempt(self, key: Key, *, acknowledged: JournalEntry | None) -> Done | Echo:
         """Release once, by what the journal says now."""
         async with self._journal.claim(key.container_id, seconds=_CLAIM_SECONDS):
@@ -270,13 +281,15 @@ class OutboxActor(Actor[Message]):
             return Done(key, over=True)
 
     async def _release(self, entry: JournalEntry) -> None:
+        others = [other for other in await self._journal.of(entry.container_id) if other.state is not State.RELEASING]
+        keep = tuple(sorted(other.ifname for other in others if other.ifname != entry.ifname))
         if entry.netns and await self._kernel.carries(entry.netns, entry.ifname, entry.addresses):
             msg = f"a link in {entry.netns} still carries {', '.join(entry.addresses) or entry.ifname}"
             raise _NotYet(msg)
         begun = self.system.clock.now()
         metrics.IPAM_RELEASE_COUNTS.inc()
         try:
-            await release(self._controllers, entry, deadline=begun + _REQUEST_SECONDS)
+            await release(self._controllers, entry, keep=keep, deadline=begun + _REQUEST_SECONDS)
         except DeadlineExceeded:
             metrics.IPAM_RELEASE_ERR_RETRIES_EXHAUSTED_COUNTS.inc()
             metrics.IPAM_RELEASE_FAILURE_COUNTS.inc()
@@ -288,14 +301,20 @@ class OutboxActor(Actor[Message]):
         metrics.IPAM_RELEASE_DURATION.observe(self.system.clock.now() - begun)
 
 
-async def release(controllers: Controllers, entry: JournalEntry, *, deadline: float) -> Released:
-    """Have the controller free what an entry holds. Raises `TransportError` when that has to be tried again."""
+async def release(controllers: Controllers, entry: JournalEntry, *, keep: tuple[str, ...], deadline: float) -> Released:
+    """Have the controller free what an entry's container holds, but for the NICs in `keep`.
+
+    Raises `TransportError` when that has to be tried again.
+    """
+    pools = (*entry.pools, *(address.pool for grant in entry.others for address in grant.addresses))
     answered = await controllers.ask(
         Release(
             pod=entry.pod,
             nic=entry.ifname,
             container_id=entry.container_id,
-            pools=tuple(dict.fromkeys(entry.pools)),
+            pools=tuple(dict.fromkeys(pools)),
+            keep=keep,
+            fixed=entry.fixed,
         ),
         deadline=deadline,
     )

@@ -197,6 +197,8 @@ class SandboxActor(Actor[Message]):
                 mac=link.mac if link is not None else "",
                 addresses=tuple(a.address for a in allocated.addresses),
                 pools=tuple(a.pool for a in allocated.addresses),
+                others=allocated.others,
+                fixed=allocated.fixed,
                 doubtful=doubtful,
                 host_veth="" if coordinated is None else coordinated.host_veth,
                 coordination=coordinated,
@@ -206,7 +208,14 @@ class SandboxActor(Actor[Message]):
             await self._put(entry)
         except BaseException as error:
             if isinstance(error, _LinkFailed):
-                entry = msgspec.structs.replace(entry, pools=error.pools, doubtful=error.doubtful)
+                given = error.allocated
+                entry = msgspec.structs.replace(
+                    entry,
+                    pools=tuple(address.pool for address in given.addresses),
+                    others=given.others,
+                    fixed=given.fixed,
+                    doubtful=error.doubtful,
+                )
             with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
                 await self._undo(entry, made=not isinstance(error, _LinkFailed), asked=not _holds_nothing(error))
             raise _as_cni(error, invocation) from error
@@ -414,7 +423,7 @@ class _LinkFailed(Exception):
     def __init__(self, error: CniError, allocated: Allocated, *, doubtful: bool) -> None:
         super().__init__(str(error))
         self.error = error
-        self.pools = tuple(address.pool for address in allocated.addresses)
+        self.allocated = allocated
         self.doubtful = doubtful
 
 

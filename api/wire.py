@@ -23,6 +23,17 @@ class PodRef(Struct, frozen=True):
         return f"{self.namespace}/{self.name}"
 
 
+class Fixed(Struct, frozen=True, kw_only=True):
+    """Addresses that belong to a name and stay with it, whichever pod has that name."""
+
+    kind: str
+    """StatefulSet or VirtualMachineInstance."""
+    name: str
+    """Of the workload."""
+    holder: str
+    """Under which name, in the pod's namespace, records and SpiderEndpoint are kept: the pod's or the workload's."""
+
+
 class Allocate(Struct, frozen=True, tag=True):
     """Addresses for one NIC of one pod sandbox. Idempotent: a repetition gets the same addresses."""
 
@@ -54,6 +65,8 @@ class Release(Struct, frozen=True, tag=True):
     """Where the addresses came from, as far as the agent remembers: saves a search."""
     keep: tuple[str, ...] = ()
     """The sandbox's other NICs that the agent knows of."""
+    fixed: Fixed | None = None
+    """As `Allocated.fixed`; None also where the agent does not remember, which it then does of no pool either."""
 
 
 class Disown(Struct, frozen=True, tag=True):
@@ -164,6 +177,8 @@ class Allocated(Struct, frozen=True, tag=True):
     coordinator: Coordination = Coordination()
     others: tuple[NicGrant, ...] = ()
     """What the pod's other NICs were given along with this one; their own ADDs will ask for it."""
+    fixed: Fixed | None = None
+    """Set where the addresses stay when the pod goes; a release must name it."""
 
 
 class Released(Struct, frozen=True, tag=True):

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from api.wire import NicGrant, PodRef
+from api.wire import Fixed, NicGrant, PodRef
 from cni.coordination import CoordinationPlan
 from cni.errors import IoFailure
 from cni.protocol import Role
@@ -74,6 +74,8 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     """The pool of each address, in the same order."""
     others: tuple[NicGrant, ...] = ()
     """What the pod's other NICs were given along with this one, whether or not they were attached since."""
+    fixed: Fixed | None = None
+    """Set where the addresses stay when the pod goes."""
     doubtful: bool = True
     """Whether a copy of the request for addresses may be under way that nobody answered."""
     host_veth: str = ""
@@ -121,6 +123,22 @@ class Journal:
                 if entry is not None:
                     entries.append(entry)
         return entries
+
+    def of(self, container_id: str) -> list[JournalEntry]:
+        """The entries of one container.
+
+        Raises:
+            IoFailure: the folder cannot be listed.
+        """
+        prefix = f"{_UNSAFE.sub('_', container_id[:12])}-"
+        try:
+            paths = sorted(p for p in self.directory.iterdir() if p.name.startswith(prefix) and p.suffix == _SUFFIX)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise IoFailure(f"journal {self.directory} cannot be read", str(error)) from error
+        entries = [entry for entry in map(self._read, paths) if entry is not None]
+        return [entry for entry in entries if entry.container_id == container_id]
 
     def get(self, key: Key) -> JournalEntry | None:
         """One entry as it is on disk, None when there is none that can be read."""

@@ -13,6 +13,7 @@ from msgspec import Struct
 from api.core import Pod, StatefulSet
 from api.kubevirt import VirtualMachine, VirtualMachineInstance
 from api.meta import OwnerReference
+from api.wire import Fixed
 
 STATEFULSET: Final = "StatefulSet"
 VIRTUAL_MACHINE_INSTANCE: Final = "VirtualMachineInstance"
@@ -64,20 +65,6 @@ def owned(namespace: str, owner: OwnerReference) -> Workload:
 def may_be_owned(workload: Workload) -> bool:
     """Whether another workload may stand above this one that we know how to find: a Deployment, a CronJob."""
     return _ABOVE.get(workload.kind) == workload.group
-
-
-class Fixed(Struct, frozen=True, kw_only=True):
-    """Addresses that belong to a name and stay with it.
-
-    Attributes:
-        kind: `STATEFULSET` or `VIRTUAL_MACHINE_INSTANCE`.
-        name: of the workload.
-        holder: under which name, in the pod's namespace, records and SpiderEndpoint are kept.
-    """
-
-    kind: str
-    name: str
-    holder: str
 
 
 def fixed(pod: Pod, *, statefulset: bool, kubevirt: bool) -> Fixed | None:

@@ -72,6 +72,10 @@ class MemoryJournal:
         await anyio.sleep(0.00005)
         return self.entries.get(key)
 
+    async def of(self, container_id: str) -> list[JournalEntry]:
+        await anyio.sleep(0.00005)
+        return [entry for key, entry in self.entries.items() if key.container_id == container_id]
+
     async def load(self) -> list[JournalEntry]:
         await anyio.lowlevel.checkpoint()
         return list(self.entries.values())

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -165,9 +165,11 @@ class Lab:
         *,
         environment: Mapping[str, str] | None = None,
         controllers: int = 1,
+        nodes: Sequence[str] = NODES,
         apart: bool = False,
     ) -> None:
         """`environment` is added to that of every program. Controllers that are `apart` do not know of each other."""
+        self.nodes = tuple(nodes)
         self.controllers = tuple(f"controller-{number}" if number else "controller" for number in range(controllers))
         self._apart = apart
         self.control_plane = control_plane
@@ -175,8 +177,8 @@ class Lab:
         self.namespace = control_plane.create_namespace()
         self.plugins = self.folder / "bin"
         self.rpc_ports = {name: free_port() for name in self.controllers}
-        self.health_ports = {name: free_port() for name in (*self.controllers, *NODES)}
-        self.metric_ports = {name: free_port() for name in (*self.controllers, *NODES)}
+        self.health_ports = {name: free_port() for name in (*self.controllers, *self.nodes)}
+        self.metric_ports = {name: free_port() for name in (*self.controllers, *self.nodes)}
         self._environment = dict(environment or {})
         self.processes: dict[str, ServerProcess] = {}
         self._pools: list[str] = []
@@ -192,7 +194,7 @@ class Lab:
             self._install_chart()
             for name in self.controllers:
                 self.start_controller(name)
-            for node in NODES:
+            for node in self.nodes:
                 self.start_agent(node)
             self.wait_ready()
         except BaseException:
@@ -212,7 +214,7 @@ class Lab:
             namespace = Netns(path.parent, path.name)
             namespace.__exit__(None, None, None)
         with IPRoute() as route:
-            for name in ("lan", *(f"{node}-up" for node in NODES)):
+            for name in ("lan", *(f"{node}-up" for node in self.nodes)):
                 for index in route.link_lookup(ifname=name):
                     route.link("del", index=index)
         for name in self._pools:
@@ -233,7 +235,7 @@ class Lab:
             route.link("add", ifname="lan", kind="bridge")
             lan = route.link_lookup(ifname="lan")[0]
             route.link("set", index=lan, state="up")
-            for node in NODES:
+            for node in self.nodes:
                 route.link("add", ifname=f"{node}-up", kind="veth", peer={"ifname": f"{node}-port"})
                 for name in (f"{node}-up", f"{node}-port"):
                     index = route.link_lookup(ifname=name)[0]
@@ -255,11 +257,11 @@ class Lab:
             if document["kind"] in {"ServiceAccount", "Role", "RoleBinding"}:
                 document["metadata"]["namespace"] = self.namespace
         self.control_plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(documents))
-        for node in NODES:
+        for node in self.nodes:
             self.control_plane.request("POST", "/api/v1/nodes", {"metadata": {"name": node}}, check=False)
             self.create_pod(f"agent-{node}", node, account="spiderpool-agent")
         for number in range(len(self.controllers)):
-            self.create_pod(f"controller-{number}", NODES[number % 2], account="spiderpool-controller")
+            self.create_pod(f"controller-{number}", self.nodes[number % len(self.nodes)], account="spiderpool-controller")
         self.write_tokens()
         pair = self.control_plane.authority.issue(
             "spiderpool", hosts=(f"spiderpool-controller.{self.namespace}.svc",), file=f"rpc-{self.namespace}"
@@ -290,7 +292,7 @@ class Lab:
 
     def write_tokens(self) -> None:
         """What kubelet's projected volumes hold: tokens bound to the pods of agents and controllers."""
-        pods = {node: ("spiderpool-agent", f"agent-{node}") for node in NODES}
+        pods = {node: ("spiderpool-agent", f"agent-{node}") for node in self.nodes}
         for number, name in enumerate(self.controllers):
             pods[name] = ("spiderpool-controller", f"controller-{number}")
         for name, (account, pod) in pods.items():
@@ -349,10 +351,10 @@ class Lab:
         )
 
     def _way_to_controller(self, node: str) -> dict[str, str]:
-        if node == NODES[0] or self._apart:
+        if node == self.nodes[0] or self._apart:
             ports = self.rpc_ports.values()
             if self._apart:
-                ports = [list(ports)[NODES.index(node) % len(ports)]]  # type: ignore[assignment]
+                ports = [list(ports)[self.nodes.index(node) % len(ports)]]  # type: ignore[assignment]
             return {"SPIDERPOOL_CONTROLLER_ADDRESSES": ",".join(f"127.0.0.1:{port}" for port in ports)}
         token = self.control_plane.service_account_token(self.namespace, "spiderpool-agent", pod=f"agent-{node}")
         name = f"agent-{node}-{self.namespace}"
@@ -378,7 +380,7 @@ class Lab:
 
     def wait_ready(self) -> None:
         """Until every agent's STATUS says that an ADD would be served."""
-        for node in NODES:
+        for node in self.nodes:
 
             def ready(node: str = node) -> bool:
                 try:

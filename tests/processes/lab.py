@@ -309,7 +309,7 @@ class Lab:
         """The real program, with the rights of its ServiceAccount only."""
         pod = f"controller-{self.controllers.index(name)}"
         token = self.control_plane.service_account_token(self.namespace, "spiderpool-controller", pod=pod)
-        kubeconfig = self.control_plane.kubeconfig_for(token=token, name=f"{name}-{self.namespace}")
+        kubeconfig = self.kubeconfig(token, name)
         alone = {"SPIDERPOOL_CONTROLLER_ADDRESSES": f"127.0.0.1:{self.rpc_ports[name]}"} if self._apart else {}
         self._start(
             name,
@@ -357,8 +357,11 @@ class Lab:
                 ports = [list(ports)[self.nodes.index(node) % len(ports)]]  # type: ignore[assignment]
             return {"SPIDERPOOL_CONTROLLER_ADDRESSES": ",".join(f"127.0.0.1:{port}" for port in ports)}
         token = self.control_plane.service_account_token(self.namespace, "spiderpool-agent", pod=f"agent-{node}")
-        name = f"agent-{node}-{self.namespace}"
-        return {"KUBECONFIG": str(self.control_plane.kubeconfig_for(token=token, name=name))}
+        return {"KUBECONFIG": str(self.kubeconfig(token, f"agent-{node}"))}
+
+    def kubeconfig(self, token: str, name: str) -> Path:
+        """The file by which a program finds the API server."""
+        return self.control_plane.kubeconfig_for(token=token, name=f"{name}-{self.namespace}")
 
     def _start(self, name: str, argv: list[str | Path], environment: Mapping[str, str]) -> None:
         if name not in self.processes:

@@ -237,7 +237,14 @@ class ControlPlane:
     # -------------------------------------------------------------- clients
 
     def kubeconfig_for(
-        self, *, token: str = "", user: str = "", groups: Sequence[str] = (), name: str = "", namespace: str = "default"
+        self,
+        *,
+        token: str = "",
+        user: str = "",
+        groups: Sequence[str] = (),
+        name: str = "",
+        namespace: str = "default",
+        server: str = "",
     ) -> Path:
         """Writes a kubeconfig for a bearer token, or for a user by a fresh client certificate.
 
@@ -247,6 +254,7 @@ class ControlPlane:
             groups: the user's groups.
             name: stem of the file (the user's name, else random).
             namespace: default namespace of kubectl and helm.
+            server: URL to dial instead of the API server's, a proxy's for instance.
         """
         stem = name or user.replace(":", "-") or secrets.token_hex(4)
         if user:
@@ -257,7 +265,7 @@ class ControlPlane:
             }
         else:
             credentials = {"token": token}
-        cluster = {"server": self.url, "certificate-authority-data": _base64(self.ca_file.read_bytes())}
+        cluster = {"server": server or self.url, "certificate-authority-data": _base64(self.ca_file.read_bytes())}
         context = {"cluster": "test", "user": "me", "namespace": namespace}
         config = {
             "apiVersion": "v1",

@@ -261,7 +261,9 @@ class Lab:
             self.control_plane.request("POST", "/api/v1/nodes", {"metadata": {"name": node}}, check=False)
             self.create_pod(f"agent-{node}", node, account="spiderpool-agent")
         for number in range(len(self.controllers)):
-            self.create_pod(f"controller-{number}", self.nodes[number % len(self.nodes)], account="spiderpool-controller")
+            self.create_pod(
+                f"controller-{number}", self.nodes[number % len(self.nodes)], account="spiderpool-controller"
+            )
         self.write_tokens()
         pair = self.control_plane.authority.issue(
             "spiderpool", hosts=(f"spiderpool-controller.{self.namespace}.svc",), file=f"rpc-{self.namespace}"

@@ -8,18 +8,22 @@ compiler.
 
 from tests.servers.certificates import CertificateAuthority, KeyPair
 from tests.servers.control_plane import ControlPlane
+from tests.servers.controller_manager import ControllerManager
 from tests.servers.debian import debian_plugins
 from tests.servers.jaeger import JaegerServer
 from tests.servers.process import CommandFailed, ServerFailed, ServerProcess, free_port
 from tests.servers.provide import CniBinaries, ServersUnavailable, cni_binaries, executable
+from tests.servers.proxy import Proxy
 
 __all__ = [
     "CertificateAuthority",
     "CniBinaries",
     "CommandFailed",
     "ControlPlane",
+    "ControllerManager",
     "JaegerServer",
     "KeyPair",
+    "Proxy",
     "ServerFailed",
     "ServerProcess",
     "ServersUnavailable",

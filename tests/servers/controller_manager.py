@@ -76,7 +76,7 @@ class ControllerManager:
 
     def _healthy(self) -> bool:
         # Its certificate is one that it made for itself a moment ago.
-        trusting = ssl._create_unverified_context()  # noqa: S323
+        trusting = ssl._create_unverified_context()
         connection = http.client.HTTPSConnection("127.0.0.1", self._port, timeout=5, context=trusting)
         with closing(connection):
             connection.request("GET", "/healthz")

@@ -90,13 +90,17 @@ async def test_a_cut_ends_watches_and_the_next_request_works(
     client = store(control_plane, proxy)
     since = (await client.list(IPPOOL)).revision
     seen: list[str] = []
-    with pytest.raises(Unavailable):
+
+    async def follow() -> None:
         async with client.watch(IPPOOL, since=since) as events:
             await client.create(IPPOOL, pool(namespace))
             async for event in events:
                 assert event.object is not None
                 seen.append(event.object.metadata.name)
                 assert proxy.cut() == 2
+
+    with pytest.raises(Unavailable):
+        await follow()
     assert seen == [namespace]
     await client.delete(IPPOOL, namespace)
     await client.aclose()

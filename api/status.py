@@ -2,6 +2,9 @@
 
 from msgspec import Struct
 
+SOCKET_NAME = "http.sock"
+"""In the state folder of a spiderpool-standalone: the unix socket that answers as its health port does."""
+
 
 class NodeActivity(Struct, frozen=True):
     """What one node's agent has asked of a replica."""

@@ -1,37 +1,33 @@
-"""`spiderpoolctl status`: whether an installation works, on one screen.
+"""`spiderpoolctl status`: whether an installation, or a spiderpool-standalone, works, on one screen.
 
 What Kubernetes knows (workloads, pods, pools) comes from the API server; what only the replicas know (owners of pools,
 last ADD of each node, errors of the last hour) from each replica's `/debug/status`, through the API server's proxy to
-its pod, so that a kubeconfig is all it takes. A replica that does not answer is said to be so; the rest is shown.
+its pod, so that a kubeconfig is all it takes. A replica that does not answer is said to be so; the rest is shown. A
+spiderpool-standalone says all of it itself.
 """
 
 import argparse
 import asyncio
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
-from api.core import SERVICE_LABEL, EndpointSlice, ObjectReference
 from api.ippool import SpiderIPPool
-from api.kinds import ENDPOINTSLICE, IPPOOL, Kind
+from api.kinds import IPPOOL, Kind
 from api.meta import ObjectMeta
-from api.status import Problem, ReplicaStatus
-from ctl import stores
+from api.status import NodeActivity, ReplicaStatus
+from ctl import addresses, output, programs, stores
 from ctl.errors import Failure
-from ctl.get import table
-from runtime.store.apiserver import Call
+from ctl.programs import Program, Silent
+from ctl.screen import Agent, Component, Pool, Replica, Status, render
 from runtime.store.kubernetes import KubernetesStore
-from runtime.store.observe import Outcome
-from runtime.store.port import NotFound, StoreError
+from runtime.store.port import NotFound
+from telemetry.health import Node, State
 
-_ROWS = 12
-"""Of a table. One screen: what does not fit is counted, and the part with trouble comes first."""
 _COMPONENT = "app.kubernetes.io/component"
 _VERSION = "app.kubernetes.io/version"
-_HTTP_PORT = "http"
 
 
 class _Counts(Struct, frozen=True, rename="camel"):
@@ -111,100 +107,40 @@ _POD = _kind(_Pod, "pods", "Pod", "")
 _NODE = _kind(_Node, "nodes", "Node", "", namespaced=False)
 
 
-class Component(Struct, frozen=True):
-    """A workload of the installation."""
-
-    name: str
-    kind: str
-    desired: int
-    ready: int
-    updated: int
-    version: str
-
-
-class Agent(Struct, frozen=True):
-    """A node and its agent."""
-
-    node: str
-    pod: str = ""
-    state: str = "missing"
-    restarts: int = 0
-    version: str = ""
-    last_add: float = 0.0
-    last_pod: str = ""
-    adds: int = 0
-    failures: int = 0
-
-
-class Replica(Struct, frozen=True):
-    """A replica of the controller."""
-
-    pod: str
-    node: str = ""
-    state: str = ""
-    version: str = ""
-    owns: int = 0
-    answer: str = "ok"
-    """Or why it did not give one."""
-
-
-class Pool(Struct, frozen=True):
-    """A pool and its owner."""
-
-    name: str
-    used: int
-    total: int
-    owner: str = ""
-
-
-class Status(Struct, frozen=True):
-    """All of it. With `--output json` this is what is printed."""
-
-    namespace: str
-    components: tuple[Component, ...]
-    replicas: tuple[Replica, ...]
-    agents: tuple[Agent, ...]
-    pools: tuple[Pool, ...]
-    problems: tuple[Problem, ...]
-    wrong: tuple[str, ...] = field(default=())
-    """What keeps it from being well, a line each."""
-
-
 def run(argv: Sequence[str]) -> int:
     """The verb: 0 when all is well, 1 when something is not. Raises `Misuse`, `Failure`."""
     parser = argparse.ArgumentParser(
         prog="spiderpoolctl status",
         description="Show whether an installation works. Exit code 0: it does; 1: something is wrong, named below.",
     )
-    parser.add_argument("-n", "--namespace", default="spiderpool", help="of the release (default %(default)s)")
-    parser.add_argument("--controller", default="spiderpool-controller", metavar="NAME", help="its Deployment's name")
+    programs.add_arguments(parser)
     parser.add_argument("--agent", default="spiderpool-agent", metavar="NAME", help="its DaemonSet's name")
-    parser.add_argument("-o", "--output", choices=["text", "json"], default="text")
+    output.add_argument(parser)
+    stores.add_arguments(parser)
     given = parser.parse_args(argv)
-    status = asyncio.run(_ask(given.namespace, given.controller, given.agent))
-    if given.output == "json":
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(status), indent=2).decode() + "\n")
-    else:
-        print(render(status, now=time.time()), end="")
+    status = asyncio.run(_ask(given.state_dir, given.namespace, given.controller, given.agent))
+    print(output.shown(status, given.output, lambda wide: render(status, now=time.time(), wide=wide)), end="")
     return 1 if status.wrong else 0
 
 
-async def _ask(namespace: str, controller: str, agent: str) -> Status:
-    async with stores.opened("") as store:
-        assert isinstance(store, KubernetesStore)
+async def _ask(state_dir: str, namespace: str, controller: str, agent: str) -> Status:
+    async with stores.opened(state_dir) as store:
+        asked = await programs.replicas(store, state_dir, namespace=namespace, controller=controller)
+        pools = (await store.list(IPPOOL)).items
+        if not isinstance(store, KubernetesStore):
+            (program,) = asked
+            return alone(state_dir, await _said(program), await _health(program), pools)
         try:
             deployment = await store.get(_DEPLOYMENT, controller, namespace=namespace)
             daemonset = await store.get(_DAEMONSET, agent, namespace=namespace)
         except NotFound as error:
             msg = f"{error}: is Spiderpool installed in namespace {namespace}? Name another one with -n"
             raise Failure(msg) from error
-        slices = (await store.list(ENDPOINTSLICE, namespace=namespace, labels={SERVICE_LABEL: controller})).items
         pods = (await store.list(_POD, namespace=namespace)).items
         nodes = (await store.list(_NODE)).items
-        pools = (await store.list(IPPOOL)).items
-        ports = health_ports(slices)
         controllers = [pod for pod in pods if pod.metadata.labels.get(_COMPONENT) == controller]
-        answers = await asyncio.gather(*(_replica(store, pod, ports.get(pod.metadata.name, 0)) for pod in controllers))
+        by_name = {program.name: program for program in asked}
+        answers = await asyncio.gather(*(_said(by_name.get(pod.metadata.name)) for pod in controllers))
         return assemble(
             namespace,
             components=[_component(deployment, "Deployment"), _component(daemonset, "DaemonSet")],
@@ -215,29 +151,77 @@ async def _ask(namespace: str, controller: str, agent: str) -> Status:
         )
 
 
-async def _replica(store: KubernetesStore, pod: _Pod, port: int) -> ReplicaStatus | str:
+async def _said(program: Program | None) -> ReplicaStatus | str:
     """What a replica says of itself, or why it does not."""
-    if not port:
+    if program is None:
         return "not in the Service's EndpointSlices"
-    name, namespace = pod.metadata.name, pod.metadata.namespace
-    path = f"/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/debug/status"
     try:
-        body = await store.server.request(Call(method="GET", path=path, what=f"ask pod {name}"), Outcome())
-        return msgspec.json.decode(body, type=ReplicaStatus)
-    except (StoreError, msgspec.DecodeError) as error:
+        return msgspec.json.decode(await program.ask("GET", "/debug/status"), type=ReplicaStatus)
+    except (Silent, msgspec.DecodeError) as error:
         return " ".join(str(error).split())
 
 
-def health_ports(slices: Iterable[EndpointSlice]) -> dict[str, int]:
-    """The port of `/debug/status` by the name of the replica's pod."""
-    found: dict[str, int] = {}
-    for item in slices:
-        port = next((p.port for p in item.ports or () if p.name == _HTTP_PORT and p.port), 0)
-        for endpoint in item.endpoints or ():
-            target: ObjectReference | None = endpoint.target_ref
-            if target is not None and port:
-                found[target.name] = port
-    return found
+async def _health(program: Program) -> Node | str:
+    """The tree of a program's parts, or why there is none."""
+    try:
+        return msgspec.json.decode(await program.ask("GET", "/healthz"), type=Node)
+    except (Silent, msgspec.DecodeError) as error:
+        return " ".join(str(error).split())
+
+
+def alone(state_dir: str, said: ReplicaStatus | str, health: Node | str, pools: Sequence[SpiderIPPool]) -> Status:
+    """The same of a spiderpool-standalone, which is controller and agent in one."""
+    name = "spiderpool-standalone"
+    wrong = [f"{name}: {why}" for why in dict.fromkeys(one for one in (said, health) if isinstance(one, str))]
+    parts = [] if isinstance(health, str) else list(_unwell(health))
+    known = said if isinstance(said, ReplicaStatus) else ReplicaStatus(replica=name, version="", started=0.0)
+    ready = isinstance(health, Node) and health.status in {State.OK, State.DEGRADED}
+    seen = max(known.nodes, key=lambda activity: activity.last_add, default=NodeActivity(node=""))
+    state = "Ready" if ready else health.status if isinstance(health, Node) else "silent"
+    return Status(
+        namespace="",
+        state_dir=state_dir,
+        components=(
+            Component(name=name, kind="Program", desired=1, ready=int(ready), updated=1, version=known.version),
+        ),
+        replicas=(Replica(pod=known.replica, state=state, version=known.version, owns=len(known.pools)),),
+        agents=(
+            Agent(
+                node=seen.node or known.replica,
+                pod=name,
+                state=state,
+                version=known.version,
+                last_add=seen.last_add,
+                last_pod=seen.last_pod,
+                adds=seen.adds,
+                failures=seen.failures,
+            ),
+        ),
+        pools=tuple(_pools(pools, known.pools)),
+        problems=known.problems,
+        wrong=(*wrong, *parts),
+    )
+
+
+def _unwell(node: Node, path: str = "") -> Iterable[str]:
+    """A line for every part that is not as it should be."""
+    if node.state not in {None, State.OK, State.STOPPED}:
+        yield f"{path or node.name} is {node.state}{': ' if node.detail else ''}{node.detail}"
+    for child in node.children:
+        yield from _unwell(child, f"{path}/{child.name}".lstrip("/"))
+
+
+def _pools(pools: Sequence[SpiderIPPool], owners: Mapping[str, str]) -> Iterable[Pool]:
+    unreadable = addresses.problems(pools)
+    for pool in sorted(pools, key=lambda pool: pool.metadata.name):
+        name = pool.metadata.name
+        yield Pool(
+            name=name,
+            used=pool.status.allocated_ip_count or 0,
+            total=pool.status.total_ip_count or 0,
+            owner=owners.get(name, ""),
+            withheld=0 if name in unreadable else len(addresses.waiting(pool)),
+        )
 
 
 def _component(item: _Workload, kind: str) -> Component:
@@ -274,15 +258,7 @@ def assemble(
         components=tuple(components),
         replicas=replicas,
         agents=rows,
-        pools=tuple(
-            Pool(
-                name=pool.metadata.name,
-                used=pool.status.allocated_ip_count or 0,
-                total=pool.status.total_ip_count or 0,
-                owner=owners.get(pool.metadata.name, ""),
-            )
-            for pool in sorted(pools, key=lambda pool: pool.metadata.name)
-        ),
+        pools=tuple(_pools(pools, owners)),
         problems=tuple(sorted((p for answer in said for p in answer.problems), key=lambda p: -p.at)),
     )
     return msgspec.structs.replace(status, wrong=tuple(_wrong(status)))
@@ -339,69 +315,3 @@ def _wrong(status: Status) -> Iterable[str]:
     versions = sorted({c.version for c in status.components} | {a.version for a in status.agents if a.version})
     if len(versions) > 1:
         yield f"several versions at once: {', '.join(versions)}"
-
-
-def render(status: Status, *, now: float) -> str:
-    """The screen. `now` is in Unix seconds."""
-    parts = [
-        f"Spiderpool in namespace {status.namespace}",
-        table(
-            [
-                ("COMPONENT", "KIND", "READY", "UPDATED", "VERSION"),
-                *(
-                    (c.name, c.kind, f"{c.ready}/{c.desired}", f"{c.updated}/{c.desired}", c.version)
-                    for c in status.components
-                ),
-            ]
-        ),
-        _table(
-            ("REPLICA", "NODE", "STATE", "VERSION", "OWNS"),
-            [(r.pod, r.node, r.state, r.version, str(r.owns) if r.answer == "ok" else "?") for r in status.replicas],
-            "replicas",
-        ),
-        _table(
-            ("NODE", "AGENT", "STATE", "RESTARTS", "LAST-ADD", "POD", "ADDS", "FAILED"),
-            [
-                (
-                    *(a.node, a.pod, a.state, str(a.restarts)),
-                    *(ago(a.last_add, now), a.last_pod, str(a.adds), str(a.failures)),
-                )
-                for a in sorted(status.agents, key=lambda a: (a.state == "Ready", a.node))
-            ],
-            "nodes",
-        ),
-        _table(
-            ("POOL", "USED", "TOTAL", "OWNER"),
-            [(p.name, str(p.used), str(p.total), p.owner) for p in status.pools],
-            "pools",
-        ),
-    ]
-    if status.problems:
-        parts.append("Refused in the last hour:")
-        rows = [(ago(p.at, now), str(p.count), p.node, p.pod, p.cause, _shortened(p.message)) for p in status.problems]
-        parts.append(_table(("AGO", "TIMES", "NODE", "POD", "CAUSE", "MESSAGE"), rows, "refusals"))
-    parts.append("\n".join(f"WRONG: {line}" for line in status.wrong) or "All is well.")
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], what: str) -> str:
-    if not rows:
-        return f"no {what}"
-    more = f"\nand {len(rows) - _ROWS} more {what}" if len(rows) > _ROWS else ""
-    return table([heads, *rows[:_ROWS]]) + more
-
-
-def ago(at: float, now: float) -> str:
-    """How long before `now`, as kubectl writes it: 12s, 5m, 3h, 2d; empty for never."""
-    if not at:
-        return ""
-    seconds = max(0, int(now - at))
-    for size, letter in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= 2 * size or (seconds >= size and letter != "m"):
-            return f"{seconds // size}{letter}"
-    return f"{seconds}s"
-
-
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 100 else f"{line[:99]}…"

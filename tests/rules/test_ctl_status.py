@@ -13,7 +13,9 @@ from api.reasons import Explanation
 from api.status import NodeActivity, Problem, ReplicaStatus
 from api.wire import Allocate, Allocated, Inquire, PodRef, Ready, Rejected, Release
 from ctl import status
-from ctl.status import Component, ago, assemble, health_ports, render
+from ctl.programs import health_ports
+from ctl.screen import Component, ago, render
+from ctl.status import assemble
 from runtime.transport.port import Peer
 
 PEER = Peer(

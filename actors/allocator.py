@@ -35,6 +35,8 @@ from api.wire import (
     Allocated,
     Coordination,
     Disown,
+    FindCoordinator,
+    FindEndpoint,
     Inquire,
     PodRef,
     Ready,
@@ -168,9 +170,9 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                     return Ready()
                 case Disown():
                     return Rejected(message="quarantine is not served", cause="internal")
-                case Report():
-                    # The collector's business; see `actors.controller`.
-                    return Rejected(message="a report is not for the allocator", cause="internal")
+                case Report() | FindEndpoint() | FindCoordinator():
+                    # Others' business; see `actors.controller`.
+                    return Rejected(message=f"{type(request).__name__} is not for the allocator", cause="internal")
                 case _:
                     assert_never(request)
         except _Refusal as refusal:

@@ -6,13 +6,13 @@ Snapshots lag. They choose candidates and save reads; nothing is refused or free
 from collections.abc import Mapping
 
 from actors.allocator import View
-from actors.coordinator import coordination
+from actors.coordinator import chosen, coordination, looked_up
 from api.coordinator import SpiderCoordinator
 from api.core import Namespace, Node, Pod, ServiceCIDR
 from api.ippool import SpiderIPPool
 from api.kinds import COORDINATOR, IPPOOL, NAMESPACE, NODE, POD, RESERVEDIP, SERVICECIDR
 from api.reservedip import SpiderReservedIP
-from api.wire import Coordination
+from api.wire import Coordination, FoundCoordinator
 from ipam.ranges import RangeError, Ranges, parse_ranges
 from runtime.actor import System
 from runtime.store.port import Store
@@ -79,6 +79,11 @@ class Cluster:
                 continue
             texts += item.spec.ips
         return parse_ranges(texts, version)
+
+    def coordinator(self) -> FoundCoordinator:
+        """The settings as a program gets them that asks an agent."""
+        found = chosen(self.coordinators.snapshot.values(), name=self._coordinator)
+        return looked_up(found, self._coordination())
 
     def _coordination(self) -> Coordination:
         return coordination(

@@ -28,12 +28,14 @@ from actors.collector import CollectorActor, Reported, Rules, Sight
 from actors.collector import Message as CollectorMessage
 from actors.endpoint import Endpoints
 from actors.ippools import IPPools
+from actors.lookups import Lookups, Scene
 from actors.peers import Heard, Peers, node_key, pool_key
 from actors.replicas import PeerReplicas, Replicas, named
 from api import wire
 from api.kinds import POD
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import ReplicaStatus
+from ipam import identity
 from runtime.actor import Ref, System
 from runtime.errors import ActorError, MailboxFull
 from runtime.store.cluster_credentials import credentials_of
@@ -95,6 +97,7 @@ class Controller:
                 ),
                 capacity=CollectorActor.capacity,
             )
+        self._lookups = Lookups(store, self._scene(settings), pods_exist=pods_exist)
         self._clock = system.clock
         self._activity = Activity()
         self._replica = settings.pod_name
@@ -141,6 +144,8 @@ class Controller:
                 if isinstance(request, wire.Report):
                     await self._report(Heard(call.peer.node, request.attachments), call.deadline)
                     answer = wire.Noted()
+                elif isinstance(request, wire.FindEndpoint | wire.FindCoordinator):
+                    answer = await self._lookups.serve(request, call.peer)
                 else:
                     answer = await self._allocator.ask(Serve(request, call.peer), deadline=call.deadline)
             except MailboxFull as error:
@@ -171,6 +176,16 @@ class Controller:
             pools=lambda: self.cluster.pools.snapshot.objects,
             nodes=lambda: self.cluster.nodes.snapshot.objects,
             mine=lambda node: self.peers.mine(node_key(node)),
+        )
+
+    def _scene(self, settings: ControllerSettings) -> Scene:
+        config = settings.config
+        return Scene(
+            pod=lambda namespace, name: self.cluster.pods.snapshot.get(name, namespace=namespace),
+            coordinator=self.cluster.coordinator,
+            fixed=lambda pod: identity.fixed(
+                pod, statefulset=config.enable_stateful_set, kubevirt=config.enable_kubevirt_static_ip
+            ),
         )
 
     def status(self) -> ReplicaStatus:

@@ -8,9 +8,30 @@ from collections.abc import Iterable
 
 from api.coordinator import SpiderCoordinator
 from api.core import ServiceCIDR
-from api.wire import Coordination
+from api.wire import Coordination, FoundCoordinator
 
 _DEFAULT = Coordination()
+
+
+def chosen(coordinators: Iterable[SpiderCoordinator], *, name: str) -> SpiderCoordinator | None:
+    """The one that counts: `name` is preferred, else the first by name. None where there is none."""
+    alive = sorted(
+        (one for one in coordinators if one.metadata.deletion_timestamp is None),
+        key=lambda one: (one.metadata.name != name, one.metadata.name),
+    )
+    return alive[0] if alive else None
+
+
+def looked_up(coordinator: SpiderCoordinator | None, coordination: Coordination) -> FoundCoordinator:
+    """What a program gets that asks the agent for the settings."""
+    if coordinator is None:
+        return FoundCoordinator(coordination=coordination)
+    spec = coordinator.spec
+    return FoundCoordinator(
+        coordination=coordination,
+        tune_pod_routes=spec.tune_pod_routes is not False,
+        default_route_nic=spec.pod_default_route_nic or "",
+    )
 
 
 def coordination(
@@ -23,17 +44,13 @@ def coordination(
     """What agents are told.
 
     Args:
-        coordinators: all there are; `name` is preferred, else the first by name. Without any, the defaults hold.
+        coordinators: all there are; see `chosen`. Without any, the defaults hold.
         service_cidrs: those of the API server. Older ones have no such objects.
         name: of the SpiderCoordinator that counts.
         configured: service CIDRs that hold where the API server has none.
     """
-    alive = sorted(
-        (one for one in coordinators if one.metadata.deletion_timestamp is None),
-        key=lambda one: (one.metadata.name != name, one.metadata.name),
-    )
-    chosen = alive[0] if alive else SpiderCoordinator()
-    spec, status = chosen.spec, chosen.status
+    found = chosen(coordinators, name=name)
+    spec, status = (found or SpiderCoordinator()).spec, (found or SpiderCoordinator()).status
     services = tuple(
         cidr
         for one in sorted(service_cidrs, key=lambda one: (one.metadata.creation_timestamp or "", one.metadata.name))
@@ -43,7 +60,7 @@ def coordination(
         mode=spec.mode or _DEFAULT.mode,
         service_cidr=services or configured or tuple(status.service_cidr),
         overlay_pod_cidr=tuple(status.overlay_pod_cidr),
-        hijack_cidr=tuple(spec.hijack_cidr) if alive else _DEFAULT.hijack_cidr,
+        hijack_cidr=tuple(spec.hijack_cidr) if found else _DEFAULT.hijack_cidr,
         policy_routes=tuple(spec.policy_routes),
         pod_mac_prefix=spec.pod_mac_prefix or "",
         veth_mtu=spec.veth_mtu or _DEFAULT.veth_mtu,

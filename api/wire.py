@@ -8,6 +8,7 @@ defaults, so that a rolling update may pair any two neighbouring versions.
 import msgspec
 from msgspec import Struct
 
+from api.endpoint import IPAllocationDetail
 from api.reasons import Explanation
 from api.route import Route
 
@@ -89,6 +90,24 @@ class Disown(Struct, frozen=True, tag=True):
 
 class Inquire(Struct, frozen=True, tag=True):
     """Whether an ADD could be served now (the CNI verb STATUS)."""
+
+
+class FindEndpoint(Struct, frozen=True, tag=True):
+    """What a pod of the asking node has, by its SpiderEndpoint. The answer is `FoundEndpoint`.
+
+    Or `Rejected` with the cause ``not_found``, for a pod of another node too.
+    """
+
+    pod: PodRef
+
+
+class FindCoordinator(Struct, frozen=True, tag=True):
+    """The cluster's settings for a pod of the asking node. The answer is `FoundCoordinator`.
+
+    A pod that is not there, or not there any more, gets them without what its own annotation would say.
+    """
+
+    pod: PodRef
 
 
 class Attachment(Struct, frozen=True):
@@ -194,6 +213,24 @@ class Noted(Struct, frozen=True, tag=True):
     """Addresses, without prefix length, that the agent is to look for in the node's kernel and report at once."""
 
 
+class FoundEndpoint(Struct, frozen=True, tag=True):
+    """The answer to `FindEndpoint`."""
+
+    uid: str
+    """Of the pod."""
+    node: str
+    nics: tuple[IPAllocationDetail, ...] = ()
+
+
+class FoundCoordinator(Struct, frozen=True, tag=True):
+    """The answer to `FindCoordinator`."""
+
+    coordination: Coordination = Coordination()
+    tune_pod_routes: bool = True
+    default_route_nic: str = ""
+    """The pod's own word wins over the cluster's."""
+
+
 class Ready(Struct, frozen=True, tag=True):
     """The answer to `Inquire` of a controller that serves."""
 
@@ -212,8 +249,8 @@ class Rejected(Struct, frozen=True, tag=True):
     """Whether records may be there all the same: the agent sends a `Release`."""
 
 
-Request = Allocate | Release | Disown | Inquire | Report
-Response = Allocated | Released | Noted | Ready | Rejected
+Request = Allocate | Release | Disown | FindEndpoint | FindCoordinator | Inquire | Report
+Response = Allocated | Released | FoundEndpoint | FoundCoordinator | Noted | Ready | Rejected
 
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _response_decoder: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)

@@ -134,7 +134,7 @@ def decode_json(text: bytes) -> dict[str, Any]:
             problem = f"it ends in the middle, at byte {len(text)}" if text else "it is empty"
         raise DecodeFailure("stdin is not the JSON of a network configuration", problem) from None
     if not isinstance(tree, Mapping):
-        raise DecodeFailure("stdin is not a JSON object", f"it is a JSON {_kind(tree)}: {shown(tree)}")
+        raise DecodeFailure("stdin is not a JSON object", f"it is a JSON {kind_of(tree)}: {shown(tree)}")
     return {key: value for key, value in tree.items() if value is not None}
 
 
@@ -147,7 +147,8 @@ def decode_config(tree: Mapping[str, Any]) -> NetConfig:
     try:
         config = msgspec.convert(without_nulls(tree), NetConfig)
     except msgspec.ValidationError as error:
-        raise _invalid(error, tree) from None
+        name, value, problem = locate(error, tree)
+        raise InvalidConfig(f"{name}: {shown(value)} is not valid", problem) from None
     if not config.name:
         raise InvalidConfig("name: missing from the network configuration")
     if not _NAME.fullmatch(config.name):
@@ -170,10 +171,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-def _invalid(error: msgspec.ValidationError, tree: Mapping[str, Any]) -> InvalidConfig:
+def locate(error: msgspec.ValidationError, tree: object) -> tuple[str, object, str]:
+    """What a validation error of msgspec is about: the field as a path, the value there, and the problem in words."""
     problem, _, path = str(error).partition(" - at `$")
     steps = re.findall(r"\[(\d+)\]|\.((?:cni\.dev/)?[^.\[`]+)", path.rstrip("`"))
-    value: object = tree
+    value = tree
     name = ""
     for index, key in steps:
         if index:
@@ -182,10 +184,11 @@ def _invalid(error: msgspec.ValidationError, tree: Mapping[str, Any]) -> Invalid
         else:
             name += f".{key}"
             value = value.get(key) if isinstance(value, Mapping) else None
-    return InvalidConfig(f"{name.lstrip('.')}: {shown(value)} is not valid", problem)
+    return name.lstrip("."), value, problem
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a piece of JSON is, in JSON's own words."""
     if isinstance(value, list):
         return "array"
     if isinstance(value, str):

@@ -226,23 +226,36 @@ def _role(called_as: str, conf: NetConfig) -> Role:
     )
 
 
+def container_id_problem(text: str) -> str:
+    """Why this is no container id; empty when it is one."""
+    if _CONTAINER_ID.fullmatch(text) and len(text) <= _CONTAINER_ID_MAX:
+        return ""
+    return f"expected {_CONTAINER_ID.pattern}, at most {_CONTAINER_ID_MAX} characters"
+
+
+def ifname_problem(text: str) -> str:
+    """Why this is no interface name; empty when it is one, or empty itself."""
+    if len(text.encode()) > _IFNAME_MAX:
+        return f"it is longer than {_IFNAME_MAX} bytes"
+    if text in {".", ".."}:
+        return "that is a folder"
+    if any(character in "/:" or character.isspace() for character in text):
+        return "/, : and white space are not allowed"
+    return ""
+
+
 def _container_id(text: str) -> str:
-    if not _CONTAINER_ID.fullmatch(text) or len(text) > _CONTAINER_ID_MAX:
-        rule = f"expected {_CONTAINER_ID.pattern}, at most {_CONTAINER_ID_MAX} characters"
-        raise InvalidEnvironment(f"CNI_CONTAINERID: {shown(text)} is not a container id", rule)
+    problem = container_id_problem(text)
+    if problem:
+        raise InvalidEnvironment(f"CNI_CONTAINERID: {shown(text)} is not a container id", problem)
     return text
 
 
 def _ifname(text: str) -> str:
-    if len(text.encode()) > _IFNAME_MAX:
-        problem = f"it is longer than {_IFNAME_MAX} bytes"
-    elif text in {".", ".."}:
-        problem = "that is a folder"
-    elif any(character in "/:" or character.isspace() for character in text):
-        problem = "/, : and white space are not allowed"
-    else:
-        return text
-    raise InvalidEnvironment(f"CNI_IFNAME: {shown(text)} is not an interface name", problem)
+    problem = ifname_problem(text)
+    if problem:
+        raise InvalidEnvironment(f"CNI_IFNAME: {shown(text)} is not an interface name", problem)
+    return text
 
 
 def _pod_args(text: str) -> PodArgs:

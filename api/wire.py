@@ -137,7 +137,11 @@ class Report(Struct, frozen=True, tag=True):
 
     attachments: tuple[Attachment, ...] = ()
     looked: tuple[Look, ...] = ()
-    """The answer to `Noted.look`: seen after it was asked."""
+    """The answer to `Noted.look`: journal and kernel were looked at after it was asked."""
+    round: int = 0
+    """Of the `Noted` that asked, so that an answer that comes late or twice is not taken for another's."""
+    wait: float = 0.0
+    """Seconds for which the answer may be held back while there is nothing to look for."""
 
 
 class Address(Struct, frozen=True):
@@ -211,6 +215,8 @@ class Noted(Struct, frozen=True, tag=True):
 
     look: tuple[str, ...] = ()
     """Addresses, without prefix length, that the agent is to look for in the node's kernel and report at once."""
+    round: int = 0
+    """To be repeated in that report."""
 
 
 class FoundEndpoint(Struct, frozen=True, tag=True):

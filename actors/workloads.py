@@ -48,7 +48,7 @@ class Workloads:
 
     async def top(self, pod: Pod) -> Workload:
         """What a pod belongs to in the end. Raises `StoreError`."""
-        owner = identity.controller(pod.metadata.owner_references)
+        owner = pod.metadata.controller
         if owner is None:
             return identity.own(pod)
         direct = identity.owned(pod.metadata.namespace, owner)
@@ -60,7 +60,7 @@ class Workloads:
         holder = await self._read(_ABOVE[direct.kind], direct.namespace, direct.name)
         if holder is None or holder.metadata.uid != owner.uid:
             return direct
-        above = identity.controller(holder.metadata.owner_references)
+        above = holder.metadata.controller
         found = direct if above is None else identity.owned(direct.namespace, above)
         self._above[owner.uid] = found
         if len(self._above) > _REMEMBERED:

@@ -5,7 +5,6 @@ VM are known by their name, so that the next pod of that name gets the same addr
 workload wants a pod of that name.
 """
 
-from collections.abc import Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -46,11 +45,6 @@ class Workload(Struct, frozen=True, kw_only=True):
         return f"{self.kind} {self.namespace}/{self.name}"
 
 
-def controller(references: Sequence[OwnerReference]) -> OwnerReference | None:
-    """The one owner that controls an object."""
-    return next((reference for reference in references if reference.controller), None)
-
-
 def own(pod: Pod) -> Workload:
     """A pod as its own workload."""
     meta = pod.metadata
@@ -72,7 +66,7 @@ def fixed(pod: Pod, *, statefulset: bool, kubevirt: bool) -> Fixed | None:
 
     The kinds of other groups that happen to be called StatefulSet are not meant.
     """
-    owner = controller(pod.metadata.owner_references)
+    owner = pod.metadata.controller
     if owner is None:
         return None
     group = owner.api_version.partition("/")[0]

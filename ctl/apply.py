@@ -1,25 +1,17 @@
-"""`spiderpoolctl apply`: make the store hold what a YAML file says.
+"""`spiderpoolctl apply`: make the store hold what a YAML file says; see `actors.manifest` for what that means.
 
-An object that is not there is created. Of one that is there, the spec becomes what the file says: a field that the file
-does not have is taken out. Labels and annotations are added or changed, never taken out, and a status is not written:
-that belongs to its owner. All objects of a file are read before the first is written.
+All objects of a file are read before the first is written.
 """
 
 import argparse
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
+from actors.manifest import Contended, Manifest, ManifestError, apply, read
 from ctl import stores
 from ctl.errors import Failure, Misuse
-from ctl.objects import Manifest, read
-from runtime.store.port import AlreadyExists, Conflict, NotFound, Store
-
-_ATTEMPTS = 5
 
 
 def run(argv: Sequence[str]) -> int:
@@ -32,7 +24,10 @@ def run(argv: Sequence[str]) -> int:
     )
     stores.add_arguments(parser)
     given = parser.parse_args(argv)
-    manifests = read(_text(given.filename), source="stdin" if given.filename == "-" else given.filename)
+    try:
+        manifests = read(_text(given.filename), source="stdin" if given.filename == "-" else given.filename)
+    except ManifestError as error:
+        raise Misuse(str(error)) from None
     if not manifests:
         msg = f"{given.filename}: no object in it"
         raise Misuse(msg)
@@ -43,49 +38,10 @@ def run(argv: Sequence[str]) -> int:
 async def _apply_all(state_dir: str, manifests: Sequence[Manifest]) -> None:
     async with stores.opened(state_dir) as store:
         for manifest in manifests:
-            print(f"{manifest} {await apply(store, manifest)}", flush=True)
-
-
-async def apply(store: Store, manifest: Manifest) -> str:
-    """Create or change one object; returns "created", "changed" or "unchanged". Raises `StoreError`, `Failure`."""
-    kind, metadata = manifest.kind, manifest.metadata
-    for _ in range(_ATTEMPTS):
-        try:
-            await store.create(kind, manifest.item)
-        except AlreadyExists:
-            pass
-        else:
-            return "created"
-        try:
-            found = await store.get(kind, metadata.name, namespace=metadata.namespace)
-            after = await store.patch(
-                kind,
-                metadata.name,
-                difference(msgspec.to_builtins(found), msgspec.to_builtins(manifest.item)),
-                namespace=metadata.namespace,
-                resource_version=found.metadata.resource_version,
-            )
-        except (Conflict, NotFound):
-            continue
-        same = after.metadata.resource_version == found.metadata.resource_version
-        return "unchanged" if same else "changed"
-    msg = f"{manifest}: others changed it {_ATTEMPTS} times in a row"
-    raise Failure(msg)
-
-
-def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON merge patch from one object to another: the spec replaced, labels and annotations added."""
-    metadata = {key: after["metadata"][key] for key in ("labels", "annotations") if key in after.get("metadata", {})}
-    change: dict[str, Any] = {"metadata": metadata} if metadata else {}
-    return change | {"spec": _replaced(before.get("spec", {}), after["spec"])} if "spec" in after else change
-
-
-def _replaced(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    patch: dict[str, Any] = {key: None for key in before if key not in after}
-    for key, value in after.items():
-        there = before.get(key)
-        patch[key] = _replaced(there, value) if isinstance(there, Mapping) and isinstance(value, Mapping) else value
-    return patch
+            try:
+                print(f"{manifest} {await apply(store, manifest)}", flush=True)
+            except (ManifestError, Contended) as error:
+                raise Failure(str(error)) from None
 
 
 def _text(filename: str) -> str:

@@ -4,9 +4,14 @@ from collections.abc import Sequence
 from ipaddress import ip_interface
 
 from api.configfile import shown
-from api.ippool import IPPoolSpec
+from api.ippool import IPPoolSpec, SpiderIPPool
 from api.subnet import SubnetSpec
+from ipam.addresses import format_address
 from ipam.ranges import Ranges, parse_ranges
+from ipam.records import read_records
+
+_NAMED = 3
+"""Addresses in use that an error names."""
 
 
 class SpecError(ValueError):
@@ -43,3 +48,22 @@ def check(spec: IPPoolSpec | SubnetSpec) -> None:
         outside = parse_ranges(entries, subnet.version, field=field).difference(whole)
         if outside:
             raise SpecError(field, f"{outside}: outside of spec.subnet {spec.subnet}")
+
+
+def check_change(found: SpiderIPPool, spec: IPPoolSpec) -> None:
+    """Check what a pool that is there is to become: its network never changes, and what is in use stays in it.
+
+    Both specs have been checked for themselves. Raises `SpecError`, or `RecordError` where the records cannot be read.
+    """
+    before = ip_interface(found.spec.subnet).network
+    if ip_interface(spec.subnet).network != before:
+        raise SpecError("spec.subnet", f"{shown(spec.subnet)}: it is {before} and never changes")
+    left = parse_ranges(spec.ips, before.version, field="spec.ips").difference(
+        parse_ranges(spec.exclude_ips, before.version, field="spec.excludeIPs")
+    )
+    records = read_records(found.status.allocated_ips, before.version)
+    lost = [(ip, record) for ip, record in sorted(records.items()) if ip not in left]
+    if lost:
+        named = ", ".join(f"{format_address(ip, before.version)} of {record.pod}" for ip, record in lost[:_NAMED])
+        more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+        raise SpecError("spec.ips", f"would leave out what is in use: {named}{more}")

@@ -20,9 +20,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from actors.manifest import apply, read
 from cni.errors import CniError
 from cni.netlink.socket import Refusal
-from ctl.apply import apply
 from ctl.demo import relay
 from ctl.demo.echo import ping
 from ctl.demo.isolation import Isolation, enter
@@ -32,7 +32,6 @@ from ctl.demo.remains import Remains, look
 from ctl.demo.report import Report
 from ctl.demo.segment import GATEWAYS, NODES, Segment
 from ctl.errors import Failure, Misuse
-from ctl.objects import read
 from runtime.store.sqlite import FILE_NAME, SQLiteStore
 from telemetry import attributes, waterfall
 from telemetry.recorder import FinishedSpan

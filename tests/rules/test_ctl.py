@@ -9,14 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.manifest import KINDS, ManifestError, difference, read
 from api.ippool import AllocationRecord, IPPoolSpec, IPPoolStatus, SpiderIPPool, encode_records
 from api.meta import ObjectMeta
-from ctl.apply import difference
 from ctl.demo.echo import checksum
-from ctl.errors import Misuse
 from ctl.get import render
 from ctl.main import main
-from ctl.objects import KINDS, read
 from runtime.store.merge import merge_patch
 
 POOL = """\
@@ -59,13 +57,13 @@ def test_a_pool_is_read() -> None:
     ],
 )
 def test_what_is_wrong_is_named(old: str, new: str, error: str) -> None:
-    with pytest.raises(Misuse) as caught:
+    with pytest.raises(ManifestError) as caught:
         read(POOL.replace(old, new), source="p.yaml")
     assert str(caught.value).startswith(error)
 
 
 def test_a_document_is_named_by_its_number() -> None:
-    with pytest.raises(Misuse, match=r"^p\.yaml document 2: kind: None is none"):
+    with pytest.raises(ManifestError, match=r"^p\.yaml document 2: kind: None is none"):
         read(f"{POOL}---\n{{}}\n", source="p.yaml")
 
 

@@ -1,11 +1,15 @@
-"""Objects of Spiderpool's API as people write them: YAML to Structs, strictly.
+"""Objects of Spiderpool's API as people write them: YAML to Structs, strictly, and from there into a store.
 
 An API server drops a field that it does not know, in silence. Here it is refused by name, as is a value that does not
-fit, so that a misspelt `gatway` is found before a pod is without a gateway. Pure: the caller reads the file.
+fit, so that a misspelt `gatway` is found before a pod is without a gateway. `read` is pure: the caller reads the file.
+
+`apply` creates an object that is not there. Of one that is there, the spec becomes what the file says: a field that the
+file does not have is taken out. Labels and annotations are added or changed, never taken out, and a status is not
+written: that belongs to its owner.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -17,11 +21,21 @@ from api.configfile import did_you_mean, shown
 from api.ippool import SpiderIPPool
 from api.kinds import COORDINATOR, ENDPOINT, IPPOOL, MULTUSCONFIG, RESERVEDIP, SUBNET, Kind
 from api.meta import API_VERSION, ObjectMeta
-from ctl.errors import Misuse
 from ipam import poolspec
+from runtime.store.port import AlreadyExists, Conflict, NotFound, Store
+
+_ATTEMPTS = 5
 
 KINDS = {kind.kind: kind for kind in (IPPOOL, SUBNET, RESERVEDIP, COORDINATOR, MULTUSCONFIG, ENDPOINT)}
 """What can be written, by the word that stands in `kind`."""
+
+
+class ManifestError(ValueError):
+    """What is written cannot be, or cannot become of what is there. One line that names file, field and value."""
+
+
+class Contended(Exception):
+    """Others changed the object each time we were about to; nothing was written."""
 
 
 class Manifest(Struct, frozen=True):
@@ -47,13 +61,13 @@ class Manifest(Struct, frozen=True):
 def read(text: str, *, source: str) -> list[Manifest]:
     """The objects of a YAML text, one or more documents; empty documents are passed over.
 
-    Raises `Misuse`: not YAML, an unknown kind or field, a value of a wrong type or that makes no sense, no name.
+    Raises `ManifestError`: not YAML, an unknown kind or field, a value of a wrong type or that makes no sense, no name.
     """
     try:
         documents = list(yaml.safe_load_all(text))
     except yaml.YAMLError as error:
         msg = f"{source}: not YAML: {error}"
-        raise Misuse(msg) from None
+        raise ManifestError(msg) from None
     numbered = [(number, document) for number, document in enumerate(documents, start=1) if document is not None]
     return [
         _manifest(document, f"{source} document {number}" if len(documents) > 1 else source)
@@ -64,41 +78,41 @@ def read(text: str, *, source: str) -> list[Manifest]:
 def _manifest(document: object, where: str) -> Manifest:
     if not isinstance(document, dict):
         msg = f"{where}: {shown(document)} is no object"
-        raise Misuse(msg)
+        raise ManifestError(msg)
     kind = KINDS.get(str(document.get("kind", "")))
     if kind is None:
         known = tuple(KINDS)
         hint = did_you_mean(str(document.get("kind", "")), known) or f" (one of {', '.join(known)})"
         msg = f"{where}: kind: {shown(document.get('kind'))} is none that can be applied{hint}"
-        raise Misuse(msg)
+        raise ManifestError(msg)
     if document.get("apiVersion") != API_VERSION:
         msg = f"{where}: apiVersion: {shown(document.get('apiVersion'))}: expected {API_VERSION}"
-        raise Misuse(msg)
+        raise ManifestError(msg)
     unknown = next(unknown_fields(document, kind.type), None)
     if unknown is not None:
         path, value, hint = unknown
         msg = f"{where}: {path}: {shown(value)}: no such field{hint}"
-        raise Misuse(msg)
+        raise ManifestError(msg)
     try:
         item = msgspec.convert(document, kind.type)
     except msgspec.ValidationError as error:
-        raise Misuse(f"{where}: {_explained(error, document)}") from None
+        raise ManifestError(f"{where}: {_explained(error, document)}") from None
     made = Manifest(kind=kind, item=item, where=where)
     if not made.metadata.name:
         msg = f"{where}: metadata.name: missing"
-        raise Misuse(msg)
+        raise ManifestError(msg)
     if kind.namespaced and not made.metadata.namespace:
         msg = f"{where}: metadata.namespace: missing, a {kind.kind} lives in a namespace"
-        raise Misuse(msg)
+        raise ManifestError(msg)
     if made.metadata.namespace and not kind.namespaced:
         msg = f"{where}: metadata.namespace: {shown(made.metadata.namespace)}: a {kind.kind} lives in no namespace"
-        raise Misuse(msg)
+        raise ManifestError(msg)
     if isinstance(item, SpiderIPPool):
         try:
             poolspec.check(item.spec)
         except ValueError as error:
             msg = f"{where}: {error}"
-            raise Misuse(msg) from None
+            raise ManifestError(msg) from None
     return made
 
 
@@ -141,3 +155,59 @@ def _explained(error: msgspec.ValidationError, document: object) -> str:
             value = value.get(part)
     text = reason.replace("`", "")
     return f"{path or 'the object'}: {shown(value)}: {text[:1].lower()}{text[1:]}"
+
+
+async def apply(store: Store, manifest: Manifest) -> str:
+    """Create or change one object; returns "created", "changed" or "unchanged".
+
+    Raises `ManifestError` for a change that would take something from somebody, `Contended`, `StoreError`.
+    """
+    kind, metadata = manifest.kind, manifest.metadata
+    for _ in range(_ATTEMPTS):
+        try:
+            await store.create(kind, manifest.item)
+        except AlreadyExists:
+            pass
+        else:
+            return "created"
+        try:
+            found = await store.get(kind, metadata.name, namespace=metadata.namespace)
+            if isinstance(found, SpiderIPPool):
+                _check_change(manifest, found)
+            after = await store.patch(
+                kind,
+                metadata.name,
+                difference(msgspec.to_builtins(found), msgspec.to_builtins(manifest.item)),
+                namespace=metadata.namespace,
+                resource_version=found.metadata.resource_version,
+            )
+        except (Conflict, NotFound):
+            continue
+        same = after.metadata.resource_version == found.metadata.resource_version
+        return "unchanged" if same else "changed"
+    msg = f"{manifest}: others changed it {_ATTEMPTS} times in a row"
+    raise Contended(msg)
+
+
+def _check_change(manifest: Manifest, found: SpiderIPPool) -> None:
+    """A pool in use keeps its network and what is in use."""
+    try:
+        poolspec.check_change(found, manifest.item.spec)
+    except ValueError as error:
+        msg = f"{manifest.where}: {manifest}: {error}"
+        raise ManifestError(msg) from None
+
+
+def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON merge patch from one object to another: the spec replaced, labels and annotations added."""
+    metadata = {key: after["metadata"][key] for key in ("labels", "annotations") if key in after.get("metadata", {})}
+    change: dict[str, Any] = {"metadata": metadata} if metadata else {}
+    return change | {"spec": _replaced(before.get("spec", {}), after["spec"])} if "spec" in after else change
+
+
+def _replaced(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    patch: dict[str, Any] = {key: None for key in before if key not in after}
+    for key, value in after.items():
+        there = before.get(key)
+        patch[key] = _replaced(there, value) if isinstance(there, Mapping) and isinstance(value, Mapping) else value
+    return patch

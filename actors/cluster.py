@@ -3,9 +3,7 @@
 Snapshots lag. They choose candidates and save reads; nothing is refused or freed on their word alone.
 """
 
-from collections.abc import Mapping
-
-from actors.allocator import View
+from actors.callers import View
 from actors.coordinator import chosen, coordination, looked_up
 from api.coordinator import SpiderCoordinator
 from api.core import Namespace, Node, Pod, ServiceCIDR
@@ -57,7 +55,7 @@ class Cluster:
     def view(self) -> View:
         """The allocator's window on the snapshots."""
         return View(
-            pools=self._pools,
+            pools=lambda: self.pools.snapshot.objects,
             pod=lambda namespace, name: self.pods.snapshot.get(name, namespace=namespace),
             namespace=self.namespaces.snapshot.get,
             node=self.nodes.snapshot.get,
@@ -92,6 +90,3 @@ class Cluster:
             name=self._coordinator,
             configured=self._service_cidr,
         )
-
-    def _pools(self) -> Mapping[str, SpiderIPPool]:
-        return {pool.metadata.name: pool for pool in self.pools.snapshot.values()}

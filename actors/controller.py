@@ -13,6 +13,7 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
 
 import contextlib
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -22,20 +23,23 @@ import msgspec
 
 from actors import program
 from actors.activity import Activity
-from actors.allocator import AllocatorActor, Policy, Serve
+from actors.allocator import AllocatorActor, Serve
+from actors.callers import Callers
 from actors.cluster import Cluster
 from actors.collector import CollectorActor, Reported, Rules, Sight
 from actors.collector import Message as CollectorMessage
 from actors.endpoint import Endpoints
+from actors.grants import Grants, Policy
 from actors.ippools import IPPools
 from actors.lookups import Lookups, Scene
 from actors.peers import Heard, Peers, node_key, pool_key
 from actors.replicas import PeerReplicas, Replicas, named
+from actors.returns import Returns
+from actors.workloads import Workloads
 from api import wire
 from api.kinds import POD
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import ReplicaStatus
-from ipam import identity
 from runtime.actor import Ref, System
 from runtime.errors import ActorError, MailboxFull
 from runtime.store.cluster_credentials import credentials_of
@@ -82,12 +86,14 @@ class Controller:
             max_records=settings.ippool_max_allocated_ips,
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
-        policy = Policy(
-            enable_ipv4=settings.config.enable_ipv4, enable_ipv6=settings.config.enable_ipv6, pods_exist=pods_exist
-        )
         self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools, heard=self._heard)
         self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
         endpoints = Endpoints(store)
+        self._workloads = Workloads(
+            store,
+            statefulset=settings.config.enable_stateful_set,
+            kubevirt=settings.config.enable_kubevirt_static_ip,
+        )
         self._collector: Ref[CollectorMessage] | None = None
         if pods_exist and settings.gc_ip_enabled:
             self._collector = self.supervisor.add_actor(
@@ -97,18 +103,45 @@ class Controller:
                 ),
                 capacity=CollectorActor.capacity,
             )
-        self._lookups = Lookups(store, self._scene(settings), pods_exist=pods_exist)
+        self._lookups = Lookups(store, self._scene(), pods_exist=pods_exist)
         self._clock = system.clock
         self._activity = Activity()
         self._replica = settings.pod_name
         self._started = system.clock.wall()
         self._allocator = self.supervisor.add_actor(
             "allocator",
-            lambda: AllocatorActor(
-                store, pools=self.peers, endpoints=endpoints, view=self.cluster.view(), policy=policy
-            ),
+            self._make_allocator(settings, endpoints, pods_exist=pods_exist),
             capacity=AllocatorActor.capacity,
         )
+
+    def _make_allocator(
+        self, settings: ControllerSettings, endpoints: Endpoints, *, pods_exist: bool
+    ) -> Callable[[], AllocatorActor]:
+        config, view = settings.config, self.cluster.view()
+        callers = Callers(self.store, view, pods_exist=pods_exist)
+        grants = Grants(
+            pools=self.peers,
+            endpoints=endpoints,
+            workloads=self._workloads,
+            callers=callers,
+            view=view,
+            policy=Policy(
+                enable_ipv4=config.enable_ipv4,
+                enable_ipv6=config.enable_ipv6,
+                enable_subnets=config.enable_spider_subnet,
+                cluster_network=settings.multus_cluster_network,
+                namespace=settings.pod_namespace,
+            ),
+        )
+        returns = Returns(
+            pools=self.peers,
+            endpoints=endpoints,
+            workloads=self._workloads,
+            callers=callers,
+            view=view,
+            quarantine=settings.ip_quarantine if settings.enabled_release_conflict_ips else None,
+        )
+        return lambda: AllocatorActor(grants, returns)
 
     def measure(self, *, debug: bool) -> None:
         """Set the gauges of pools; those of single pools only with `debug`."""
@@ -178,14 +211,11 @@ class Controller:
             mine=lambda node: self.peers.mine(node_key(node)),
         )
 
-    def _scene(self, settings: ControllerSettings) -> Scene:
-        config = settings.config
+    def _scene(self) -> Scene:
         return Scene(
             pod=lambda namespace, name: self.cluster.pods.snapshot.get(name, namespace=namespace),
             coordinator=self.cluster.coordinator,
-            fixed=lambda pod: identity.fixed(
-                pod, statefulset=config.enable_stateful_set, kubevirt=config.enable_kubevirt_static_ip
-            ),
+            fixed=self._workloads.fixed,
         )
 
     def status(self) -> ReplicaStatus:

@@ -5,22 +5,29 @@ from random import Random
 
 import pytest
 
-from actors.endpoint import Endpoints
+from actors.endpoint import Endpoints, Holder
+from actors.workloads import Workloads
 from api.core import Pod, ReplicaSet
+from api.endpoint import SpiderEndpoint
 from api.kinds import ENDPOINT, POD, REPLICASET, Kind
 from api.meta import FINALIZER, ObjectMeta, OwnerReference
-from api.reasons import Explanation
-from api.wire import Address, Allocated, PodRef
+from api.wire import Address, Fixed, NicGrant
+from ipam import identity
 from runtime.store.memory import MemoryStore
 from runtime.testing import run
 from runtime.testing.store import Call, Decision, FaultyStore
 
-GRANTED = Allocated(
-    addresses=(Address(version=4, address="10.0.0.2/24", pool="v4", gateway="10.0.0.1"),),
-    routes=(),
-    explanation=Explanation(considered=()),
-    pod_uid="",
-)
+
+def nic(name: str = "eth0", address: str = "10.0.0.2/24") -> NicGrant:
+    return NicGrant(nic=name, addresses=(Address(version=4, address=address, pool="v4", gateway="10.0.0.1"),))
+
+
+def holder(pod: Pod, fixed: Fixed | None = None) -> Holder:
+    return Holder(pod=pod, workload=identity.own(pod), fixed=fixed)
+
+
+def every(_: str) -> bool:
+    return True
 
 
 class Recorder:
@@ -43,7 +50,7 @@ def play(scene: Callable[[FaultyStore, Endpoints, Pod], Awaitable[None]]) -> lis
         pod = await truth.create(POD, Pod(metadata=ObjectMeta(name="web", namespace="default")))
         store = FaultyStore(truth, policy=recorder, random=Random(1))
         endpoints = Endpoints(store)
-        await endpoints.write(pod=pod, node="n1", nic="eth0", granted=GRANTED, clean_gateway=False)
+        await endpoints.write(holder(pod), node="n1", nics=[nic()])
         await scene(store, endpoints, pod)
 
     run(main, seed=1)
@@ -51,7 +58,7 @@ def play(scene: Callable[[FaultyStore, Endpoints, Pod], Awaitable[None]]) -> lis
 
 
 async def _gone(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
-    await endpoints.forget(PodRef(namespace="default", name="web", uid=pod.metadata.uid), "eth0")
+    await endpoints.forget("default", "web", uid=pod.metadata.uid, gone="eth0".__eq__)
     assert (await store.list(ENDPOINT)).items == []
 
 
@@ -78,7 +85,7 @@ def test_what_others_wrote_since_is_read(change: dict[str, object], stays: list[
 
     async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
         await store.patch(ENDPOINT, "web", change, namespace="default")
-        await endpoints.forget(PodRef(namespace="default", name="web", uid=pod.metadata.uid), "eth0")
+        await endpoints.forget("default", "web", uid=pod.metadata.uid, gone="eth0".__eq__)
         left.extend(item.metadata.finalizers or [] for item in (await store.list(ENDPOINT)).items)
 
     assert play(scene) == ["create", "patch", "patch", "get", "patch", "delete", "list"]
@@ -95,8 +102,8 @@ def test_a_finalizer_that_admission_added_stays() -> None:
     async def main() -> None:
         store = Admitting(MemoryStore(), policy=Recorder(), random=Random(1))
         endpoints, pod = Endpoints(store), Pod(metadata=ObjectMeta(name="db", namespace="default", uid="u"))
-        await endpoints.write(pod=pod, node="n1", nic="eth0", granted=GRANTED, clean_gateway=False)
-        await endpoints.forget(PodRef(namespace="default", name="db", uid="u"), "eth0")
+        await endpoints.write(holder(pod), node="n1", nics=[nic()])
+        await endpoints.forget("default", "db", uid="u", gone=every)
         (found,) = (await store.list(ENDPOINT)).items
         assert found.metadata.deletion_timestamp is not None
         assert found.metadata.finalizers == ["example.org/audit"]
@@ -106,8 +113,8 @@ def test_a_finalizer_that_admission_added_stays() -> None:
 
 def test_a_second_nic_is_not_forgotten_with_the_first() -> None:
     async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
-        await endpoints.write(pod=pod, node="n1", nic="net1", granted=GRANTED, clean_gateway=False)
-        await endpoints.forget(PodRef(namespace="default", name="web", uid=pod.metadata.uid), "eth0")
+        await endpoints.write(holder(pod), node="n1", nics=[nic("net1")])
+        await endpoints.forget("default", "web", uid=pod.metadata.uid, gone="eth0".__eq__)
         (found,) = (await store.list(ENDPOINT)).items
         assert [detail.interface for detail in found.status.current.ips] == ["net1"]
 
@@ -116,14 +123,15 @@ def test_a_second_nic_is_not_forgotten_with_the_first() -> None:
 
 def test_a_pod_of_the_same_name_keeps_its_own() -> None:
     async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
-        await endpoints.forget(PodRef(namespace="default", name="web", uid="another"), "eth0")
+        await endpoints.forget("default", "web", uid="another", gone=every)
         assert len((await store.list(ENDPOINT)).items) == 1
 
     play(scene)
 
 
 def test_the_workload_is_looked_up_once_for_all_of_its_pods() -> None:
-    async def scene(store: FaultyStore, endpoints: Endpoints, _: Pod) -> None:
+    async def scene(store: FaultyStore, _: Endpoints, __: Pod) -> None:
+        workloads = Workloads(store, statefulset=True, kubevirt=True)
         above = OwnerReference(api_version="apps/v1", kind="Deployment", name="web", uid="d", controller=True)
         replicas = await store.create(
             REPLICASET, ReplicaSet(metadata=ObjectMeta(name="web-1", namespace="default", owner_references=[above]))
@@ -132,9 +140,52 @@ def test_the_workload_is_looked_up_once_for_all_of_its_pods() -> None:
         for name in ("a", "b"):
             owner = OwnerReference(api_version="apps/v1", kind="ReplicaSet", name="web-1", uid=uid, controller=True)
             meta = ObjectMeta(name=name, namespace="default", uid=name, owner_references=[owner])
-            await endpoints.write(pod=Pod(metadata=meta), node="n1", nic="eth0", granted=GRANTED, clean_gateway=False)
-        found = (await store.list(ENDPOINT)).items
-        owners = {item.status.owner_controller_name for item in found if item.metadata.name in ("a", "b")}
-        assert owners == {"web"}
+            found.append(await workloads.top(Pod(metadata=meta)))
 
+    found: list[identity.Workload] = []
     assert play(scene).count("get") == 1
+    assert {(workload.kind, workload.name) for workload in found} == {("Deployment", "web")}
+
+
+SET = Fixed(kind=identity.STATEFULSET, name="web", holder="web-0")
+
+
+def test_with_fixed_addresses_the_next_pod_is_written_into_the_object_of_the_last() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        endpoints = Endpoints(store)
+        first, second = (Pod(metadata=ObjectMeta(name="web-0", namespace="default", uid=uid)) for uid in ("u1", "u2"))
+        await endpoints.write(holder(first, SET), node="n1", nics=[nic(), nic("net1", "10.0.0.3/24")])
+        made = await endpoints.read("default", "web-0")
+        await Endpoints(store).write(holder(second, SET), node="n2", nics=[nic()])
+        found = await endpoints.read("default", "web-0")
+        assert isinstance(made, SpiderEndpoint) and isinstance(found, SpiderEndpoint)
+        assert found.metadata.uid == made.metadata.uid and not found.metadata.owner_references
+        assert (found.status.current.uid, found.status.current.node) == ("u2", "n2")
+        assert {(ip.interface, ip.ipv4) for ip in found.status.current.ips} == {
+            ("eth0", "10.0.0.2/24"),
+            ("net1", "10.0.0.3/24"),
+        }
+
+    run(main, seed=1)
+
+
+def test_without_them_the_object_of_another_pod_gives_way() -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        first, second = (Pod(metadata=ObjectMeta(name="web", namespace="default", uid=uid)) for uid in ("u1", "u2"))
+        for endpoints, pod in ((Endpoints(store), first), (Endpoints(store), second)):
+            await endpoints.write(holder(pod), node="n1", nics=[nic()])
+        (found,) = (await store.list(ENDPOINT)).items
+        assert found.status.current.uid == "u2"
+        assert [owner.uid for owner in found.metadata.owner_references] == ["u2"]
+
+    run(main, seed=1)
+
+
+def test_a_second_nic_costs_one_write() -> None:
+    async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
+        await endpoints.write(holder(pod), node="n1", nics=[nic("net1")])
+        await endpoints.write(holder(pod), node="n1", nics=[nic("net1")])
+
+    assert play(scene) == ["create", "patch"]

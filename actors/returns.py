@@ -1,0 +1,164 @@
+"""How addresses come back: releases of sandboxes that are gone, and addresses that somebody else on the LAN uses.
+
+A release frees what this pod uid and container have, and nothing of a newer sandbox. Addresses that belong to a name
+are not freed as long as a workload wants that name: they are marked as carried by no link, and wait for the next pod.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import assert_never
+
+import anyio
+from msgspec import structs
+
+from actors.callers import Callers, Refusal, View
+from actors.endpoint import Endpoints
+from actors.grants import CONTAINER_PREFIX, POOL_SECONDS, first
+from actors.ippool import Disown as PoolDisown
+from actors.ippool import Refused, Surrender, Surrendered
+from actors.peers import Pool
+from actors.workloads import Workloads
+from api.wire import Disown, Fixed, PodRef, Rejected, Release, Released
+from ipam import identity
+from runtime.transport.port import Peer
+
+_audit = logging.getLogger("spiderpool.audit")
+
+
+class Returns:
+    """What the allocator does for a `Release` and a `Disown`."""
+
+    def __init__(
+        self,
+        *,
+        pools: Callable[[str], Pool],
+        endpoints: Endpoints,
+        workloads: Workloads,
+        callers: Callers,
+        view: View,
+        quarantine: float | None,
+    ) -> None:
+        """`pools` gives the way to a pool's owner by name, whether the pool exists or not.
+
+        `quarantine` is for how many seconds nobody gets an address that somebody else uses; None: it is not put aside.
+        """
+        self._pool = pools
+        self._endpoints = endpoints
+        self._workloads = workloads
+        self._callers = callers
+        self._view = view
+        self._quarantine = quarantine
+
+    def __repr__(self) -> str:
+        return "<Returns>"
+
+    async def release(self, request: Release, peer: Peer) -> Released:
+        """The answer to a request. Raises `Refusal`, `StoreError`, `ActorError` and `EndpointContended`."""
+        self._check(request)
+        pod = self._identified(request.pod)
+        if pod is None:
+            return Released()
+        fixed, names = request.fixed, frozenset(request.pools)
+        if not names:
+            # The agent has lost its memory of the grant.
+            fixed, names = await self._search(pod)
+        holder = pod.name if fixed is None else fixed.holder
+        surrender = Surrender(
+            uid=pod.uid,
+            nic=request.nic,
+            cid=request.container_id[:CONTAINER_PREFIX],
+            node=peer.node,
+            keep=request.keep,
+            retain=fixed is not None and await self._workloads.wanted(pod.namespace, fixed),
+        )
+        answers = await self._all(self._ask(name, surrender, peer) for name in sorted(names))
+        if not surrender.retain and not any(answer.held for answer in answers):
+            await self._endpoints.forget(pod.namespace, holder, uid=pod.uid, gone=lambda nic: nic not in request.keep)
+        return Released(addresses=tuple(sorted(address for answer in answers for address in answer.addresses)))
+
+    async def disown(self, request: Disown, peer: Peer) -> Released:
+        """The answer to a request. Raises `Refusal`, `StoreError`, `ActorError` and `EndpointContended`."""
+        self._check(request)
+        if self._quarantine is None:
+            text = (
+                f"pod {request.pod}: addresses in conflict are not put aside (SPIDERPOOL_ENABLED_RELEASE_CONFLICT_IPS)"
+            )
+            raise Refusal(Rejected(message=text, cause="forbidden"))
+        pod = self._identified(request.pod)
+        if pod is None:
+            return Released()
+        fixed, names = await self._search(pod)
+        if fixed is not None:
+            text = f"pod {request.pod}: its addresses belong to {fixed.kind} {fixed.name} and stay with it"
+            raise Refusal(Rejected(message=text, cause="stateful"))
+        disown = PoolDisown(
+            uid=pod.uid,
+            nic=request.nic,
+            cid=request.container_id[:CONTAINER_PREFIX],
+            node=peer.node,
+            addresses=request.addresses,
+            seen=request.seen,
+            seconds=self._quarantine,
+        )
+        answers = await self._all(self._ask(name, disown, peer) for name in sorted(names | {*request.pools}))
+        freed = tuple(sorted(address for answer in answers for address in answer.addresses))
+        if freed and not any(answer.held for answer in answers):
+            await self._endpoints.forget(pod.namespace, pod.name, uid=pod.uid, gone=lambda nic: nic == request.nic)
+        _audit.info("pod %s, %s: %s in conflict with %s", request.pod, request.nic, ", ".join(freed), request.seen)
+        return Released(addresses=freed)
+
+    def _check(self, request: Release | Disown) -> None:
+        if not request.container_id:
+            # It would match the records of every sandbox.
+            raise Refusal(Rejected(message=f"pod {request.pod}: container_id is missing", cause="wrong_input"))
+
+    def _identified(self, ref: PodRef) -> PodRef | None:
+        """The pod with its uid; None where nobody knows it any more: the collector finds what it had."""
+        if ref.uid:
+            return ref
+        pod = self._callers.seen_pod(ref)
+        return structs.replace(ref, uid=pod.metadata.uid) if pod is not None else None
+
+    async def _search(self, pod: PodRef) -> tuple[Fixed | None, frozenset[str]]:
+        """Whose addresses these are, and all pools that may hold some."""
+        seen = self._callers.seen_pod(pod)
+        fixed = self._workloads.fixed(seen) if seen is not None else None
+        endpoint = await self._endpoints.read(pod.namespace, pod.name if fixed is None else fixed.holder)
+        names = {name for name, pool in self._view.pools().items() if pod.uid in (pool.status.allocated_ips or "")}
+        if endpoint is None or endpoint.status.current.uid != pod.uid:
+            return fixed, frozenset(names)
+        status = endpoint.status
+        if fixed is None and status.owner_controller_type == identity.STATEFULSET:
+            fixed = Fixed(kind=identity.STATEFULSET, name=status.owner_controller_name, holder=pod.name)
+        names |= {pool for detail in status.current.ips for pool in (detail.ipv4_pool, detail.ipv6_pool) if pool}
+        return fixed, frozenset(names)
+
+    async def _all(self, asks: Iterable[Awaitable[Surrendered]]) -> list[Surrendered]:
+        answers: list[Surrendered] = []
+
+        async def one(ask: Awaitable[Surrendered]) -> None:
+            answers.append(await ask)
+
+        try:
+            async with anyio.create_task_group() as group:
+                for ask in asks:
+                    group.start_soon(one, ask)
+        except BaseExceptionGroup as error:
+            raise first(error) from error
+        return answers
+
+    async def _ask(self, name: str, message: Surrender | PoolDisown, peer: Peer) -> Surrendered:
+        answer = await self._pool(name).ask(message, timeout=POOL_SECONDS)
+        match answer:
+            case Surrendered():
+                return answer
+            case Refused(reason):
+                if reason.predicate == "exists":
+                    return Surrendered()  # the pool is gone, and its records with it
+                if reason.predicate == "node":
+                    _audit.warning("refused: node %s releases pod uid %s: %s", peer.node, message.uid, reason)
+                    raise Refusal(Rejected(message=f"pool {name}: {reason}", cause="denied"))
+                # A release is never given up for what may be mended: an unreadable status, a store that refuses.
+                raise Refusal(Rejected(message=f"pool {name}: {reason}", retry=True, cause="internal"))
+            case _:
+                assert_never(answer)

@@ -15,7 +15,7 @@ pod          the agent's own pod object
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from api.settings import AgentSettings, SettingsError, load_agent
 from cni.errors import CniError, TryAgainLater
 from cni.kernel import Kernel, LinuxKernel
 from cni.netlink import sysctl
+from cni.pods import named_by_runtime
 from cni.protocol import IPAM_TYPE, Invocation, Verb
 from cni.result import encode_result
 from runtime.actor import System
@@ -65,11 +66,13 @@ class Agent:
         journal: Journal,
         channels: Sequence[Channel],
         node: str = "",
+        named: Callable[[Invocation], Invocation] = named_by_runtime,
     ) -> None:
-        """`path` is the name of the subtree. `node` decides which replica is asked first."""
+        """`path` is the name of the subtree. `node` decides which replica is asked first, `named` whose a call is."""
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
         self.controllers = Controllers(channels, clock=system.clock, node=node)
         self._system = system
+        self._named = named
         self.recovered = anyio.Event()
         """Set when the journal has been read: calls can be served."""
         outbox = self.supervisor.add_actor(
@@ -132,7 +135,7 @@ class Agent:
         ):
             traces.record("shim exec", start_ns=start_ns, end_ns=now_ns)
             try:
-                result = await self.node.ask(Invoke(invocation), timeout=_CALL_SECONDS)
+                result = await self.node.ask(Invoke(self._named(invocation)), timeout=_CALL_SECONDS)
             except CniError as error:
                 code = error.code
                 raise

@@ -3,7 +3,8 @@
 agent
 controllers  one channel per controller replica
 outbox       releases that this node owes
-reporter     tells the controller what this node knows of
+reporter     tells the controller what this node knows of, and looks where it is asked to
+departures   tells when a sandbox's namespace goes
 sandboxes    one actor per pod sandbox
 node         takes CNI calls, keeps the sandboxes
 cni          the unix socket that the shim talks to
@@ -24,9 +25,11 @@ import anyio.to_thread
 
 from actors import program
 from actors.controllers import Controllers
+from actors.departures import NetnsDepartures
 from actors.disk import Journal, open_journal
-from actors.node import Invoke, NodeActor
+from actors.node import Departed, Invoke, NodeActor
 from actors.outbox import Connected, OutboxActor
+from actors.outbox import Departed as NetnsGone
 from actors.replicas import Replicas, named
 from actors.reporter import Connected as ControllerBack
 from actors.reporter import ReporterActor
@@ -82,9 +85,17 @@ class Agent:
         )
         reporter = self.supervisor.add_actor(
             "reporter",
-            lambda: ReporterActor(journal=journal, controllers=self.controllers),
+            lambda: ReporterActor(journal=journal, kernel=kernel, controllers=self.controllers),
             capacity=ReporterActor.capacity,
         )
+
+        def departed(netns: str) -> None:
+            with contextlib.suppress(ActorError):
+                self.node.tell(Departed(netns))
+                outbox.tell(NetnsGone(netns))
+
+        departures = NetnsDepartures(kernel, departed)
+        self.supervisor.add_service("departures", departures.run)
 
         def connected() -> None:
             """Whoever waits for a controller need not wait any longer. While the agent stops nobody does."""
@@ -104,6 +115,7 @@ class Agent:
                 controllers=self.controllers,
                 outbox=outbox,
                 ready=self.recovered.set,
+                cover=departures.cover,
             ),
             capacity=NodeActor.capacity,
         )

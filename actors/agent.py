@@ -3,7 +3,8 @@
 agent
 controllers  one channel per controller replica
 outbox       releases that this node owes
-reporter     tells the controller what this node knows of
+reporter     tells the controller what this node knows of, and looks where it is asked to
+departures   tells when a sandbox's namespace goes
 sandboxes    one actor per pod sandbox
 node         takes CNI calls, keeps the sandboxes
 cni          the unix socket that the shim talks to
@@ -15,7 +16,7 @@ pod          the agent's own pod object
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -24,9 +25,11 @@ import anyio.to_thread
 
 from actors import program
 from actors.controllers import Controllers
+from actors.departures import NetnsDepartures
 from actors.disk import Journal, open_journal
-from actors.node import Invoke, NodeActor
+from actors.node import Departed, Invoke, NodeActor
 from actors.outbox import Connected, OutboxActor
+from actors.outbox import Departed as NetnsGone
 from actors.replicas import Replicas, named
 from actors.reporter import Connected as ControllerBack
 from actors.reporter import ReporterActor
@@ -36,6 +39,7 @@ from api.settings import AgentSettings, SettingsError, load_agent
 from cni.errors import CniError, TryAgainLater
 from cni.kernel import Kernel, LinuxKernel
 from cni.netlink import sysctl
+from cni.pods import named_by_runtime
 from cni.protocol import IPAM_TYPE, Invocation, Verb
 from cni.result import encode_result
 from runtime.actor import System
@@ -65,11 +69,13 @@ class Agent:
         journal: Journal,
         channels: Sequence[Channel],
         node: str = "",
+        named: Callable[[Invocation], Invocation] = named_by_runtime,
     ) -> None:
-        """`path` is the name of the subtree. `node` decides which replica is asked first."""
+        """`path` is the name of the subtree. `node` decides which replica is asked first, `named` whose a call is."""
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
         self.controllers = Controllers(channels, clock=system.clock, node=node)
         self._system = system
+        self._named = named
         self.recovered = anyio.Event()
         """Set when the journal has been read: calls can be served."""
         outbox = self.supervisor.add_actor(
@@ -79,9 +85,17 @@ class Agent:
         )
         reporter = self.supervisor.add_actor(
             "reporter",
-            lambda: ReporterActor(journal=journal, controllers=self.controllers),
+            lambda: ReporterActor(journal=journal, kernel=kernel, controllers=self.controllers),
             capacity=ReporterActor.capacity,
         )
+
+        def departed(netns: str) -> None:
+            with contextlib.suppress(ActorError):
+                self.node.tell(Departed(netns))
+                outbox.tell(NetnsGone(netns))
+
+        departures = NetnsDepartures(kernel, departed)
+        self.supervisor.add_service("departures", departures.run)
 
         def connected() -> None:
             """Whoever waits for a controller need not wait any longer. While the agent stops nobody does."""
@@ -101,6 +115,7 @@ class Agent:
                 controllers=self.controllers,
                 outbox=outbox,
                 ready=self.recovered.set,
+                cover=departures.cover,
             ),
             capacity=NodeActor.capacity,
         )
@@ -132,7 +147,7 @@ class Agent:
         ):
             traces.record("shim exec", start_ns=start_ns, end_ns=now_ns)
             try:
-                result = await self.node.ask(Invoke(invocation), timeout=_CALL_SECONDS)
+                result = await self.node.ask(Invoke(self._named(invocation)), timeout=_CALL_SECONDS)
             except CniError as error:
                 code = error.code
                 raise

@@ -72,9 +72,10 @@ class Controllers:
         """How many replicas would be asked at once."""
         return sum(channel.connected for channel in self._channels)
 
-    async def ask(self, request: wire.Request, *, deadline: float) -> Answer:
+    async def ask(self, request: wire.Request, *, deadline: float, patient: bool = False) -> Answer:
         """Send a request to one replica after another until one answers, by `deadline` (clock port, seconds).
 
+        With `patient` a replica may hold its answer back, see `runtime.transport.port`.
         Raises `Unreachable` when none took the request, and another `TransportError` when it may have been carried out.
         """
         payload = wire.encode(request)
@@ -94,7 +95,7 @@ class Controllers:
                     hurry = any(other.connected for other in self._channels if other is not channel)
                     try:
                         reply = await channel.request(
-                            payload, deadline=deadline, traceparent=traces.inject(), hurry=hurry
+                            payload, deadline=deadline, traceparent=traces.inject(), hurry=hurry, patient=patient
                         )
                         response = wire.decode_response(reply)
                         copies = isinstance(response, wire.Allocated) and response.doubtful

@@ -1,8 +1,9 @@
 """The actor of one IPPool: the only writer of its status, one write per batch.
 
-Messages: `Claim`, `Surrender` and `Peek` from allocators; `Loaded`, `Written`, `Failed` and `Retry` from its own I/O.
-State: the ledger of the last object it read or wrote, with that object's resourceVersion; the batch in hand. Persists:
-`status.allocatedIPs` and the counts, nothing else. Answers: after the store has acknowledged.
+Messages: `Claim`, `Surrender`, `Disown` and `Peek` from allocators and collectors; `Loaded`, `Written`, `Failed` and
+`Retry` from its own I/O. State: the ledger of the last object it read or wrote, with that object's resourceVersion; the
+batch in hand. Persists: `status.allocatedIPs`, `status.withheldIPs` and the counts. Answers: after the store has
+acknowledged.
 
 Natural batching: while a write is in flight the mailbox is held and fills; the next write takes all of it, releases
 first. There is no timer that waits for more.
@@ -27,9 +28,10 @@ from msgspec import Struct
 from api.ippool import IPPoolSpec, SpiderIPPool
 from api.kinds import IPPOOL
 from api.reasons import Reason
-from ipam import ledger as rules
-from ipam.ledger import Ledger, LedgerError
+from ipam import operations as rules
+from ipam.ledger import Ledger, Outcome
 from ipam.ranges import Ranges
+from ipam.territory import PoolError
 from runtime.actor import LATER, Actor, Question
 from runtime.envelope import Envelope
 from runtime.store.port import Ambiguous, Busy, Conflict, NotFound, Store, StoreError, Unavailable
@@ -68,6 +70,8 @@ class Surrendered(Struct, frozen=True, tag=True):
     addresses: tuple[str, ...] = ()
     held: bool = False
     """Whether this pod uid and NIC still hold an address here, for a newer sandbox."""
+    retained: tuple[str, ...] = ()
+    """What stays for the next pod of the same name."""
 
 
 class Refused(Struct, frozen=True, tag=True):
@@ -83,12 +87,16 @@ class Claim(Question["Granted | Refused"], frozen=True, tag=True):
     """One address for one NIC of a pod."""
 
     pod: str
-    """``namespace/name``."""
+    """``namespace/name``; of a virtual machine with fixed addresses the name of its instance."""
     uid: str
     nic: str
     node: str
     cid: str
     """First 12 hex digits of the container id."""
+    fixed: bool = False
+    """The address belongs to the name: what an earlier pod of that name left is taken over, once nothing carries it."""
+    moving: bool = False
+    """A live migration runs: it is taken over though the other pod still carries it."""
 
 
 class Surrender(Question["Surrendered | Refused"], frozen=True, tag=True):
@@ -99,6 +107,24 @@ class Surrender(Question["Surrendered | Refused"], frozen=True, tag=True):
     cid: str
     node: str = ""
     """The node that asks; a record of another node is not touched. Empty: a caller that may release anything."""
+    keep: tuple[str, ...] | None = None
+    """All the NICs that the container has left: everything else that it holds goes. None: only `nic` goes."""
+    retain: bool = False
+    """What goes is kept for the next pod of the same name."""
+
+
+class Disown(Question["Surrendered | Refused"], frozen=True, tag=True):
+    """Somebody else on the network has these addresses: the records go, and nobody gets the addresses for a while."""
+
+    uid: str
+    nic: str
+    cid: str
+    node: str
+    addresses: tuple[str, ...]
+    """Canonical text without prefix length."""
+    seen: str
+    """What was met."""
+    seconds: float
 
 
 class Peek(Question[bool], frozen=True, tag=True):
@@ -106,6 +132,8 @@ class Peek(Question[bool], frozen=True, tag=True):
 
     uid: str
     nic: str
+    pod: str = ""
+    """Or, if given, a pod of this name does."""
 
 
 class Loaded(Struct, frozen=True, tag=True):
@@ -131,7 +159,7 @@ class Retry(Struct, frozen=True, tag=True):
     """The pause after a failure is over."""
 
 
-Message = Claim | Surrender | Peek | Loaded | Written | Failed | Retry
+Message = Claim | Surrender | Disown | Peek | Loaded | Written | Failed | Retry
 
 
 class _Attempt(Struct):
@@ -141,7 +169,7 @@ class _Attempt(Struct):
     verified: bool = False
     """Whether the ledger was read after this batch was taken: its answers need no further fence."""
     conflicts: int = 0
-    outcome: rules.Outcome | None = None
+    outcome: Outcome | None = None
 
 
 class IPPoolActor(Actor[Message]):
@@ -210,14 +238,17 @@ class IPPoolActor(Actor[Message]):
                 self._failed(error, writing=writing)
             case Retry():
                 self._load()
-            case Claim() | Surrender() | Peek():
+            case Claim() | Surrender() | Disown() | Peek():
                 return LATER  # user messages come in batches
             case _:
                 assert_never(message)
         return None
 
     def _peek(self, peek: Peek) -> bool:
-        return self._ledger is not None and self._ledger.find(peek.uid, peek.nic) is not None
+        ledger = self._ledger
+        if ledger is None:
+            return False
+        return ledger.find(peek.uid, peek.nic) is not None or bool(peek.pod and ledger.knows(peek.pod))
 
     def _try(self) -> None:
         """Apply the batch in hand to the ledger and write, answer or read, whichever it needs."""
@@ -232,7 +263,8 @@ class IPPoolActor(Actor[Message]):
             return
         # A SpiderReservedIP takes effect with the next batch, whether or not the pool has been read again.
         self._ledger.reserve(self._reserved(self._ledger.version))
-        attempt.outcome = self._ledger.apply([self._operation(ask.message) for ask in attempt.asks])
+        operations = [self._operation(ask.message) for ask in attempt.asks]
+        attempt.outcome = self._ledger.apply(operations, now=self.system.clock.wall())
         if attempt.outcome.changed:
             self._write(attempt)
         elif attempt.verified:
@@ -241,13 +273,17 @@ class IPPoolActor(Actor[Message]):
         else:
             self._load()
 
-    def _operation(self, message: Claim | Surrender) -> rules.Claim | rules.Surrender:
+    def _operation(self, message: Claim | Surrender | Disown) -> rules.Operation:
         """A request as the ledger's rule. Replayed for every attempt, so it looks at nothing but ledger and request."""
         match message:
-            case Claim(pod, uid, nic, node, cid):
-                return rules.Claim(pod=pod, uid=uid, nic=nic, node=node, cid=cid)
-            case Surrender(uid, nic, cid, node):
-                return rules.Surrender(uid=uid, nic=nic, cid=cid, node=node)
+            case Claim(pod, uid, nic, node, cid, fixed, moving):
+                return rules.Claim(pod=pod, uid=uid, nic=nic, node=node, cid=cid, fixed=fixed, moving=moving)
+            case Surrender(uid, nic, cid, node, keep, retain):
+                return rules.Surrender(uid=uid, nic=nic, cid=cid, node=node, keep=keep, retain=retain)
+            case Disown(uid, nic, cid, node, addresses, seen, seconds):
+                return rules.Disown(
+                    uid=uid, nic=nic, cid=cid, node=node, addresses=addresses, seen=seen, seconds=seconds
+                )
 
     def _load(self) -> None:
         self.pipe(
@@ -264,8 +300,8 @@ class IPPoolActor(Actor[Message]):
         if self._pool is None or self._pool.metadata.resource_version != pool.metadata.resource_version:
             try:
                 version = pool.spec.ip_version or (6 if ":" in pool.spec.subnet else 4)
-                self._ledger = Ledger.load(pool, reserved=self._reserved(version), max_records=self._max_records)
-            except LedgerError as error:
+                self._ledger = Ledger.load(pool, self._reserved(version), self._max_records)
+            except PoolError as error:
                 self._refuse_all(Reason(predicate="status", pool=self._name, wanted="readable", seen=str(error)))
                 return
             self._pool = pool
@@ -281,6 +317,7 @@ class IPPoolActor(Actor[Message]):
                 "allocatedIPs": status.allocated_ips,
                 "allocatedIPCount": status.allocated_ip_count,
                 "totalIPCount": status.total_ip_count,
+                "withheldIPs": status.withheld_ips,
             }
         }
         size = len(status.allocated_ips or "")
@@ -391,17 +428,16 @@ class IPPoolActor(Actor[Message]):
             _answer(ask, translated)
         self._finish()
 
-    def _translate(
-        self, message: Claim | Surrender, answer: rules.Granted | rules.Surrendered | rules.Refused
-    ) -> Granted | Surrendered | Refused:
+    def _translate(self, message: Claim | Surrender | Disown, answer: rules.Answer) -> Granted | Surrendered | Refused:
         assert self._pool is not None and self._ledger is not None
         match answer:
             case rules.Granted():
                 return Granted(address=answer.address, fresh=answer.fresh, spec=self._pool.spec)
             case rules.Surrendered():
-                return Surrendered(addresses=answer.ips, held=self._ledger.find(message.uid, message.nic) is not None)
+                held = self._ledger.holds(message.uid, message.nic)
+                return Surrendered(addresses=answer.ips, held=held, retained=answer.retained)
             case rules.Refused():
-                return Refused(reason=answer.reason)
+                return Refused(reason=answer.reason, retry=answer.retry)
 
     def _refuse_all(self, reason: Reason, *, retry: bool = False) -> None:
         if self._attempt is not None:

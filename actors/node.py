@@ -1,7 +1,8 @@
 """The actor of this node: takes CNI calls and keeps one sandbox actor per container.
 
 Messages: `Invoke` from the socket server; `Recovered`, `Forwarded`, `ForwardFailed`, `Mended`, `Audited` from its own
-work; `Audit` from its timer. State: the sandbox actors by container id. Persists: nothing itself. Answers: what the
+work; `Audit` and `Departures` from its timers; `Departed` from the watch on namespaces. State: the sandbox actors by
+container id. Persists: nothing itself. Answers: what the
 sandbox actor answers.
 
 It serves as soon as it has read the journal. Beside that, the sandbox actors deal with what an agent before left:
@@ -9,22 +10,26 @@ interfaces whose ADD was cut short are taken down and their addresses given back
 reboot) are given back. A call for such a container waits for that, or does it itself. While the agent before still runs
 and works on a container, that container waits for it.
 
-A sandbox may also go without a DEL: force-removed, or the runtime's state wiped. And an agent that is being replaced
-may be killed over its work after the newcomer has read the journal. So every now and then it looks at the journal
-again. An interface whose namespace is missing, or whose ADD is not over, twice in a row is dealt with in the same way;
-what is owed goes to the outbox, which ignores what it has.
+A sandbox may also go without a DEL: force-removed, or the runtime's state wiped. A watch tells when the mount of its
+namespace goes; then its interfaces are dealt with in the same way, after a moment for the kernel to take down what was
+in it. Not everything is told: an agent that is being replaced may be killed over its work after the newcomer has read
+the journal, and a watch may miss something. So every now and then it looks at the journal again. An interface whose
+namespace is missing, or whose ADD is not over, twice in a row is dealt with too; what is owed goes to the outbox, which
+ignores what it has.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable
-from typing import assert_never
+from collections.abc import Callable, Coroutine
+from typing import Any, assert_never
 
 import anyio
 import msgspec
 from msgspec import Struct
 
+from actors.carried import still_carried
 from actors.controllers import Controllers
+from actors.departures import SETTLE_SECONDS
 from actors.disk import Journal
 from actors.outbox import Message as OutboxMessage
 from actors.outbox import Owe
@@ -98,13 +103,23 @@ class Audit(Struct, frozen=True, tag=True):
     """Time to look at the journal again, and whether all namespaces are there."""
 
 
+class Departed(Struct, frozen=True, tag=True):
+    """The mount of a namespace went. Whether the namespace did is still to be seen."""
+
+    netns: str
+
+
+class Departures(Struct, frozen=True, tag=True):
+    """Time to look at the namespaces whose mounts went."""
+
+
 class Audited(Struct, frozen=True, tag=True):
     """The interfaces whose namespace is not there, or whose ADD is not over."""
 
     lost: tuple[JournalEntry, ...] = ()
 
 
-Message = Invoke | Recovered | Forwarded | ForwardFailed | Mended | Retired | Audit | Audited
+Message = Invoke | Recovered | Forwarded | ForwardFailed | Mended | Retired | Audit | Audited | Departed | Departures
 
 
 class NodeActor(Actor[Message]):
@@ -121,14 +136,28 @@ class NodeActor(Actor[Message]):
         controllers: Controllers,
         outbox: Ref[OutboxMessage],
         ready: Callable[[], None],
+        cover: Callable[[str], None],
     ) -> None:
-        """`sandboxes` gets a child for every container; `ready` is called when the journal has been read."""
+        """Nothing is served yet.
+
+        Args:
+            sandboxes: gets a child for every container.
+            kernel: a port.
+            journal: a port.
+            controllers: whom to ask whether they would serve.
+            outbox: gets what is owed.
+            ready: called when the journal has been read.
+            cover: called with the path of every namespace of a sandbox: its going is to be told.
+        """
         self._sandboxes = sandboxes
         self._kernel = kernel
         self._journal = journal
         self._controllers = controllers
         self._outbox = outbox
         self._ready = ready
+        self._cover = cover
+        self._departed: set[str] = set()
+        """Namespaces whose mounts went a moment ago."""
         self._refs: dict[str, Ref[SandboxMessage]] = {}
         self._entries: dict[str, dict[str, JournalEntry]] = {}
         self._calls: dict[int, tuple[Envelope, str]] = {}
@@ -153,23 +182,15 @@ class NodeActor(Actor[Message]):
         """Forward a call to its container's actor, and its answer to the caller."""
         match message:
             case Invoke(invocation):
-                self._number += 1
-                number = self._number
-                self._calls[number] = (envelope, invocation.container_id)
-                self.pipe(
-                    self._serve(invocation),
-                    lambda result: Forwarded(number, result),
-                    failed=lambda error: ForwardFailed(number, error),
-                    on_behalf=envelope,
-                )
+                self._cover(invocation.netns)
+                self._forward(invocation.container_id, self._serve(invocation), envelope)
                 return LATER
             case Recovered(entries):
                 metrics.SANDBOXES.set(len(entries))
                 for entry in entries:
+                    self._cover(entry.netns)
                     self._entries.setdefault(entry.container_id, {})[entry.ifname] = entry
-                    self._mending[entry.container_id] += 1
-                for entry in entries:
-                    self.pipe(self._mend(entry), Mended)
+                self._mend_all(entries)
                 self._ready()
                 self.release()
                 self.timers.start("audit", _AUDIT_SECONDS, Audit())
@@ -182,6 +203,34 @@ class NodeActor(Actor[Message]):
                 self._retire(container_id)
             case Retired():
                 pass
+            case Departed() | Departures() | Audit() | Audited():
+                self._look(message)
+            case _:
+                assert_never(message)
+        return None
+
+    def _forward(self, container_id: str, work: Coroutine[Any, Any, Result | None], envelope: Envelope) -> None:
+        self._number += 1
+        number = self._number
+        self._calls[number] = (envelope, container_id)
+        self.pipe(
+            work,
+            lambda result: Forwarded(number, result),
+            failed=lambda error: ForwardFailed(number, error),
+            on_behalf=envelope,
+        )
+
+    def _look(self, message: Departed | Departures | Audit | Audited) -> None:
+        match message:
+            case Departed(netns):
+                self._departed.add(netns)
+                if not self.timers.running("departures"):
+                    self.timers.start("departures", SETTLE_SECONDS, Departures())
+            case Departures():
+                departed, self._departed = self._departed, set()
+                known = [entry for held in self._entries.values() for entry in held.values()]
+                # A call that is under way for the container goes first; what it leaves is looked at anew.
+                self._mend_all([entry for entry in known if entry.netns in departed])
             case Audit():
                 self.pipe(self._audit(), Audited, failed=self._not_audited)
             case Audited(lost):
@@ -189,7 +238,6 @@ class NodeActor(Actor[Message]):
                 self.timers.start("audit", _AUDIT_SECONDS, Audit())
             case _:
                 assert_never(message)
-        return None
 
     def _end(self, number: int) -> Reply:
         """The caller's end of a call that is over. A container without interfaces and calls needs no actor."""
@@ -310,21 +358,24 @@ class NodeActor(Actor[Message]):
 
     def _audited(self, lost: tuple[JournalEntry, ...]) -> None:
         calling = {container_id for _, container_id in self._calls.values()}
-        for entry in lost:
-            busy = entry.container_id in calling or self._mending[entry.container_id] > 0
-            if entry.key in self._lost and not busy:
-                self._mending[entry.container_id] += 1
-                self.pipe(self._mend(entry), Mended)
+        busy = {entry.container_id for entry in lost if self._mending[entry.container_id] > 0} | calling
+        self._mend_all([entry for entry in lost if entry.key in self._lost and entry.container_id not in busy])
         self._lost = {entry.key for entry in lost}
+
+    def _mend_all(self, entries: list[JournalEntry]) -> None:
+        for entry in entries:
+            self._mending[entry.container_id] += 1
+        for entry in entries:
+            self.pipe(self._mend(entry), Mended)
 
     async def _mend(self, entry: JournalEntry) -> str:
         """Deal with an interface of an earlier life, however long that takes; returns the container's id."""
         pause, longest = _MEND_PAUSES_SECONDS
         while True:
             async with self._limit:
-                if entry.state is State.ADDED and await self._kernel.netns_exists(entry.netns):
-                    return entry.container_id
                 try:
+                    if entry.state is State.ADDED and await self._stands(entry):
+                        return entry.container_id
                     await self._sandbox(entry.container_id).ask(Mend(entry.ifname), timeout=_CALL_SECONDS)
                 except (CniError, ActorError) as error:
                     _log.error("could not take down %s of %s yet: %s", entry.ifname, entry.container_id, error)
@@ -332,3 +383,13 @@ class NodeActor(Actor[Message]):
                     return entry.container_id
             await anyio.sleep(pause)
             pause = min(2 * pause, longest)
+
+    async def _stands(self, entry: JournalEntry) -> bool:
+        """Whether the namespace is there. Raises `TryAgainLater` where only its mount has gone."""
+        if await self._kernel.netns_exists(entry.netns):
+            return True
+        carried = await still_carried(entry, kernel=self._kernel, journal=self._journal)
+        if carried:
+            msg = f"{entry.netns} is gone, and a link still carries {', '.join(sorted(carried))}"
+            raise TryAgainLater(msg)
+        return False

@@ -9,7 +9,8 @@ Answers: `Settle` when nothing is owed for that container any more, `Recall` at 
 
 An address is free only when no link carries it (the pool would hand it out while a packet can still leave with it). Our
 own DEL removes the link first. Under a foreign main plugin the link goes after us, so the entry waits here until the
-kernel shows that link or namespace is gone.
+kernel shows that link or namespace is gone. A namespace whose mount has gone is not gone yet: no link of this node may
+carry the addresses.
 
 While one agent replaces another both may hold the same debt. An attempt claims the container and goes by the journal as
 it is then: an entry that is not "releasing" any more has been dealt with, or is a new ADD of the same sandbox.
@@ -31,7 +32,9 @@ from typing import assert_never
 
 from msgspec import Struct
 
+from actors.carried import still_carried
 from actors.controllers import Controllers
+from actors.departures import SETTLE_SECONDS
 from actors.disk import Journal
 from api.wire import Rejected, Release, Released
 from cni.journal import JournalEntry, Key, State
@@ -85,6 +88,12 @@ class Connected(Struct, frozen=True, tag=True):
     """A controller replica can be asked again: what waits need not wait for its pause."""
 
 
+class Departed(Struct, frozen=True, tag=True):
+    """The mount of a namespace went: what waits for that need not wait for its pause."""
+
+    netns: str
+
+
 class Done(Struct, frozen=True, tag=True):
     """Nothing is owed any more."""
 
@@ -119,7 +128,7 @@ class Loaded(Struct, frozen=True, tag=True):
     entries: list[JournalEntry]
 
 
-Message = Owe | Settle | Recall | Inspect | Connected | Done | Echo | Failed | Look | Loaded
+Message = Owe | Settle | Recall | Inspect | Connected | Departed | Done | Echo | Failed | Look | Loaded
 
 
 class _Owed(Struct):
@@ -169,8 +178,8 @@ class OutboxActor(Actor[Message]):
                 self._take(entry, envelope)
             case Settle() | Recall() | Inspect():
                 return self._answer(message, envelope)
-            case Connected():
-                self._hurry()
+            case Connected() | Departed():
+                self._hurry(message)
             case Done(key, over):
                 self._done(key, over=over)
             case Echo(entry):
@@ -237,11 +246,17 @@ class OutboxActor(Actor[Message]):
             self.timers.start(str(entry.key), ECHO_SECONDS, Look(entry.key))
             self._wake()
 
-    def _hurry(self) -> None:
+    def _hurry(self, message: Connected | Departed) -> None:
         for key, owed in self._owed.items():
+            if isinstance(message, Connected):
+                delay = self.system.random.uniform(0, _SPREAD_SECONDS)
+            elif owed.entry.netns == message.netns:
+                delay = SETTLE_SECONDS
+            else:
+                continue
             owed.pause = _FIRST_PAUSE_SECONDS
             if not owed.busy and not owed.echoing:
-                self.timers.start(str(key), self.system.random.uniform(0, _SPREAD_SECONDS), Look(key))
+                self.timers.start(str(key), delay, Look(key))
 
     def _put_off(self, key: Key, why: str) -> None:
         owed = self._owed.get(key)
@@ -286,6 +301,11 @@ class OutboxActor(Actor[Message]):
         if entry.netns and await self._kernel.carries(entry.netns, entry.ifname, entry.addresses):
             msg = f"a link in {entry.netns} still carries {', '.join(entry.addresses) or entry.ifname}"
             raise _NotYet(msg)
+        if entry.netns and await self._kernel.vanished((entry.netns,)):
+            carried = await still_carried(entry, kernel=self._kernel, journal=self._journal)
+            if carried:
+                msg = f"{entry.netns} is gone, and a link still carries {', '.join(sorted(carried))}"
+                raise _NotYet(msg)
         begun = self.system.clock.now()
         metrics.IPAM_RELEASE_COUNTS.inc()
         try:

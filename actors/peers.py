@@ -1,4 +1,4 @@
-"""Pools, and the care for nodes, spread over the ready controller replicas, with take-over.
+"""Pools, and the collecting of what is left over, spread over the ready controller replicas, with take-over.
 
 Every pool belongs to one replica, by rendezvous hash over the names of those that the controller's Service has ready
 (`runtime.ownership`). Whoever needs a pool asks its owner: the actor in this process, or a peer over the connection
@@ -21,8 +21,8 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from actors.ippool import Claim, Granted, Message, Peek, Refused, Surrender, Surrendered
-from api.wire import Attachment, Noted
+from actors.ippool import Claim, Disown, Granted, Message, Peek, Refused, Surrender, Surrendered
+from api.wire import Attachment, Look, Noted
 from runtime.actor import Question, Ref, working_until
 from runtime.clock import Clock
 from runtime.errors import ActorError, AskTimeout, MailboxFull
@@ -52,14 +52,30 @@ class Forward(Struct, frozen=True, tag=True):
     """A message for the actor of a pool."""
 
     pool: str
-    message: Claim | Surrender | Peek
+    message: Claim | Surrender | Disown | Peek
 
 
 class Heard(Struct, frozen=True, tag=True):
-    """What a node's agent reported, for the replica that cares for the node."""
+    """What a node's agent reported, for the replica that collects. The answer is a `Noted`."""
 
     node: str
     attachments: tuple[Attachment, ...]
+    looked: tuple[Look, ...] = ()
+    round: int = 0
+    via: str = ""
+    """The replica that holds the agent's answer back while there is nothing to ask; empty where nobody does."""
+
+
+class Wanted(Struct, frozen=True, tag=True):
+    """What the replica that collects wants to know of a node, for the one that holds its agent's answer back."""
+
+    node: str
+    look: tuple[str, ...]
+    round: int
+
+
+class Sweep(Struct, frozen=True, tag=True):
+    """Somebody wants everything looked at now, for the replica that collects."""
 
 
 class Peeked(Struct, frozen=True, tag=True):
@@ -74,7 +90,7 @@ class Unserved(Struct, frozen=True, tag=True):
     text: str
 
 
-PeerRequest = Forward | Heard
+PeerRequest = Forward | Heard | Wanted | Sweep
 PeerAnswer = Granted | Surrendered | Refused | Peeked | Noted | Unserved
 
 _encoder = msgspec.msgpack.Encoder()
@@ -87,9 +103,19 @@ def pool_key(name: str) -> str:
     return f"pool/{name}"
 
 
-def node_key(name: str) -> str:
-    """What the replica that cares for a node is found by."""
-    return f"node/{name}"
+COLLECTOR = "collector"
+"""What the replica that collects is found by."""
+
+
+class Chores(Struct, frozen=True):
+    """What a replica does for its peers besides pools."""
+
+    heard: Callable[[Heard, float], Awaitable[Noted]]
+    """Takes in a report, by a deadline."""
+    wanted: Callable[[Wanted], None]
+    """Passes a question on to an agent that waits for one."""
+    sweep: Callable[[], None]
+    """Begins to look at everything."""
 
 
 class Pool:
@@ -111,7 +137,7 @@ class Pool:
         When a peer does not answer the next in rank is asked, in the end our own actor, within the same time. Messages
         to pools are idempotent; an answer says whether another copy may still be under way.
         """
-        assert isinstance(message, Claim | Surrender | Peek)
+        assert isinstance(message, Claim | Surrender | Disown | Peek)
         answer, doubtful = await self._peers.ask(
             pool_key(self.name),
             Forward(self.name, message),
@@ -134,12 +160,12 @@ class Peers:
         *,
         clock: Clock,
         local: Callable[[str], Ref[Message]],
-        heard: Callable[[Heard, float], Awaitable[None]],
+        chores: Chores | None = None,
     ) -> None:
-        """`me` is this replica's name. `local` gives a pool's actor in this process, `heard` takes in a report."""
+        """`me` is this replica's name. `local` gives a pool's actor in this process."""
         self.me = me
         self.local = local
-        self.heard = heard
+        self.chores = chores
         self._clock = clock
         self._members: frozenset[str] = frozenset()
         self._channels: dict[str, Channel] = {}
@@ -239,9 +265,8 @@ class Peers:
                         answer = await self.local(pool).ask(question, deadline=call.deadline)
                         if isinstance(answer, bool):
                             answer = Peeked(answer)
-                    case Heard():
-                        await self.heard(request, call.deadline)
-                        answer = Noted()
+                    case _:
+                        answer = await self._do(request, call.deadline)
         except MailboxFull as error:
             raise Overloaded(str(error)) from error
         except ActorError as error:
@@ -252,6 +277,29 @@ class Peers:
         outcome = "unserved" if isinstance(answer, Unserved) else "ok"
         metrics.RPC_REQUESTS.labels(side="server", method=f"peer {method}", outcome=outcome).inc()
         return _encoder.encode(answer)
+
+    async def _do(self, request: Heard | Wanted | Sweep, deadline: float) -> Noted | Unserved:
+        if self.chores is None:
+            return Unserved("this replica collects nothing")
+        match request:
+            case Heard():
+                return await self.chores.heard(request, deadline)
+            case Wanted():
+                self.chores.wanted(request)
+            case Sweep():
+                self.chores.sweep()
+        return Noted()
+
+    async def tell(self, name: str, request: Wanted, *, timeout: float) -> None:
+        """Give one replica a message; it does nothing where that is us, is gone or does not answer.
+
+        Raises `ActorError` and `TransportError`; then it may have been taken in all the same.
+        """
+        channel = self._channels.get(name)
+        if name == self.me:
+            await self._do(request, self._clock.now() + timeout)
+        elif channel is not None:
+            await channel.request(_encoder.encode(request), deadline=self._clock.now() + timeout, hurry=True)
 
 
 def _kind(request: PeerRequest) -> str:

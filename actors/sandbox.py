@@ -259,6 +259,9 @@ class SandboxActor(Actor[Message]):
 
     async def _ask(self, invocation: Invocation) -> tuple[Allocated, bool]:
         ipam = invocation.conf.ipam
+        masters: tuple[str, ...] | None = None
+        if ipam.match_master_subnet:
+            masters = await self._kernel.master_networks(invocation.netns, invocation.ifname)
         answered = await self._controllers.ask(
             Allocate(
                 pod=_pod(invocation.args),
@@ -267,6 +270,7 @@ class SandboxActor(Actor[Message]):
                 default_ipv4=ipam.default_ipv4_ippool,
                 default_ipv6=ipam.default_ipv6_ippool,
                 clean_gateway=ipam.clean_gateway,
+                master_subnets=masters,
             ),
             deadline=self.system.clock.now() + ALLOCATE_SECONDS,
         )

@@ -189,10 +189,12 @@ class ControllerSettings(_Common, frozen=True, kw_only=True):
 
 
 class StandaloneSettings(Struct, frozen=True, kw_only=True):
-    """What `spiderpool-standalone` is told: both programs' settings from one environment."""
+    """What `spiderpool-standalone` is told: both programs' settings from one environment, and its own."""
 
     agent: AgentSettings
     controller: ControllerSettings
+    pool_dir: Annotated[str, Meta(pattern="^/"), Env("SPIDERPOOL_STANDALONE_POOL_DIR", (), _PATH)] = ""
+    """Path of a folder with YAML files of pools and reserved addresses; empty: they come from `spiderpoolctl apply`."""
     notes: tuple[str, ...] = ()
     """Of the settings that have no effect on either half."""
 
@@ -229,9 +231,12 @@ def load_standalone(
 ) -> StandaloneSettings:
     """Both programs' settings for one process; the names of node and pod have defaults here. Raises `SettingsError`."""
     full = {**_STANDALONE_DEFAULTS, **{name: value for name, value in environ.items() if value}}
-    agent, controller = load_agent(full, file_text, flags), load_controller(full, file_text, flags)
+    own = {setting.env.name: setting for setting in STANDALONE if setting.env.name in full}
+    others = {name: value for name, value in full.items() if name not in own}
+    agent, controller = load_agent(others, file_text, flags), load_controller(others, file_text, flags)
     notes = tuple(note for note in agent.notes if note in controller.notes)
-    return StandaloneSettings(agent=agent, controller=controller, notes=notes)
+    values = {setting.field: _value(setting, name, full[name]) for name, setting in own.items()}
+    return StandaloneSettings(agent=agent, controller=controller, notes=notes, **values)
 
 
 _STANDALONE_DEFAULTS = {
@@ -288,10 +293,14 @@ def _settings(kind: type[Struct]) -> tuple[_Setting, ...]:
 
 AGENT = _settings(AgentSettings)
 CONTROLLER = _settings(ControllerSettings)
+STANDALONE = _settings(StandaloneSettings)
+"""Those that only `spiderpool-standalone` has."""
 _PROGRAM = {AgentSettings: ("spiderpool-agent", AGENT), ControllerSettings: ("spiderpool-controller", CONTROLLER)}
 
 KNOWN = frozenset(
-    {name for setting in (*AGENT, *CONTROLLER) for name in setting.names} | set(WITHOUT_EFFECT) | OTHER_PROGRAMS
+    {name for setting in (*AGENT, *CONTROLLER, *STANDALONE) for name in setting.names}
+    | set(WITHOUT_EFFECT)
+    | OTHER_PROGRAMS
 )
 """Every name that is documented, for whichever program."""
 

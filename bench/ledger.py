@@ -20,7 +20,8 @@ from msgspec import structs
 from api.ippool import IPPoolSpec, SpiderIPPool
 from api.meta import ObjectMeta
 from ipam.addresses import FreeAddresses, format_address
-from ipam.ledger import Claim, Ledger, Surrender
+from ipam.ledger import Ledger
+from ipam.operations import Claim, Surrender
 from ipam.ranges import Ranges, parse_ranges
 
 RUNS = 5

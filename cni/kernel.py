@@ -6,16 +6,37 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from errno import errorcode
 from functools import partial
-from typing import Protocol
+from typing import Protocol, Self
 
 import anyio
 from anyio import to_thread
 
 from cni.coordination import CoordinationPlan, NodeView, Pair
 from cni.errors import KernelRefused
-from cni.netlink import attachment, coordinator
+from cni.netlink import attachment, carriers, coordinator, vf
+from cni.netns_watch import NetnsWatch
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
 from telemetry import metrics
+
+
+class Departures(Protocol):
+    """Iterates over the paths of namespaces that went, as far as their folders are covered. To be closed."""
+
+    def cover(self, path: str) -> None:
+        """Watch the folder that holds the namespace at `path`, from now on."""
+        ...
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        ...
+
+    def __aiter__(self) -> Self:
+        """Itself."""
+        ...
+
+    async def __anext__(self) -> str:
+        """Wait for the next one."""
+        ...
 
 
 class Kernel(Protocol):
@@ -71,6 +92,33 @@ class Kernel(Protocol):
         """Whether the namespace still has the link; with `addresses`, whether any link in it carries one of them.
 
         Addresses are with or without prefix length.
+        """
+        ...
+
+    async def carried(self, addresses: Sequence[str]) -> frozenset[str]:
+        """Those of the addresses that a link of this node carries, whichever namespace it is in.
+
+        Addresses are with or without prefix length. A few milliseconds on a node with many processes.
+
+        Raises:
+            KernelRefused: the kernel does not say.
+        """
+        ...
+
+    def departures(self) -> Departures:
+        """A watch for namespaces that go.
+
+        Raises:
+            OSError: the kernel has none left.
+        """
+        ...
+
+    async def master_networks(self, netns: str, ifname: str) -> tuple[str, ...]:
+        """The addresses, with prefix lengths, of the physical NIC behind an SR-IOV interface; none for any other.
+
+        Raises:
+            InvalidNetns: `netns` is no network namespace.
+            KernelRefused: the interface is missing.
         """
         ...
 
@@ -147,6 +195,18 @@ class LinuxKernel:
     async def carries(self, netns: str, ifname: str, addresses: Sequence[str] = ()) -> bool:
         """See `Kernel.carries`."""
         return await self._run(attachment.carries, netns, ifname, addresses)
+
+    async def carried(self, addresses: Sequence[str]) -> frozenset[str]:
+        """See `Kernel.carried`."""
+        return await self._run(carriers.carried, addresses)
+
+    def departures(self) -> Departures:
+        """See `Kernel.departures`."""
+        return NetnsWatch()
+
+    async def master_networks(self, netns: str, ifname: str) -> tuple[str, ...]:
+        """See `Kernel.master_networks`."""
+        return await self._run(vf.master_networks, netns, ifname)
 
     async def view_node(self, pod_addresses: Sequence[str]) -> NodeView:
         """See `Kernel.view_node`."""

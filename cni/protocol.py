@@ -127,8 +127,6 @@ def parse_invocation(headers: Mapping[str, str], body: bytes) -> Invocation:
     role = _role(called_as, conf)
     args = _pod_args(environment.get("CNI_ARGS", ""))
     of_container = verb in {Verb.ADD, Verb.CHECK, Verb.DEL}
-    if verb is Verb.ADD:
-        _require_pod(args)
     return Invocation(
         verb=verb,
         type=called_as,
@@ -273,13 +271,6 @@ def _pod_args(text: str) -> PodArgs:
         mac=pairs.pop("MAC", ""),
         extra=pairs,
     )
-
-
-def _require_pod(args: PodArgs) -> None:
-    values = {"K8S_POD_NAMESPACE": args.namespace, "K8S_POD_NAME": args.name}
-    missing = [key for key, value in values.items() if not value]
-    if missing:
-        raise InvalidEnvironment(f"{', '.join(missing)}: missing from CNI_ARGS")
 
 
 def _prev_result(verb: Verb, conf: NetConfig) -> Result | None:

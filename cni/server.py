@@ -1,8 +1,8 @@
-"""The agent's unix socket: a small, strict HTTP/1.1 server for the shims of this node.
+"""The agent's unix socket: a small, strict HTTP/1.1 server for the shims of this node, and for the original's plugins.
 
 One request a connection, since every exec of the shim makes its own. Who may speak is decided by what the kernel says
-of the peer: root of the agent's own user namespace and nobody else (SO_PEERCRED). Whatever goes wrong inside a call,
-the answer is a CNI error object; a traceback goes to the log.
+of the peer: root of the agent's own user namespace and nobody else (SO_PEERCRED). Whatever goes wrong inside a call of
+the shim, the answer is a CNI error object; elsewhere an error is a JSON string. A traceback goes to the log.
 
 The socket is bound under a temporary name and renamed over its final one, and it stays there on the way out: whoever
 removes a path can only have looked beforehand whether it is still his, and a successor may bind in between. A socket
@@ -17,15 +17,17 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import anyio
+from msgspec import Struct
 
 from cni.errors import CniError, InternalError
+from cni.openapi import HEALTHY, error_body
 from cni.protocol import Invocation, parse_invocation, peek_version
 from cni.result import encode_error
 
@@ -34,9 +36,27 @@ _log = logging.getLogger(__name__)
 Handler = Callable[[Invocation], Awaitable[bytes]]
 """Carries one call out: what goes on the plugin's stdout. Raises `CniError`."""
 
+
+class Knock(Struct, frozen=True):
+    """A request to another path than the shim's."""
+
+    query: str = ""
+    """What comes behind the question mark, as it came."""
+    body: bytes = b""
+
+
+class Answer(Struct, frozen=True):
+    """What it gets."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "application/json"
+
+
+Door = Callable[[Knock], Awaitable[Answer]]
+"""Serves one path and method. What it raises is a defect: the answer is 500 and says no more than that."""
+
 PATH = "/v1/cni"
-HEALTHY = "/v1/ipam/healthy"
-_ROUTES = {PATH: "POST", HEALTHY: "GET"}
 MAX_BODY = 1 << 20
 """Bytes of stdin; the shim refuses more before it connects."""
 _MAX_HEAD = 64 * 1024
@@ -53,14 +73,23 @@ class _Refused(Exception):
         super().__init__(text)
         self.status = status
 
+    def answer(self, *, plain: bool) -> Answer:
+        """For the shim a line of text, for everybody else JSON."""
+        if plain:
+            return Answer(self.status, f"{self}\n".encode(), "text/plain; charset=utf-8")
+        return Answer(self.status, error_body(str(self)) + b"\n")
+
 
 class CniServer:
     """Serves while the ``async with`` block runs; then calls under way get `drain` seconds to end, and no more."""
 
-    def __init__(self, path: Path, handler: Handler, *, drain: float = 1.0) -> None:
-        """`path` is where the shims connect."""
+    def __init__(
+        self, path: Path, handler: Handler, *, doors: Mapping[str, Mapping[str, Door]] | None = None, drain: float = 1.0
+    ) -> None:
+        """`path` is where the shims connect. `doors` are more paths of requests, each with its methods."""
         self._path = path
         self._handler = handler
+        self._doors = {HEALTHY: {"GET": _healthy}, **(doors or {})}
         self._drain = drain
         self._server: asyncio.Server | None = None
         self._listener: socket.socket | None = None
@@ -153,8 +182,11 @@ class CniServer:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            status, headers, body = await self._exchange(reader, writer)
-            head = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{k}: {v}" for k, v in headers.items())]
+            answer, headers = await self._exchange(reader, writer)
+            body = answer.body
+            head = [f"HTTP/1.1 {answer.status} {_phrase(answer.status)}"]
+            head += [f"Content-Type: {answer.content_type}"] if body else []
+            head += [f"{name}: {value}" for name, value in headers.items()]
             head += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
             writer.write("\r\n".join(head).encode() + body)
             await writer.drain()
@@ -165,20 +197,27 @@ class CniServer:
 
     async def _exchange(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> tuple[HTTPStatus, Mapping[str, str], bytes]:
-        plain = {"Content-Type": "text/plain; charset=utf-8"}
+    ) -> tuple[Answer, Mapping[str, str]]:
+        path = ""
         try:
             _check_peer(writer)
             async with asyncio.timeout(_HEAD_SECONDS):
-                method, path, headers = await _read_head(reader)
+                method, path, query, headers = await _read_head(reader)
                 body = await reader.readexactly(_length(headers))
-            _check_route(method, path)
+            if path != PATH:
+                return await _knock(self._door(method, path), Knock(query, body), f"{method} {path}"), {}
+            _check_method(method, path, ("POST",))
         except _Refused as refusal:
-            return refusal.status, plain, f"{refusal}\n".encode()
-        if path == HEALTHY:
-            return HTTPStatus.OK, plain, b""
+            return refusal.answer(plain=path in {"", PATH}), {}
         code, answer = await self._invoke(headers, body)
-        return HTTPStatus.OK, {"Content-Type": "application/json", "Cni-Exit": str(code)}, answer
+        return Answer(body=answer), {"Cni-Exit": str(code)}
+
+    def _door(self, method: str, path: str) -> Door:
+        doors = self._doors.get(path)
+        if doors is None:
+            raise _Refused(HTTPStatus.NOT_FOUND, f"no such path: {path}")
+        _check_method(method, path, doors)
+        return doors[method]
 
     async def _invoke(self, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
         """Exit code and stdout of one call."""
@@ -193,12 +232,30 @@ class CniServer:
             return 1, encode_error(problem, peek_version(body))
 
 
-def _check_route(method: str, path: str) -> None:
-    wanted = _ROUTES.get(path)
-    if wanted is None:
-        raise _Refused(HTTPStatus.NOT_FOUND, f"no such path: {path}")
-    if method != wanted:
-        raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {wanted}")
+async def _healthy(_: Knock) -> Answer:
+    """Whoever is served is served by an agent that serves."""
+    return Answer()
+
+
+async def _knock(door: Door, knock: Knock, what: str) -> Answer:
+    try:
+        return await door(knock)
+    except Exception as error:  # noqa: BLE001 - a plugin is told something whatever happens
+        _log.exception("%s met a defect", what)
+        text = f"{what}: the agent met a defect, its log says where: {type(error).__name__}"
+        return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, error_body(text))
+
+
+def _check_method(method: str, path: str, known: Collection[str]) -> None:
+    if method not in known:
+        raise _Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {' or '.join(known)}, not {method}")
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Refused"  # the original's own ones
 
 
 def _check_peer(writer: asyncio.StreamWriter) -> None:
@@ -210,7 +267,8 @@ def _check_peer(writer: asyncio.StreamWriter) -> None:
         raise _Refused(HTTPStatus.FORBIDDEN, f"user {uid} is not root")
 
 
-async def _read_head(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]:
+async def _read_head(reader: asyncio.StreamReader) -> tuple[str, str, str, dict[str, str]]:
+    """Method, path, query and headers."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.LimitOverrunError:
@@ -229,7 +287,8 @@ async def _read_head(reader: asyncio.StreamReader) -> tuple[str, str, dict[str, 
         headers[name.lower()] = value.strip()
     if "transfer-encoding" in headers:
         raise _Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length is needed")
-    return words[0], words[1].partition("?")[0], headers
+    path, _, query = words[1].partition("?")
+    return words[0], path, query, headers
 
 
 def _length(headers: Mapping[str, str]) -> int:
@@ -237,5 +296,5 @@ def _length(headers: Mapping[str, str]) -> int:
     if not (text.isascii() and text.isdigit()):
         raise _Refused(HTTPStatus.BAD_REQUEST, "Content-Length is not a number")
     if int(text) > MAX_BODY:
-        raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"stdin is {text} bytes, at most {MAX_BODY} are taken")
+        raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is {text} bytes, at most {MAX_BODY} are taken")
     return int(text)

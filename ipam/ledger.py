@@ -7,127 +7,36 @@ happen it calls `revert`. What `apply` answers depends on nothing but the loaded
 is as good as a first try.
 
 A holder is a pod's uid and a NIC of it. Records written by programs that know no NIC (the original's agents) are
-recognised by uid alone, and only while that leaves no doubt.
+recognised by uid alone, and only while that leaves no doubt. An address that is fixed belongs to a pod's name: its
+record stays behind as `kept` when the sandbox is gone, and passes to the next uid of that name.
+
+Addresses that are freed rest before anybody else gets them, those that strangers were found to use are in quarantine
+(`ipam.withheld`), and those that lie in two pools are granted by neither (`ipam.overlap`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct, structs
 
 from api.ippool import AllocationRecord, IPPoolStatus, SpiderIPPool
 from api.reasons import Reason
-from ipam.addresses import BITS, FreeAddresses, format_address, parse_address
-from ipam.ranges import MAX_INT64, RangeError, Ranges, parse_ranges
-from ipam.records import RecordError, read_records, record_bytes, write_records
+from ipam.addresses import format_address, parse_address
+from ipam.history import Change
+from ipam.operations import Answer, Claim, Disown, Granted, Operation, Refused, Surrender, Surrendered
+from ipam.overlap import Overlap
+from ipam.ranges import MAX_INT64, Ranges
+from ipam.records import RecordError, read_records
+from ipam.table import Before, Table
+from ipam.territory import PoolError, territory
+from ipam.withheld import CONFLICT, COOL_DOWN, Withheld, read_withheld, withhold
 
 MAX_OBJECT_BYTES: Final = 1_200_000
 """A pool grants while its encoded object stays below this: etcd refuses 1.5 MB, and unmodelled fields must fit too."""
-
-
-class LedgerError(Exception):
-    """A pool object that cannot be trusted: nothing was granted or released, and nothing of it may be overwritten.
-
-    Attributes:
-        pool: name of the pool.
-        field: where the problem is, e.g. `status.allocatedIPs`.
-        content: what stands there, at most 200 characters of it.
-    """
-
-    def __init__(self, *, pool: str, field: str, content: str, problem: str) -> None:
-        shown = content if len(content) <= 200 else f"{content[:200]}..."
-        super().__init__(f"SpiderIPPool {pool}: {field}: {problem}: {shown!r}")
-        self.pool = pool
-        self.field = field
-        self.content = shown
-
-
-class Claim(Struct, frozen=True, tag="claim", kw_only=True):
-    """Wanted: an address for one NIC of a pod. A repeated claim gets the same one.
-
-    Attributes:
-        pod: `namespace/name`.
-        uid: the pod's uid.
-        nic: name of the interface inside the pod.
-        node: where the pod runs.
-        cid: first 12 hex digits of the sandbox's container id. A claim with another cid than the record's is one of a
-            newer sandbox and takes the record over.
-
-    None of them may be empty, such a record could not be released by its holder: the ledger refuses the claim, alone,
-    rather than raising, since the rest of the batch is other pods'.
-    """
-
-    pod: str
-    uid: str
-    nic: str
-    node: str
-    cid: str
-
-
-class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):
-    """A NIC of a sandbox is gone: its address is free.
-
-    Releases only what matches: the uid, the NIC and the cid. A pod has several sandboxes in its life and the deletion
-    of an old one is repeated at any time, so a record that a newer sandbox took over stays.
-
-    Attributes:
-        uid: the pod's uid; an empty one matches nothing.
-        nic: name of the interface inside the pod.
-        cid: as in `Claim`; empty means any sandbox.
-        node: the node that asks. A record that says another one is refused, not released; empty means any node.
-    """
-
-    uid: str
-    nic: str
-    cid: str = ""
-    node: str = ""
-
-
-type Operation = Claim | Surrender
-
-
-class Granted(Struct, frozen=True, tag="granted", kw_only=True):
-    """A claim's address.
-
-    Attributes:
-        ip: as a number; up to 128 bits, so not for msgpack.
-        prefix: length of the pool's subnet.
-        address: `10.0.0.5/16`.
-        fresh: it was free before; False when the holder had it already.
-        dropped: addresses (no prefix) that the holder had and lost because the pool's ranges no longer hold them.
-    """
-
-    ip: int
-    prefix: int
-    address: str
-    fresh: bool
-    dropped: tuple[str, ...] = ()
-
-
-class Surrendered(Struct, frozen=True, tag="surrendered", kw_only=True):
-    """What a `Surrender` set free.
-
-    Attributes:
-        ips: canonical addresses without prefix; empty when nothing matched.
-    """
-
-    ips: tuple[str, ...] = ()
-
-
-class Refused(Struct, frozen=True, tag="refused", kw_only=True):
-    """A claim that this pool cannot serve, or a release by a node that does not hold it. What there was stays.
-
-    Attributes:
-        reason: its predicate is one of `disable`, `terminating`, `max-records`, `object-size`, `full`, and `claim` for
-            one that lacks something; for a release it is `node`.
-    """
-
-    reason: Reason
-
-
-type Answer = Granted | Surrendered | Refused
+_NEEDED: Final = ("pod", "uid", "nic", "node", "cid")
+"""What a claim has to say."""
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -149,13 +58,15 @@ class Outcome(Struct, frozen=True, eq=False, kw_only=True):
 
     Attributes:
         answers: one per operation, in the order of the operations.
-        changed: the records differ from before, so `status()` has to be written before anybody is told.
-        undo: what `Ledger.revert` puts back: address and the record it had (None: it was free), oldest first.
+        changed: the contents differ from before, so `status()` has to be written before anybody is told.
+        changes: who holds something otherwise than before, in the order in which it happened.
+        undo: what `Ledger.revert` puts back, oldest first.
     """
 
     answers: tuple[Answer, ...]
     changed: bool
-    undo: tuple[tuple[int, AllocationRecord | None], ...]
+    changes: tuple[Change, ...]
+    undo: tuple[Before, ...]
 
 
 class Ledger:
@@ -167,18 +78,21 @@ class Ledger:
     __slots__ = (
         "_allocatable",
         "_base_bytes",
-        "_bytes",
-        "_free",
+        "_changes",
+        "_cooldown",
         "_grantable",
-        "_grantable_size",
-        "_holders",
         "_last",
         "_max_records",
+        "_now",
+        "_overlap",
         "_pool",
         "_prefix",
         "_records",
+        "_table",
         "_total",
+        "_undo",
         "_version",
+        "_withheld",
     )
 
     def __init__(
@@ -189,8 +103,9 @@ class Ledger:
         prefix: int,
         allocatable: Ranges,
         grantable: Ranges,
-        records: dict[int, AllocationRecord],
+        table: Table,
         max_records: int,
+        cooldown: float,
     ) -> None:
         """Use `Ledger.load`."""
         self._pool = pool
@@ -199,56 +114,58 @@ class Ledger:
         self._allocatable = allocatable
         self._total = allocatable.size
         self._grantable = grantable
-        self._grantable_size = grantable.size
-        self._records = records
+        self._overlap: Overlap | None = None
+        self._table = table
+        self._records = table.records
+        self._withheld = table.withheld
         self._max_records = max_records
-        self._holders: dict[str, list[int]] = {}
-        self._base_bytes = len(msgspec.json.encode(structs.replace(pool, status=IPPoolStatus())))
-        self._bytes = 0
-        for ip, record in records.items():
-            self._index(ip, record)
-        self._free = FreeAddresses(grantable.spans, records)
+        self._cooldown = cooldown
+        bare = structs.replace(
+            pool.status, allocated_ips=None, withheld_ips=None, total_ip_count=None, allocated_ip_count=None
+        )
+        self._base_bytes = len(msgspec.json.encode(structs.replace(pool, status=bare)))
+        self._now = 0.0
+        self._undo: list[Before] = []
+        self._changes: list[Change] = []
         self._last: Outcome | None = None
 
     def __repr__(self) -> str:
         return f"Ledger({self._pool.metadata.name}, records={len(self._records)}, addresses={self._total})"
 
     @classmethod
-    def load(cls, pool: SpiderIPPool, reserved: Ranges, max_records: int) -> "Ledger":
+    def load(cls, pool: SpiderIPPool, reserved: Ranges, max_records: int, *, cooldown: float = 0.0) -> "Ledger":
         """Read one version of a pool object.
 
         Args:
             pool: the object as the store gave it.
             reserved: addresses that are not granted though they lie in the pool; who holds one keeps it.
             max_records: how many records the pool may hold.
+            cooldown: for how many seconds an address that is freed rests; 0: it does not.
 
         Raises:
-            LedgerError: a malformed subnet or range; a `status.allocatedIPs` that is not the documented encoding, or
-                has a key that is not the canonical text of an address of the pool's family.
+            PoolError: a malformed subnet or range; a `status.allocatedIPs` or `status.withheldIPs` that is not the
+                documented encoding, or has a key that is not the canonical text of an address of the pool's family.
             ValueError: reserved addresses of the other family.
         """
-        name = pool.metadata.name
-        version, prefix = _subnet(pool)
+        land = territory(pool)
+        field = "status.allocatedIPs"
         try:
-            allocatable = parse_ranges(pool.spec.ips or (), version, field="spec.ips").difference(
-                parse_ranges(pool.spec.exclude_ips or (), version, field="spec.excludeIPs")
-            )
-        except RangeError as error:
-            raise LedgerError(pool=name, field=error.field, content=error.value, problem=error.problem) from None
-        try:
-            records = read_records(pool.status.allocated_ips, version)
+            records = read_records(pool.status.allocated_ips, land.version)
+            field = "status.withheldIPs"
+            withheld = read_withheld(pool.status.withheld_ips, land.version)
         except RecordError as error:
-            raise LedgerError(
-                pool=name, field="status.allocatedIPs", content=error.content, problem=error.problem
-            ) from None
+            name = pool.metadata.name
+            raise PoolError(pool=name, field=field, content=error.content, problem=error.problem) from None
+        grantable = land.addresses.difference(reserved)
         return cls(
             pool=pool,
-            version=version,
-            prefix=prefix,
-            allocatable=allocatable,
-            grantable=allocatable.difference(reserved),
-            records=records,
+            version=land.version,
+            prefix=land.prefix,
+            allocatable=land.addresses,
+            grantable=grantable,
+            table=Table(land.version, records, withheld, grantable),
             max_records=max_records,
+            cooldown=cooldown,
         )
 
     @property
@@ -266,6 +183,16 @@ class Ledger:
         """Live read-only view for audits: address as a number to record, those outside the pool's ranges too."""
         return MappingProxyType(self._records)
 
+    @property
+    def withheld(self) -> Mapping[int, Withheld]:
+        """Live read-only view: address as a number to why it is withheld; some whose time is over are still there."""
+        return MappingProxyType(self._withheld)
+
+    @property
+    def object_bytes(self) -> int:
+        """Size of the encoded pool object, rounded up."""
+        return self._base_bytes + self._table.bytes
+
     def find(self, uid: str, nic: str) -> Held | None:
         """What a NIC of a pod holds here: what a claim would give again, unless the ranges no longer hold it."""
         held = self._matching(uid, nic)
@@ -273,38 +200,78 @@ class Ledger:
 
     def held(self, uid: str) -> tuple[Held, ...]:
         """All that a pod holds here, over its NICs, by address."""
-        return tuple(self._held(ip) for ip in sorted(self._holders.get(uid, ())))
+        return tuple(self._held(ip) for ip in sorted(self._table.of_uid(uid)))
+
+    def holds(self, uid: str, nic: str) -> bool:
+        """Whether a NIC of a pod has an address here that is not merely kept for its name."""
+        return any(not self._records[ip].kept for ip in self._matching(uid, nic))
+
+    def knows(self, pod: str) -> bool:
+        """Whether a pod of this name, of whatever uid, has a record here."""
+        return bool(self._table.of_pod(pod))
+
+    def shows(self, change: Change) -> bool:
+        """Whether the contents are what they were right after that change: it was written, or came to the same."""
+        record = self._records.get(parse_address(change.ip)[1])
+        match change.what:
+            case "granted" | "taken over":
+                return record is not None and (record.pod_uid, record.nic, record.cid) == (
+                    change.uid,
+                    change.nic,
+                    change.cid,
+                )
+            case "kept":
+                return record is not None and record.kept and record.pod_uid == change.uid
+            case "released" | "quarantined":
+                return record is None or record.pod_uid != change.uid
 
     def status(self) -> IPPoolStatus:
         """The status to write: records (None when there are none, never `{}`) and counts; the rest as loaded."""
+        allocated, withheld = self._table.texts()
         return structs.replace(
             self._pool.status,
-            allocated_ips=write_records(self._records, self._version),
+            allocated_ips=allocated,
             allocated_ip_count=len(self._records),
             total_ip_count=min(self._total, MAX_INT64),
+            withheld_ips=withheld,
         )
 
-    def apply(self, operations: Sequence[Operation]) -> Outcome:
+    def apply(self, operations: Sequence[Operation], *, now: float = 0.0) -> Outcome:
         """Carry out a batch: all releases, then the claims, each group in its order.
 
         A claim is answered with what its holder has already. That is rewritten where another sandbox had it (`cid`,
-        `node`) or no NIC was noted, and given up for a new address where the ranges no longer hold it. Otherwise it
-        gets the lowest free address, unless the pool is disabled, terminating or full: that concerns new addresses,
-        what is in use stays in use.
+        `node`) or no NIC was noted, and given up for a new address where the ranges no longer hold it. A fixed one
+        is answered with what the name has, once nothing carries that any more. Otherwise it gets the lowest free
+        address, else the one that rests for longest, unless the pool is disabled, terminating or full: that concerns
+        new addresses, what is in use stays in use.
+
+        Args:
+            operations: the batch.
+            now: unix seconds. What was withheld until then is free; what is freed rests from then on.
 
         Returns:
             The answers, and what `revert` needs. Every other record and every other field stays as it was.
         """
+        self._now, self._undo, self._changes = now, [], []
+        self._table.expire(now)
         answers: dict[int, Answer] = {}
-        undo: list[tuple[int, AllocationRecord | None]] = []
         for at, operation in enumerate(operations):
-            if isinstance(operation, Surrender):
-                answers[at] = self._surrender(operation, undo)
+            match operation:
+                case Surrender():
+                    answers[at] = self._surrender(operation)
+                case Disown():
+                    answers[at] = self._disown(operation)
         for at, operation in enumerate(operations):
             if isinstance(operation, Claim):
-                answers[at] = self._claim(operation, undo)
+                answers[at] = self._claim(operation)
+        if self._undo:
+            for ip in self._table.expired():
+                self._set(ip, self._records.get(ip), None)
         self._last = Outcome(
-            answers=tuple(answers[at] for at in range(len(operations))), changed=bool(undo), undo=tuple(undo)
+            answers=tuple(answers[at] for at in range(len(operations))),
+            changed=bool(self._undo),
+            changes=tuple(self._changes),
+            undo=tuple(self._undo),
         )
         return self._last
 
@@ -316,70 +283,147 @@ class Ledger:
         """
         if outcome is not self._last:
             raise ValueError("only the latest outcome can be reverted, and only once")
-        for ip, record in reversed(outcome.undo):
-            self._put(ip, record)
+        for before in reversed(outcome.undo):
+            self._table.set(*before)
         self._last = None
 
-    def reserve(self, reserved: Ranges) -> None:
-        """From now on grant all but these: reserved addresses change while the pool's object does not.
+    def reserve(self, reserved: Ranges, overlap: Overlap | None = None) -> None:
+        """From now on grant all but these: they change while the pool's object does not.
 
         Costs as much as the intervals are many, and nothing where it makes no difference. Whoever holds such an
         address keeps it.
 
+        Args:
+            reserved: by SpiderReservedIP.
+            overlap: what other pools have as well.
+
         Raises:
-            ValueError: reserved addresses of the other family. Nothing was changed.
+            ValueError: addresses of the other family. Nothing was changed.
         """
         grantable = self._allocatable.difference(reserved)
+        if overlap is not None:
+            grantable = grantable.difference(overlap.addresses)
+        self._overlap = overlap
         if grantable != self._grantable:
             self._grantable = grantable
-            self._grantable_size = grantable.size
-            self._free = FreeAddresses(grantable.spans, self._records)
+            self._table.grant_only(grantable)
 
-    def _surrender(self, wanted: Surrender, undo: list[tuple[int, AllocationRecord | None]]) -> Surrendered | Refused:
-        freed: list[int] = []
-        for ip in self._matching(wanted.uid, wanted.nic):
+    # -- releases ------------------------------------------------------------------------------------------------------
+
+    def _surrender(self, wanted: Surrender) -> Surrendered | Refused:
+        found = self._sandboxes(wanted, self._going(wanted))
+        if isinstance(found, Refused):
+            return found
+        freed, retained = [], []
+        for ip in found:
+            if wanted.retain and self._worth_keeping(ip):
+                retained.append(ip)
+                self._retain(ip)
+            else:
+                freed.append(ip)
+                self._free(ip, "released")
+        return Surrendered(ips=tuple(map(self._text, freed)), retained=tuple(map(self._text, retained)))
+
+    def _disown(self, wanted: Disown) -> Surrendered | Refused:
+        mine = (ip for ip in self._matching(wanted.uid, wanted.nic) if self._text(ip) in wanted.addresses)
+        found = self._sandboxes(wanted, mine)
+        if isinstance(found, Refused):
+            return found
+        entry = withhold(self._now + wanted.seconds, f"{CONFLICT}{wanted.seen}") if wanted.seconds > 0 else None
+        for ip in found:
+            self._free(ip, "quarantined", entry)
+        return Surrendered(ips=tuple(map(self._text, found)))
+
+    def _going(self, wanted: Surrender) -> list[int]:
+        """What a release is about, whatever sandbox has it."""
+        if wanted.keep is None:
+            return self._matching(wanted.uid, wanted.nic)
+        named = sorted(
+            ip
+            for ip in self._table.of_uid(wanted.uid)
+            if self._records[ip].nic and self._records[ip].nic not in wanted.keep
+        )
+        return named or ([] if wanted.nic in wanted.keep else self._matching(wanted.uid, wanted.nic))
+
+    def _sandboxes(self, wanted: Surrender | Disown, ips: Iterable[int]) -> list[int] | Refused:
+        """Those of the addresses that the sandbox has; refused where one of them is on another node."""
+        found: list[int] = []
+        for ip in ips:
             record = self._records[ip]
             if wanted.cid and record.cid and record.cid != wanted.cid:
                 continue
             if wanted.node and record.node and record.node != wanted.node:
-                seen = f"{record.node}, for {self._text(ip)}"
-                return Refused(
-                    reason=Reason(predicate="node", pool=self._pool.metadata.name, wanted=wanted.node, seen=seen)
-                )
-            freed.append(ip)
-        for ip in freed:
-            self._change(ip, None, undo)
-        return Surrendered(ips=tuple(map(self._text, freed)))
+                return self._refused("node", wanted=wanted.node, seen=f"{record.node}, for {self._text(ip)}")
+            found.append(ip)
+        return found
 
-    def _claim(self, claim: Claim, undo: list[tuple[int, AllocationRecord | None]]) -> Granted | Refused:
-        missing = [name for name in claim.__struct_fields__ if not getattr(claim, name)]
-        if missing:
-            return self._refused("claim", wanted=", ".join(claim.__struct_fields__), seen=f"no {', no '.join(missing)}")
-        held = self._matching(claim.uid, claim.nic)
-        kept = next((ip for ip in held if ip in self._allocatable), None)
-        if kept is not None:
-            return self._renew(kept, claim, undo)
-        granted = self._grant(claim, undo, replaced=len(held))
-        if isinstance(granted, Refused) or not held:
-            return granted
-        for ip in held:
-            self._change(ip, None, undo)
-        return structs.replace(granted, dropped=tuple(map(self._text, held)))
-
-    def _renew(self, ip: int, claim: Claim, undo: list[tuple[int, AllocationRecord | None]]) -> Granted | Refused:
+    def _worth_keeping(self, ip: int) -> bool:
+        """Whether a claim could ever get it again: the ranges hold it, and no newer pod of the name has another."""
         old = self._records[ip]
-        new = structs.replace(old, nic=claim.nic, node=claim.node, cid=claim.cid)
+        others = (self._records[other] for other in self._table.of_pod(old.pod) if other != ip)
+        newer = any(it.nic == old.nic and it.pod_uid != old.pod_uid for it in others if old.nic)
+        return ip in self._allocatable and not newer
+
+    def _retain(self, ip: int) -> None:
+        old = self._records[ip]
+        if not old.kept:
+            new = structs.replace(old, kept=True)
+            self._set(ip, new, self._withheld.get(ip))
+            self._note("kept", ip, new)
+
+    def _free(self, ip: int, what: Literal["released", "quarantined"], quarantine: Withheld | None = None) -> None:
+        """An address goes, and rests. A quarantine from before that is not over stays."""
+        entry = self._withheld.get(ip)
+        if quarantine is not None:
+            entry = quarantine
+        elif entry is None or entry.resting or entry.until <= self._now:
+            entry = withhold(self._now + self._cooldown, COOL_DOWN) if self._cooldown > 0 else None
+        self._note(what, ip, self._records[ip])
+        self._set(ip, None, entry)
+
+    # -- claims --------------------------------------------------------------------------------------------------------
+
+    def _claim(self, claim: Claim) -> Granted | Refused:
+        missing = [name for name in _NEEDED if not getattr(claim, name)]
+        if missing:
+            return self._refused("claim", wanted=", ".join(_NEEDED), seen=f"no {', no '.join(missing)}")
+        held = self._matching(claim.uid, claim.nic)
+        mine = next((ip for ip in held if ip in self._allocatable), None)
+        if mine is not None:
+            return self._renew(mine, claim)
+        left = self._left(claim) if claim.fixed else []
+        heritage = [ip for ip in left if ip in self._allocatable]
+        heir = next((ip for ip in heritage if claim.moving or self._records[ip].kept), None)
+        if heritage and heir is None:
+            return self._still_held(heritage[0])
+        gone = [*held, *(ip for ip in left if ip not in heritage and self._records[ip].kept)]
+        granted = self._renew(heir, claim) if heir is not None else self._grant(claim, replaced=len(gone))
+        if isinstance(granted, Refused) or not gone:
+            return granted
+        for ip in gone:
+            self._free(ip, "released")
+        return structs.replace(granted, dropped=tuple(map(self._text, gone)))
+
+    def _renew(self, ip: int, claim: Claim) -> Granted | Refused:
+        """What the holder has, or the next one of its name gets."""
+        old = self._records[ip]
+        new = structs.replace(
+            old,
+            pod=claim.pod if claim.fixed else old.pod,
+            pod_uid=claim.uid,
+            nic=claim.nic,
+            node=claim.node,
+            cid=claim.cid,
+            kept=False,
+        )
         if new != old:
-            growth = record_bytes(new, self._version) - record_bytes(old, self._version)
-            if growth > 0 and self._object_bytes + growth >= MAX_OBJECT_BYTES:
+            if not self._fitting(ip, new, self._withheld.get(ip), shrinks_from=self.object_bytes):
                 return self._too_big()
-            self._change(ip, new, undo)
+            self._note("taken over", ip, new)
         return self._granted(ip, fresh=False)
 
-    def _grant(
-        self, claim: Claim, undo: list[tuple[int, AllocationRecord | None]], *, replaced: int
-    ) -> Granted | Refused:
-        """A new record; `replaced` is how many of the holder's go if this succeeds."""
+    def _grant(self, claim: Claim, *, replaced: int) -> Granted | Refused:
+        """A new record; `replaced` is how many others go if this succeeds."""
         deleted = self._pool.metadata.deletion_timestamp
         if self._pool.spec.disable:
             return self._refused("disable", wanted="false", seen="true")
@@ -389,19 +433,50 @@ class Ledger:
             return self._refused(
                 "max-records", wanted=f"fewer than {self._max_records} records", seen=f"{len(self._records)}"
             )
-        ip = self._free.lowest()
+        ip = self._table.lowest()
         if ip is None:
-            size, reserved = self._grantable_size, self._total - self._grantable_size
-            return self._refused("full", wanted="a free address", seen=f"all {size} taken, {reserved} more reserved")
+            ip = self._table.longest_rested()
+        if ip is None:
+            return self._full()
         record = AllocationRecord(pod=claim.pod, pod_uid=claim.uid, nic=claim.nic, node=claim.node, cid=claim.cid)
-        if self._object_bytes + record_bytes(record, self._version) >= MAX_OBJECT_BYTES:
+        if not self._fitting(ip, record, None):
             return self._too_big()
-        self._change(ip, record, undo)
+        self._note("granted", ip, record)
         return self._granted(ip, fresh=True)
+
+    def _fitting(self, ip: int, record: AllocationRecord, entry: Withheld | None, *, shrinks_from: int = 0) -> bool:
+        """Change an address if the object stays small enough, or smaller than it was; else change nothing.
+
+        What only rests is written down where there is room for it, and forgotten where something else needs that.
+        """
+        mark = len(self._undo)
+        self._set(ip, record, entry)
+        if self.object_bytes < MAX_OBJECT_BYTES or self.object_bytes <= shrinks_from:
+            return True
+        for expired in self._table.expired():
+            self._set(expired, self._records.get(expired), None)
+        while self.object_bytes >= MAX_OBJECT_BYTES:
+            resting = self._table.longest_rested()
+            if resting is None:
+                while len(self._undo) > mark:
+                    self._table.set(*self._undo.pop())
+                return False
+            self._set(resting, None, None)
+        return True
+
+    def _left(self, claim: Claim) -> list[int]:
+        """What earlier pods of this name have here for the NIC, or for none where that leaves no doubt; ascending."""
+        others = [
+            ip for ip in self._table.of_pod(claim.pod) if self._records[ip].pod_uid not in ("", claim.uid)
+        ]  # fmt: skip
+        exact = sorted(ip for ip in others if self._records[ip].nic == claim.nic)
+        if exact:
+            return exact
+        return others if len(others) == 1 and not self._records[others[0]].nic else []
 
     def _matching(self, uid: str, nic: str) -> list[int]:
         """Addresses of this holder, ascending; more than one only if another program wrote it so."""
-        mine = self._holders.get(uid, ())
+        mine = self._table.of_uid(uid)
         exact = sorted(ip for ip in mine if self._records[ip].nic == nic)
         if exact and nic:
             return exact
@@ -409,37 +484,15 @@ class Ledger:
             return list(mine)
         return []
 
-    def _change(
-        self, ip: int, record: AllocationRecord | None, undo: list[tuple[int, AllocationRecord | None]]
+    # -- changing, and saying so ---------------------------------------------------------------------------------------
+
+    def _set(self, ip: int, record: AllocationRecord | None, entry: Withheld | None) -> None:
+        self._undo.append(self._table.set(ip, record, entry))
+
+    def _note(
+        self, what: Literal["granted", "taken over", "released", "kept", "quarantined"], ip: int, it: AllocationRecord
     ) -> None:
-        undo.append((ip, self._records.get(ip)))
-        self._put(ip, record)
-
-    def _put(self, ip: int, record: AllocationRecord | None) -> None:
-        """Make `record` the record of `ip`, None: free it; keeps the indexes and the size in step."""
-        old = self._records.get(ip)
-        if old is not None:
-            self._bytes -= record_bytes(old, self._version)
-            mine = self._holders.get(old.pod_uid, [])
-            if mine == [ip]:
-                del self._holders[old.pod_uid]
-            elif mine:
-                mine.remove(ip)
-        if record is not None:
-            self._records[ip] = record
-            self._index(ip, record)
-        elif old is not None:
-            del self._records[ip]
-            self._free.released(ip)
-
-    def _index(self, ip: int, record: AllocationRecord) -> None:
-        self._bytes += record_bytes(record, self._version)
-        if record.pod_uid:
-            self._holders.setdefault(record.pod_uid, []).append(ip)
-
-    @property
-    def _object_bytes(self) -> int:
-        return self._base_bytes + self._bytes
+        self._changes.append(Change(self._now, self._text(ip), what, it.pod, it.pod_uid, it.nic, it.node, it.cid))
 
     def _held(self, ip: int) -> Held:
         return Held(ip=ip, address=f"{self._text(ip)}/{self._prefix}", record=self._records[ip])
@@ -447,34 +500,44 @@ class Ledger:
     def _granted(self, ip: int, *, fresh: bool) -> Granted:
         return Granted(ip=ip, prefix=self._prefix, address=f"{self._text(ip)}/{self._prefix}", fresh=fresh)
 
-    def _too_big(self) -> Refused:
+    def _still_held(self, ip: int) -> Refused:
+        record = self._records[ip]
+        place = f"in container {record.cid or 'unknown'} on node {record.node or 'unknown'}"
+        if not (record.node or record.nic or record.cid):
+            place = "and it is not known yet where it is carried"
         return self._refused(
-            "object-size", wanted=f"an object below {MAX_OBJECT_BYTES} bytes", seen=f"{self._object_bytes} bytes"
+            "held",
+            wanted="a fixed address that no link carries any more",
+            seen=f"{self._text(ip)} held by uid {record.pod_uid} {place}",
+            retry=True,
         )
 
-    def _refused(self, predicate: str, *, wanted: str, seen: str) -> Refused:
-        return Refused(reason=Reason(predicate=predicate, pool=self._pool.metadata.name, wanted=wanted, seen=seen))
+    def _full(self) -> Refused:
+        size = self._grantable.size
+        quarantined = sum(
+            1
+            for ip, entry in self._withheld.items()
+            if entry.until > self._now and not entry.resting and ip in self._grantable and ip not in self._records
+        )
+        seen = f"all {size} taken"
+        if quarantined:
+            seen = f"{size - quarantined} taken, {quarantined} in quarantine"
+        if self._overlap is None:
+            return self._refused("full", wanted="a free address", seen=f"{seen}, {self._total - size} more reserved")
+        return self._refused(
+            "overlap",
+            wanted="a free address of this pool alone",
+            seen=f"{seen}, more in other pools too: {self._overlap}",
+        )
+
+    def _too_big(self) -> Refused:
+        return self._refused(
+            "object-size", wanted=f"an object below {MAX_OBJECT_BYTES} bytes", seen=f"{self.object_bytes} bytes"
+        )
+
+    def _refused(self, predicate: str, *, wanted: str, seen: str, retry: bool = False) -> Refused:
+        reason = Reason(predicate=predicate, pool=self._pool.metadata.name, wanted=wanted, seen=seen)
+        return Refused(reason=reason, retry=retry)
 
     def _text(self, ip: int) -> str:
         return format_address(ip, self._version)
-
-
-def _subnet(pool: SpiderIPPool) -> tuple[int, int]:
-    """IP version and prefix length of a pool.
-
-    Raises:
-        LedgerError: the subnet is no CIDR, or `spec.ipVersion` is another family.
-    """
-    name, subnet = pool.metadata.name, pool.spec.subnet
-    address, slash, length = subnet.partition("/")
-    try:
-        version, _ = parse_address(address)
-    except ValueError as error:
-        raise LedgerError(pool=name, field="spec.subnet", content=subnet, problem=f"{address!r} {error}") from None
-    if not (slash and length.isascii() and length.isdigit() and int(length) <= BITS[version]):
-        raise LedgerError(pool=name, field="spec.subnet", content=subnet, problem="not a CIDR")
-    if pool.spec.ip_version not in (None, version):
-        raise LedgerError(
-            pool=name, field="spec.ipVersion", content=str(pool.spec.ip_version), problem=f"spec.subnet is {subnet}"
-        )
-    return version, int(length)

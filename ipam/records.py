@@ -15,7 +15,7 @@ from ipam.addresses import format_address, parse_address
 _KNOWN: Final = frozenset(field.encode_name for field in msgspec.structs.fields(AllocationRecord))
 _everything = msgspec.json.Decoder(dict[str, dict[str, Any]])
 
-_KEY_BYTES: Final = {4: 15 + 6, 6: 39 + 6}
+KEY_BYTES: Final = {4: 15 + 6, 6: 39 + 6}
 """Of a record's key: the longest text of an address, two escaped quotes, a colon and a comma."""
 
 
@@ -57,17 +57,27 @@ def read_records(text: str | None, version: int) -> dict[int, AllocationRecord]:
         raise RecordError(content=text or "", problem=f"not decodable ({error})") from None
     records: dict[int, AllocationRecord] = {}
     for key, record in decoded.items():
-        try:
-            family, ip = parse_address(key)
-        except ValueError as error:
-            raise RecordError(content=key, problem=f"this key {error}") from None
-        if family != version:
-            raise RecordError(content=key, problem=f"this key is not an IPv{version} address")
-        if format_address(ip, version) != key:
-            raise RecordError(content=key, problem=f"this key is not written as {format_address(ip, version)}")
+        ip = canonical(key, version)
         unknown = everything[key].keys() - _KNOWN
         records[ip] = _extended(record, {name: everything[key][name] for name in unknown}) if unknown else record
     return records
+
+
+def canonical(key: str, version: int) -> int:
+    """The address that a key names.
+
+    Raises:
+        RecordError: it is no address, not one of the family, or spelled otherwise than we would.
+    """
+    try:
+        family, ip = parse_address(key)
+    except ValueError as error:
+        raise RecordError(content=key, problem=f"this key {error}") from None
+    if family != version:
+        raise RecordError(content=key, problem=f"this key is not an IPv{version} address")
+    if format_address(ip, version) != key:
+        raise RecordError(content=key, problem=f"this key is not written as {format_address(ip, version)}")
+    return ip
 
 
 def write_records(records: Mapping[int, AllocationRecord], version: int) -> str | None:
@@ -84,7 +94,7 @@ def record_bytes(record: AllocationRecord, version: int) -> int:
     It is JSON within a JSON string, so a quote or a backslash becomes two bytes.
     """
     text = msgspec.json.encode(_flat(record))
-    return _KEY_BYTES[version] + len(text) + text.count(b'"') + text.count(b"\\")
+    return KEY_BYTES[version] + len(text) + text.count(b'"') + text.count(b"\\")
 
 
 def _extended(record: AllocationRecord, unknown: dict[str, Any]) -> ExtendedRecord:

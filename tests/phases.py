@@ -21,7 +21,18 @@ import msgspec
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 REPORTS: Final = CHECKOUT / "build" / "reports"
 BIN: Final = Path(sys.executable).parent
-FOLDERS: Final = ("rules", "simulation", "servers", "image", "contract", "processes", "node", "chart", "cluster")
+FOLDERS: Final = (
+    "rules",
+    "simulation",
+    "servers",
+    "image",
+    "contract",
+    "processes",
+    "cases",
+    "node",
+    "chart",
+    "cluster",
+)
 """Folders of tests/ in the order they run, quick ones first; others that hold tests follow."""
 
 NO_TESTS: Final = 5

@@ -389,8 +389,17 @@ class SimulatedChannel:
     def __repr__(self) -> str:
         return f"<SimulatedChannel {self.source} -> {self.destination}>"
 
-    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False) -> bytes:
-        """See the port."""
+    async def request(
+        self,
+        payload: bytes,
+        *,
+        deadline: float,
+        traceparent: str = "",
+        hurry: bool = False,
+        patient: bool = False,
+    ) -> bytes:
+        """See the port. A patient caller is told of silence as any other: here that costs nothing."""
+        del patient
         return await self._network.request(
             self.source,
             self.destination,

@@ -41,6 +41,7 @@ class LocalChannel:
         deadline: float,
         traceparent: str = "",
         hurry: bool = False,  # noqa: ARG002 - it cannot be silent alone
+        patient: bool = False,  # noqa: ARG002
     ) -> bytes:
         """See the port. The handler runs in the caller's task: cancelling the call cancels it at once."""
         if deadline <= anyio.current_time():

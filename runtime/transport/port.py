@@ -75,10 +75,13 @@ Handler = Callable[[Call], Awaitable[bytes]]
 class Channel(Protocol):
     """The calling side."""
 
-    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False) -> bytes:
+    async def request(
+        self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False, patient: bool = False
+    ) -> bytes:
         """Send one request and wait for its reply, until `deadline` on the loop clock (seconds).
 
-        With `hurry`, which is for callers that can ask somebody else, `Unreachable` comes at once when there is no
+        With `patient`, for a reply that the other side may hold back, nobody asks meanwhile whether it is alive. With
+        `hurry`, which is for callers that can ask somebody else, `Unreachable` comes at once when there is no
         connection, and `Silent` when the other side stops speaking, long before the connection counts as broken.
 
         Requests are pipelined: many may be under way at once and replies come in any order. Cancelling a call tells the

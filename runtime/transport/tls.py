@@ -82,17 +82,21 @@ class _Link:
         self.waiting: dict[int, asyncio.Future[bytes]] = {}
         self.hurried: set[int] = set()
         """Those whose callers can ask somebody else."""
+        self.patient: set[int] = set()
+        """Those whose replies may be held back."""
         self.silent = False
         self._woken = woken
         self._vigil = Vigil(patience)
         self._timer: asyncio.TimerHandle | None = None
 
-    def wait_for(self, number: int, future: asyncio.Future[bytes], *, hurry: bool) -> None:
+    def wait_for(self, number: int, future: asyncio.Future[bytes], *, hurry: bool, patient: bool) -> None:
         """A request went out."""
         self.waiting[number] = future
         if hurry:
             self.hurried.add(number)
-        if self._timer is None:
+        if patient:
+            self.patient.add(number)
+        elif self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_at(self._vigil.begin(loop.time()), self._look)
 
@@ -100,6 +104,7 @@ class _Link:
         """Nobody waits for it any more."""
         del self.waiting[number]
         self.hurried.discard(number)
+        self.patient.discard(number)
 
     def fail_all(self, why: str) -> None:
         """The connection has ended."""
@@ -117,7 +122,7 @@ class _Link:
     def _look(self) -> None:
         """See to it that whoever waits does not wait for the dead."""
         self._timer = None
-        if not self.waiting and not self.silent:
+        if len(self.waiting) == len(self.patient) and not self.silent:
             return
         loop = asyncio.get_running_loop()
         verdict = self._vigil.look(loop.time(), self.connection.heard)
@@ -203,7 +208,9 @@ class TlsChannel:
         """Why the last connection or attempt ended, for health pages; empty while there is a connection."""
         return self._last_failure
 
-    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False) -> bytes:
+    async def request(
+        self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False, patient: bool = False
+    ) -> bytes:
         """See the port.
 
         Raises besides: `FrameTooLarge` (a `TransportError`): the payload is larger than the protocol allows. When the
@@ -219,7 +226,7 @@ class TlsChannel:
         remaining_ms = _LONGEST_MS if math.isinf(remaining) else min(math.ceil(remaining * 1000), _LONGEST_MS)
         link.connection.send(Request(number, remaining_ms, traceparent, payload))
         future: asyncio.Future[bytes] = loop.create_future()
-        link.wait_for(number, future, hurry=hurry)
+        link.wait_for(number, future, hurry=hurry, patient=patient)
         # A timer and not a cancel scope: a reply and the deadline in the same tick cannot then lose the reply.
         timer = loop.call_at(deadline, self._expire, future)
         answered = False

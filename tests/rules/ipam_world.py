@@ -9,16 +9,8 @@ from msgspec import structs
 
 from api.ippool import IPPoolSpec, IPPoolStatus, SpiderIPPool
 from api.meta import ObjectMeta
-from ipam.ledger import (
-    Answer,
-    Claim,
-    Granted,
-    Ledger,
-    Operation,
-    Refused,
-    Surrender,
-    Surrendered,
-)
+from ipam.ledger import Ledger
+from ipam.operations import Answer, Claim, Granted, Operation, Refused, Surrender, Surrendered
 from ipam.ranges import Ranges
 
 NAME = "lan"
@@ -104,4 +96,4 @@ nics = st.sampled_from(["eth0", "net1"])
 cids = st.sampled_from(["c1", "c2"])
 claims = st.builds(claim, uids, nics, cids, st.sampled_from(["n1", "n2"]))
 surrenders = st.builds(surrender, uids, nics, cids | st.just(""), st.sampled_from(["", "", "n1", "n2"]))
-batches = st.lists(claims | surrenders, max_size=6)
+batches: st.SearchStrategy[list[Operation]] = st.lists(claims | surrenders, max_size=6)

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cni.errors import CniError, DecodeFailure, IncompatibleVersion, InvalidConfig, InvalidEnvironment
+from cni.pods import named_by_runtime
 from cni.protocol import Invocation, Role, Verb, parse_invocation, peek_version
 from cni.result import SUPPORTED_VERSIONS
 
@@ -38,7 +39,8 @@ def invoke(body: object = CONF, **headers: str) -> Invocation:
     """A call with some headers changed (`_` for `-`); an empty one is left out."""
     changed = {f"cni-{name.replace('_', '-')}": value for name, value in headers.items()}
     merged = {key: value for key, value in {**HEADERS, **changed}.items() if value}
-    return parse_invocation(merged, body if isinstance(body, bytes) else json.dumps(body).encode())
+    seen = parse_invocation(merged, body if isinstance(body, bytes) else json.dumps(body).encode())
+    return named_by_runtime(seen)
 
 
 def test_add() -> None:

@@ -21,7 +21,9 @@ class Replica:
         self.asked = 0
         self.hurried = False
 
-    async def request(self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False) -> bytes:
+    async def request(
+        self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False, patient: bool = False
+    ) -> bytes:
         self.asked += 1
         self.hurried = hurry
         await asyncio.sleep(0.001)

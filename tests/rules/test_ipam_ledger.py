@@ -9,15 +9,10 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from api.ippool import AllocationRecord, IPPoolSpec, IPPoolStatus, SpiderIPPool
-from ipam.ledger import (
-    MAX_OBJECT_BYTES,
-    Granted,
-    LedgerError,
-    Operation,
-    Refused,
-    Surrendered,
-)
+from ipam.ledger import MAX_OBJECT_BYTES
+from ipam.operations import Granted, Operation, Refused, Surrendered
 from ipam.ranges import MAX_INT64, Ranges, parse_ranges
+from ipam.territory import PoolError
 from tests.rules.ipam_world import (
     NAME,
     address,
@@ -382,7 +377,7 @@ def test_revert_restores_answers_of_the_future_too(past: list[list[Operation]], 
     ],
 )
 def test_a_malformed_table_is_reported_and_not_overwritten(text: str, content: str) -> None:
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(PoolError) as caught:
         load(make_pool(allocated=text))
     assert (caught.value.pool, caught.value.field, caught.value.content) == (NAME, "status.allocatedIPs", content)
     assert str(caught.value).startswith(f"SpiderIPPool {NAME}: status.allocatedIPs: ")
@@ -390,7 +385,7 @@ def test_a_malformed_table_is_reported_and_not_overwritten(text: str, content: s
 
 
 def test_a_second_spelling_of_an_address_is_reported() -> None:
-    with pytest.raises(LedgerError, match="this key is not written as fd00::1"):
+    with pytest.raises(PoolError, match="this key is not written as fd00::1"):
         load(
             make_pool(["fd00::1"], subnet="fd00::/64", allocated='{"FD00::1":{"pod":"ns/a","podUid":"u"}}'),
             reserved=Ranges(6),
@@ -398,7 +393,7 @@ def test_a_second_spelling_of_an_address_is_reported() -> None:
 
 
 def test_a_long_table_is_cut_in_the_message() -> None:
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(PoolError) as caught:
         load(make_pool(allocated="x" * 100_000))
     assert len(str(caught.value)) < 500
 
@@ -420,7 +415,7 @@ def test_a_long_table_is_cut_in_the_message() -> None:
     ],
 )
 def test_a_malformed_spec_is_reported(pool: SpiderIPPool, message: str) -> None:
-    with pytest.raises(LedgerError, match=f"^SpiderIPPool {NAME}: {message}"):
+    with pytest.raises(PoolError, match=f"^SpiderIPPool {NAME}: {message}"):
         load(pool)
 
 

@@ -14,13 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from msgspec import structs
 
 from api.ippool import IPPoolStatus, SpiderIPPool
-from ipam.ledger import (
-    Claim,
-    Ledger,
-    Operation,
-    Outcome,
-    Surrender,
-)
+from ipam.ledger import Ledger, Outcome
+from ipam.operations import Claim, Operation, Surrender
 from ipam.ranges import parse_ranges
 from tests.rules.ipam_world import (
     batches,
@@ -201,7 +196,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert status.total_ip_count == 6
         fresh = self.load(structs.replace(self.pool, status=status))
         assert fresh.records == self.ledger.records
-        assert fresh._object_bytes == self.ledger._object_bytes
+        assert fresh.object_bytes == self.ledger.object_bytes
 
     @invariant()
     def holders_are_found(self) -> None:

@@ -53,6 +53,22 @@ async def test_a_slow_handler_is_not_silence(tmp_path: Path) -> None:
         assert await waiting == b"a"
 
 
+@pytest.mark.parametrize("patient", [True, False])
+async def test_a_reply_that_may_be_held_back_costs_no_pings(tmp_path: Path, patient: bool) -> None:
+    gate = Gate()
+    world = World(tmp_path, gate)
+    quick = Timing(patience=Patience(probe=0.02, suspect=0.2, broken=0.4))
+    async with world.serving(), world.connecting(timing=quick) as channel:
+        await until(lambda: channel.connected)
+        waiting = asyncio.create_task(channel.request(b"a", deadline=soon(30), hurry=True, patient=patient))
+        await until(lambda: gate.begun == [b"a"])
+        assert channel._link is not None
+        assert (channel._link._timer is None) is patient
+        gate.open.set()
+        assert await waiting == b"a"
+        assert not channel._link.patient
+
+
 async def test_whoever_wants_to_know_is_told_of_every_connection(tmp_path: Path) -> None:
     world = World(tmp_path)
     told: list[int] = []

@@ -1,8 +1,9 @@
 """A node of the simulated cluster: kernel, journal and claims in memory, which survive a crash of the agent."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Self
 
 import anyio
 import anyio.lowlevel
@@ -93,6 +94,35 @@ class MemoryJournal:
         await self._disk.point("after journal.remove")
 
 
+class MemoryDepartures:
+    """`cni.kernel.Departures` of a `MemoryKernel`."""
+
+    def __init__(self, watches: list["MemoryDepartures"]) -> None:
+        self._watches = watches
+        self._gone: deque[str] = deque()
+        self._arrived = anyio.Event()
+        watches.append(self)
+
+    def cover(self, path: str) -> None:
+        """Every path is."""
+
+    def close(self) -> None:
+        self._watches.remove(self)
+
+    def tell(self, path: str) -> None:
+        self._gone.append(path)
+        self._arrived.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        while not self._gone:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        return self._gone.popleft()
+
+
 class MemoryKernel:
     """`cni.kernel.Kernel` of namespaces, links and addresses; refuses an address that the segment has already."""
 
@@ -102,14 +132,18 @@ class MemoryKernel:
         self._point = point
         self._links: dict[tuple[str, str], tuple[LinkState, list[str]]] = {}
         self._lost: set[str] = set()
+        self._watches: list[MemoryDepartures] = []
         self._index = 0
 
-    def lose(self, netns: str) -> None:
-        """The namespace goes, with all that is in it, and nobody says a word."""
+    def lose(self, netns: str, *, watched: bool = False) -> None:
+        """The namespace goes, with all that is in it, and nobody says a word but, with `watched`, the kernel."""
         self._lost.add(netns)
         for key in [key for key in self._links if key[0] == netns]:
             for address in self._links.pop(key)[1]:
                 del self._segment[address]
+        if watched:
+            for watch in self._watches:
+                watch.tell(netns)
 
     def reboot(self) -> set[str]:
         """Every namespace goes; returns which."""
@@ -157,6 +191,10 @@ class MemoryKernel:
         await self._point("after link.delete")
         return bool(carried)
 
+    async def master_networks(self, netns: str, ifname: str) -> tuple[str, ...]:
+        await anyio.lowlevel.checkpoint()
+        return ()
+
     async def view_node(self, pod_addresses: Sequence[str]) -> NodeView:
         await anyio.lowlevel.checkpoint()
         return NodeView(addresses=(("eth0", "10.0.0.1"),), sources=("10.0.0.1",) * len(pod_addresses))
@@ -183,6 +221,14 @@ class MemoryKernel:
     async def vanished(self, paths: Sequence[str]) -> frozenset[str]:
         await anyio.lowlevel.checkpoint()
         return frozenset(self._lost.intersection(paths))
+
+    async def carried(self, addresses: Sequence[str]) -> frozenset[str]:
+        await anyio.lowlevel.checkpoint()
+        here = {address.partition("/")[0] for _, carried in self._links.values() for address in carried}
+        return frozenset(address for address in addresses if address.partition("/")[0] in here)
+
+    def departures(self) -> MemoryDepartures:
+        return MemoryDepartures(self._watches)
 
     async def carries(self, netns: str, ifname: str, addresses: Sequence[str] = ()) -> bool:
         await anyio.lowlevel.checkpoint()

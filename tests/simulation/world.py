@@ -345,7 +345,7 @@ class World:
         self.check()
         self.held.pop(cid, None)
         if self._forgetful and self.random.random() < self._forgetful:
-            self._kernels[node].lose(f"/run/netns/{cid[:12]}")
+            self._kernels[node].lose(f"/run/netns/{cid[:12]}", watched=self.random.random() < 0.5)
             await self.truth.delete(POD, name, namespace="default")
             return
         await self._delete(node, pod, cid)

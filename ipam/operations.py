@@ -1,0 +1,131 @@
+"""What the book of a pool is asked to do, and what it says: the words between `ipam.ledger` and whoever uses it."""
+
+from msgspec import Struct
+
+from api.reasons import Reason
+
+
+class Claim(Struct, frozen=True, tag="claim", kw_only=True):
+    """Wanted: an address for one NIC of a pod. A repeated claim gets the same one.
+
+    Attributes:
+        pod: `namespace/name`; of a virtual machine with fixed addresses the name of the machine's instance.
+        uid: the pod's uid.
+        nic: name of the interface inside the pod.
+        node: where the pod runs.
+        cid: first 12 hex digits of the sandbox's container id. A claim with another cid than the record's is one of a
+            newer sandbox and takes the record over.
+        fixed: the address belongs to the name: what an earlier pod of that name left is taken over, once no link
+            carries it any more.
+        moving: a live migration runs, so two pods of that name carry the address for a while: it is taken over though
+            the other one has it still.
+
+    None of the texts may be empty, such a record could not be released by its holder: the ledger refuses the claim,
+    alone, rather than raising, since the rest of the batch is other pods'.
+    """
+
+    pod: str
+    uid: str
+    nic: str
+    node: str
+    cid: str
+    fixed: bool = False
+    moving: bool = False
+
+
+class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):
+    """A NIC of a sandbox is gone: its address is free.
+
+    Releases only what matches: the uid, the NIC and the cid. A pod has several sandboxes in its life and the deletion
+    of an old one is repeated at any time, so a record that a newer sandbox took over stays.
+
+    Attributes:
+        uid: the pod's uid; an empty one matches nothing.
+        nic: name of the interface inside the pod.
+        cid: as in `Claim`; empty means any sandbox.
+        node: the node that asks. A record that says another one is refused, not released; empty means any node.
+        keep: None releases that NIC only. Otherwise these are all the NICs that the sandbox has left, and what it holds
+            for any other goes; `nic` then only decides about records that name none.
+        retain: what matches is not freed but kept for the next pod of the same name.
+    """
+
+    uid: str
+    nic: str
+    cid: str = ""
+    node: str = ""
+    keep: tuple[str, ...] | None = None
+    retain: bool = False
+
+
+class Disown(Struct, frozen=True, tag="disown", kw_only=True):
+    """Somebody else on the network has these addresses: nobody gets them for a while.
+
+    Matches as a `Surrender` does, and of that only the records of `addresses`.
+
+    Attributes:
+        uid: the pod's uid.
+        nic: name of the interface inside the pod.
+        cid: as in `Surrender`.
+        node: as in `Surrender`.
+        addresses: canonical texts without prefix length.
+        seen: what was met, for the reason that is noted: a hardware address, say.
+        seconds: how long.
+    """
+
+    uid: str
+    nic: str
+    cid: str
+    node: str
+    addresses: tuple[str, ...]
+    seen: str
+    seconds: float
+
+
+type Operation = Claim | Surrender | Disown
+
+
+class Granted(Struct, frozen=True, tag="granted", kw_only=True):
+    """A claim's address.
+
+    Attributes:
+        ip: as a number; up to 128 bits, so not for msgpack.
+        prefix: length of the pool's subnet.
+        address: `10.0.0.5/16`.
+        fresh: it was free before; False when the holder, or its name, had it already.
+        dropped: addresses (no prefix) that the holder had and lost because the pool's ranges no longer hold them.
+    """
+
+    ip: int
+    prefix: int
+    address: str
+    fresh: bool
+    dropped: tuple[str, ...] = ()
+
+
+class Surrendered(Struct, frozen=True, tag="surrendered", kw_only=True):
+    """What a `Surrender` or a `Disown` did.
+
+    Attributes:
+        ips: canonical addresses without prefix that are free now; empty when nothing matched.
+        retained: those that matched and are kept.
+    """
+
+    ips: tuple[str, ...] = ()
+    retained: tuple[str, ...] = ()
+
+
+class Refused(Struct, frozen=True, tag="refused", kw_only=True):
+    """A claim that this pool cannot serve, or a release by a node that does not hold it. What there was stays.
+
+    Attributes:
+        reason: its predicate is one of `disable`, `terminating`, `max-records`, `object-size`, `full`, `overlap`,
+            `held` for a fixed address that may still be in use, and `claim` for one that lacks something; for a
+            release it is `node`.
+        retry: whether the same may succeed later without anybody changing anything.
+    """
+
+    reason: Reason
+    retry: bool = False
+
+
+type Answer = Granted | Surrendered | Refused

@@ -1,0 +1,61 @@
+"""One lab for all cases, and a world for each, which is audited when the case has ended."""
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cases.kubelet import Kubelets
+from tests.cases.world import World
+from tests.processes.lab import Lab
+from tests.servers import ControllerManager, ControlPlane
+
+NODES = ("n1", "n2", "n3")
+CONTROLLERS = 2
+SETTINGS = {
+    # A dead node is dead soon: nobody waits two minutes here.
+    "SPIDERPOOL_GC_NODE_GRACE": "2",
+}
+
+
+@pytest.fixture(scope="session")
+def lab(control_plane: ControlPlane) -> Iterator[Lab]:
+    """Controllers and agents as processes, with the rights that the chart gives them."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, or: unshare --map-root-user --net --mount")
+    with Lab(control_plane, controllers=CONTROLLERS, nodes=NODES, environment=SETTINGS) as running:
+        for node in NODES:
+            # Admission taints a new node; who takes that off again does not run here.
+            change = {"metadata": {"labels": {"kubernetes.io/hostname": node}}, "spec": {"taints": None}}
+            control_plane.request("PATCH", f"/api/v1/nodes/{node}", change)
+            set_ready(control_plane, node, ready=True)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def kubelets(control_plane: ControlPlane, lab: Lab) -> Iterator[Kubelets]:
+    """The controllers of Kubernetes, really; its scheduler and kubelets, played."""
+    with ControllerManager(control_plane), Kubelets(lab) as running:
+        yield running
+
+
+@pytest.fixture
+def world(lab: Lab, kubelets: Kubelets, request: pytest.FixtureRequest) -> Iterator[World]:
+    """Namespace and pools of one case. In the end pools, pods and endpoints agree; then all goes, and nothing stays."""
+    area, number = re.findall(r"test_([a-z]+)\b", request.node.path.stem)[0], request.node.name.split("_")[1]
+    variant = re.sub("[^a-z0-9]+", "-", request.node.name.partition("[")[2].lower()).strip("-")
+    case = World(lab, kubelets, "-".join(filter(None, (area, number.lower(), variant)))[:40])
+    failed_before = request.session.testsfailed
+    try:
+        yield case
+        if request.session.testsfailed == failed_before:
+            case.settled()
+    finally:
+        case.close()
+
+
+def set_ready(control_plane: ControlPlane, node: str, *, ready: bool) -> None:
+    """What kubelet, or the node controller, says of a node."""
+    condition = {"type": "Ready", "status": "True" if ready else "Unknown", "reason": "Played"}
+    control_plane.request("PATCH", f"/api/v1/nodes/{node}/status", {"status": {"conditions": [condition]}})

@@ -1,0 +1,310 @@
+"""What one case works with: namespaces and pools of its own on the session's lab, and questions about them."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from itertools import count
+from typing import Any, Final
+
+from tests.cases.audit import findings
+from tests.cases.kubelet import Held, Kubelets
+from tests.cases.workloads import RESOURCES, path_of
+from tests.processes.lab import IPPOOLS, POOL_TYPE, Lab
+from tests.servers import ControlPlane
+
+SETTLE_SECONDS: Final = 30.0
+_GROUP: Final = "/apis/spiderpool.spidernet.io/v2beta1"
+_numbers = count(1)
+
+
+class World:
+    """See the module. `close` ends the case: everything goes, and nothing may be left.
+
+    Attributes:
+        namespace: the first one.
+        pools: by name, the addresses that they may give.
+        kept: ``namespace/name`` of pods whose addresses are to outlive them, for the audits.
+        holders: see `tests.cases.audit.findings`.
+    """
+
+    def __init__(self, lab: Lab, kubelets: Kubelets, name: str) -> None:
+        """`name` becomes part of the names of the case's objects."""
+        self.lab = lab
+        self.kubelets = kubelets
+        self.name = name
+        self.control_plane: ControlPlane = lab.control_plane
+        self.pools: dict[str, tuple[str, ...]] = {}
+        self.namespaces: list[str] = []
+        self.kept: set[str] = set()
+        self.holders: dict[str, str] = {}
+        self.reserved: list[str] = []
+        number = next(_numbers)
+        self.subnets = {4: f"10.{64 + number}.0.0/16", 6: f"fd00:{number:x}::/64"}
+        self._given = {4: 0, 6: 0}
+        self.namespace = self.create_namespace()
+
+    def __repr__(self) -> str:
+        return f"<World {self.name}: {', '.join(self.namespaces)}; {', '.join(self.pools)}>"
+
+    # -- objects -------------------------------------------------------------------------------------------------------
+
+    def request(self, method: str, path: str, body: Any = None) -> Any:
+        """One call as the administrator; the body of the answer. Raises `ApiRefused`."""
+        return self.control_plane.request(method, path, body).body
+
+    def create_namespace(
+        self,
+        suffix: str = "",
+        *,
+        labels: Mapping[str, str] | None = None,
+        pools: Mapping[int, Sequence[str]] | None = None,
+    ) -> str:
+        """A namespace; `pools` are its default ones by family."""
+        name = f"{self.name}-{suffix}" if suffix else self.name
+        notes = {f"ipam.spidernet.io/default-ipv{v}-ippool": json.dumps(list(p)) for v, p in (pools or {}).items()}
+        meta = {"name": name, "labels": dict(labels or {}), "annotations": notes}
+        self.request("POST", "/api/v1/namespaces", {"metadata": meta})
+        self.namespaces.append(name)
+        return name
+
+    def annotate_namespace(self, name: str, **notes: str | None) -> None:
+        """Set or, with None, remove annotations ``ipam.spidernet.io/...``; underscores become dashes."""
+        keys = {f"ipam.spidernet.io/{key.replace('_', '-')}": value for key, value in notes.items()}
+        self.request("PATCH", f"/api/v1/namespaces/{name}", {"metadata": {"annotations": keys}})
+
+    def pool(self, size: int = 5, *, version: int = 4, suffix: str = "", **spec: Any) -> str:
+        """A SpiderIPPool of so many addresses that no other pool has; returns its name."""
+        name = f"{self.name}-{suffix or f'p{len(self.pools)}'}"
+        network = ip_network(self.subnets[version])
+        first = network.network_address + 0x10 + self._given[version]
+        self._given[version] += size
+        body = {
+            "ipVersion": version,
+            "subnet": str(network),
+            "gateway": str(network.network_address + 1),
+            "ips": [f"{first}-{first + size - 1}" if size > 1 else str(first)],
+            **spec,
+        }
+        self.request("POST", IPPOOLS, {**POOL_TYPE, "metadata": {"name": name}, "spec": body})
+        self.pools[name] = tuple(str(first + offset) for offset in range(min(size, 1000)))
+        return name
+
+    def pair(self, size: int = 5, *, suffix: str = "", **spec: Any) -> dict[str, list[str]]:
+        """A pool of each family, as the annotation `ippool` wants it."""
+        stem = suffix or f"d{len(self.pools)}"
+        return {
+            "ipv4": [self.pool(size, version=4, suffix=f"{stem}-v4", **spec)],
+            "ipv6": [self.pool(size, version=6, suffix=f"{stem}-v6", **spec)],
+        }
+
+    def change_pool(self, name: str, **spec: Any) -> None:
+        """Merge into its spec."""
+        self.request("PATCH", f"{IPPOOLS}/{name}", {"spec": spec})
+
+    def reserve(self, *ips: str, suffix: str = "r") -> str:
+        """A SpiderReservedIP; returns its name."""
+        name = f"{self.name}-{suffix}"
+        version = ip_address(ips[0].partition("-")[0]).version
+        body = {
+            "apiVersion": POOL_TYPE["apiVersion"],
+            "kind": "SpiderReservedIP",
+            "metadata": {"name": name},
+            "spec": {"ipVersion": version, "ips": list(ips)},
+        }
+        self.request("POST", f"{_GROUP}/spiderreservedips", body)
+        self.reserved.append(name)
+        return name
+
+    def unreserve(self, name: str) -> None:
+        """Delete a SpiderReservedIP."""
+        self.request("DELETE", f"{_GROUP}/spiderreservedips/{name}")
+        self.reserved.remove(name)
+
+    def network(
+        self, name: str, *, ipv4: Sequence[str] = (), ipv6: Sequence[str] = (), ours: bool = True, **ipam: Any
+    ) -> str:
+        """A network that pods may name, as a SpiderMultusConfig makes it; returns its ``namespace/name``."""
+        full = f"{self.namespace}/{name}"
+        said = {**ipam}
+        if ipv4:
+            said["default_ipv4_ippool"] = list(ipv4)
+        if ipv6:
+            said["default_ipv6_ippool"] = list(ipv6)
+        self.kubelets.networks[full] = said if ours else None
+        return full
+
+    def apply(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Create an object in its namespace, by default the case's first."""
+        manifest["metadata"].setdefault("namespace", self.namespace)
+        made: dict[str, Any] = self.request("POST", path_of(manifest), manifest)
+        return made
+
+    def change(self, kind: str, name: str, body: Any, *, namespace: str = "") -> None:
+        """Merge into an object."""
+        self.request("PATCH", f"{path_of(kind, namespace or self.namespace)}/{name}", body)
+
+    def scale(self, kind: str, name: str, replicas: int, *, namespace: str = "") -> None:
+        """Set the number of replicas."""
+        self.change(kind, name, {"spec": {"replicas": replicas}}, namespace=namespace)
+
+    def delete(self, kind: str, name: str, *, namespace: str = "", grace: int | None = None) -> None:
+        """Delete an object; what it owns goes with it, by the garbage collector."""
+        body: dict[str, Any] = {"propagationPolicy": "Background"}
+        if grace is not None:
+            body["gracePeriodSeconds"] = grace
+        self.request("DELETE", f"{path_of(kind, namespace or self.namespace)}/{name}", body)
+
+    # -- questions -----------------------------------------------------------------------------------------------------
+
+    def wait[T](self, what: Callable[[], T], why: str, *, seconds: float = SETTLE_SECONDS) -> T:
+        """What `what` returns as soon as it is true."""
+        deadline = time.monotonic() + seconds
+        while not (found := what()):
+            assert not self.kubelets.errors, self.kubelets.errors
+            if time.monotonic() > deadline:
+                msg = f"still not after {seconds:g} s: {why}\n{self.report()}"
+                raise AssertionError(msg)
+            time.sleep(0.03)
+        return found
+
+    def report(self) -> str:
+        """Where the case stands, for whoever reads a failure."""
+        lines = [f"{name}: {held.node} {held.addresses}" for name, held in self.held().items()]
+        for name in self.pools:
+            status = self.status(name)
+            lines.append(f"pool {name}: {status.get('allocatedIPs')} withheld {status.get('withheldIPs')}")
+        for namespace in self.namespaces:
+            for name, failures in self.kubelets.failures.items():
+                if name.startswith(f"{namespace}/"):
+                    lines.append(f"{name} failed {len(failures)} times: {failures[-1]}")
+        return "\n".join(lines)
+
+    def held(self) -> dict[str, Held]:
+        """The case's pods that have addresses, by ``namespace/name``."""
+        mine = set(self.namespaces)
+        return {name: held for name, held in self.kubelets.held().items() if name.partition("/")[0] in mine}
+
+    def running(
+        self, number: int | None = None, *, namespace: str = "", prefix: str = "", seconds: float = SETTLE_SECONDS
+    ) -> dict[str, Held]:
+        """The pods of a namespace by name, as soon as there are so many that say so themselves, and no others."""
+        where = namespace or self.namespace
+
+        def found() -> dict[str, Held] | None:
+            items = self.request("GET", path_of("Pod", where))["items"]
+            pods = {item["metadata"]["name"]: item for item in items if item["metadata"]["name"].startswith(prefix)}
+            held = self.kubelets.held()
+            here = {
+                name: held[f"{where}/{name}"]
+                for name, item in pods.items()
+                if item["status"]["phase"] == "Running"
+                and "deletionTimestamp" not in item["metadata"]
+                and f"{where}/{name}" in held
+                and held[f"{where}/{name}"].uid == item["metadata"]["uid"]
+            }
+            complete = len(here) == len(pods) and (len(here) == number if number is not None else bool(here))
+            return here if complete else None
+
+        return self.wait(found, f"{number} pods {prefix} of {where} run", seconds=seconds) or {}
+
+    def pod(self, name: str, *, namespace: str = "") -> Held:
+        """A pod, as soon as it has its addresses."""
+        full = f"{namespace or self.namespace}/{name}"
+        held = self.wait(lambda: self.kubelets.held().get(full), f"{full} runs")
+        assert held is not None
+        return held
+
+    def refusal(self, name: str, *, namespace: str = "", match: str = "") -> str:
+        """What the latest failed ADD of a pod said, as soon as there is one that says `match`."""
+        full = f"{namespace or self.namespace}/{name}"
+
+        def found() -> str:
+            said = self.kubelets.failures.get(full, [""])[-1]
+            return said if match in said else ""
+
+        return self.wait(found, f"an ADD of {full} fails with {match!r}")
+
+    def gone(self, *names: str, namespace: str = "") -> None:
+        """Wait until neither object nor sandbox is left of these pods."""
+        where = namespace or self.namespace
+        full = {f"{where}/{name}" for name in names}
+        self.wait(lambda: not full & set(self.kubelets.known(frozenset({where}))), f"{sorted(full)} are gone")
+
+    def status(self, pool: str) -> dict[str, Any]:
+        """A pool's status."""
+        return dict(self.request("GET", f"{IPPOOLS}/{pool}").get("status", {}))
+
+    def records(self, pool: str) -> dict[str, dict[str, Any]]:
+        """A pool's records by address."""
+        return dict(json.loads(self.status(pool).get("allocatedIPs") or "{}"))
+
+    def endpoints(self, namespace: str = "") -> dict[str, dict[str, Any]]:
+        """The SpiderEndpoints of a namespace by name."""
+        path = f"{_GROUP}/namespaces/{namespace or self.namespace}/spiderendpoints"
+        return {item["metadata"]["name"]: item for item in self.request("GET", path)["items"]}
+
+    def assert_from(self, held: Held, *pools: str, nic: str = "eth0") -> None:
+        """A NIC has exactly one address of each of these pools."""
+        addresses = held.addresses[nic]
+        assert len(addresses) == len(pools), f"{nic} has {addresses}, expected one of each of {pools}"
+        for pool in pools:
+            assert any(address in self.pools[pool] for address in addresses), f"{addresses} has none of {pool}"
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def audit(self, *, strangers: Sequence[str] = ()) -> list[str]:
+        """What is wrong now."""
+        pools = [self.request("GET", f"{IPPOOLS}/{name}") for name in self.pools]
+        endpoints = [item for namespace in self.namespaces for item in self.endpoints(namespace).values()]
+        return findings(self.held(), pools, endpoints, kept=self.kept, holders=self.holders, strangers=strangers)
+
+    def settled(self, *, strangers: Sequence[str] = (), seconds: float = SETTLE_SECONDS) -> None:
+        """Wait until an audit finds nothing."""
+        last: list[str] = []
+
+        def clean() -> bool:
+            last[:] = self.audit(strangers=strangers)
+            return not last
+
+        try:
+            self.wait(clean, "a clean audit", seconds=seconds)
+        except AssertionError as problem:
+            raise AssertionError("\n".join(["audit:", *last, str(problem)])) from None
+
+    def close(self) -> None:
+        """Everything that the case made goes, and no pool holds anything in the end."""
+        for namespace in self.namespaces:
+            for kind in RESOURCES:
+                self.control_plane.request(
+                    "DELETE", path_of(kind, namespace), {"propagationPolicy": "Background"}, check=False
+                )
+        mine = frozenset(self.namespaces)
+        try:
+            self.wait(lambda: self._empty(mine), "no pod is left")
+            self.kept.clear()
+            self.settled()
+        finally:
+            for name in self.reserved:
+                self.control_plane.request("DELETE", f"{_GROUP}/spiderreservedips/{name}", check=False)
+            for name in self.pools:
+                self.control_plane.request("DELETE", f"{IPPOOLS}/{name}", check=False)
+            for namespace in self.namespaces:
+                self.control_plane.request("DELETE", f"/api/v1/namespaces/{namespace}", check=False)
+
+    def _empty(self, namespaces: frozenset[str]) -> bool:
+        if self.kubelets.known(namespaces):
+            return False
+        for namespace in namespaces:
+            items = self.control_plane.request("GET", path_of("Pod", namespace), check=False).body.get("items", ())
+            if items:
+                # A controller made it after the others went.
+                self.control_plane.request("DELETE", path_of("Pod", namespace), check=False)
+                return False
+        return True
+
+
+def following(address: str, offset: int = 1) -> str:
+    """The address so many further on."""
+    number: IPv4Address | IPv6Address = ip_address(address) + offset
+    return str(number)

@@ -4,19 +4,23 @@ Read from pool objects alone, so it says what the authority says. Pure: the call
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
 
 from api.configfile import shown
-from api.ippool import AllocationRecord, IPPoolStatus, SpiderIPPool
+from api.ippool import AllocationRecord, SpiderIPPool
 from api.reservedip import SpiderReservedIP
 from ctl.errors import Misuse
 from ipam.addresses import format_address, parse_address
+from ipam.ledger import Ledger
 from ipam.ranges import RangeError, Ranges, parse_ranges
-from ipam.records import RecordError, read_records
+from ipam.territory import PoolError, territory
+from ipam.withheld import Withheld
 
+_MAX_RECORDS = 1 << 20
+"""More than any pool has: nothing is granted here."""
 State = Literal["used", "kept", "withheld", "free", "reserved", "excluded", "outside"]
 
 
@@ -41,32 +45,14 @@ class Address(Struct, frozen=True, kw_only=True):
     """Why it is withheld, or by what it is reserved."""
 
 
-class Withheld(Struct, frozen=True):
-    """An entry of `status.withheldIPs`."""
-
-    until: str = ""
-    reason: str = ""
-
-
-_withheld = msgspec.json.Decoder(dict[str, Withheld])
-
-
-def withheld(status: IPPoolStatus) -> dict[str, Withheld]:
-    """What a pool gives to nobody for a while. Raises `ValueError` for what is not the documented encoding."""
-    return _withheld.decode(status.withheld_ips) if status.withheld_ips else {}
+def ledger(pool: SpiderIPPool) -> Ledger:
+    """The book of a pool. Raises `PoolError` for an object that cannot be read."""
+    return Ledger.load(pool, Ranges(territory(pool).version), _MAX_RECORDS)
 
 
 def version_of(pool: SpiderIPPool) -> int:
-    """The IP version of a pool, 4 or 6."""
+    """The IP version of a pool, 4 or 6, also of one that cannot be read."""
     return pool.spec.ip_version or (6 if ":" in pool.spec.subnet else 4)
-
-
-def ranges_of(pool: SpiderIPPool) -> Ranges:
-    """The addresses of a pool without its exclusions. Raises `RangeError`."""
-    version = version_of(pool)
-    return parse_ranges(pool.spec.ips, version, field="spec.ips").difference(
-        parse_ranges(pool.spec.exclude_ips, version, field="spec.excludeIPs")
-    )
 
 
 def parse(text: str, *, field: str) -> tuple[int, int, str]:
@@ -92,85 +78,81 @@ def reserved_by(reserved: Iterable[SpiderReservedIP], version: int, number: int)
     return ""
 
 
-def held(pool: SpiderIPPool) -> tuple[Address, ...]:
-    """The records of a pool, in the order of the addresses. Raises `RecordError`."""
-    version = version_of(pool)
-    return tuple(
-        _of_record(pool, format_address(ip, version), record)
-        for ip, record in sorted(read_records(pool.status.allocated_ips, version).items())
-    )
+def held(book: Ledger) -> tuple[Address, ...]:
+    """The records of a pool, in the order of the addresses."""
+    return tuple(of_record(book, ip, record) for ip, record in sorted(book.records.items()))
 
 
-def waiting(pool: SpiderIPPool) -> tuple[Address, ...]:
-    """The withheld addresses of a pool, in their order. Raises `ValueError`."""
-    found = sorted(withheld(pool.status).items(), key=lambda item: parse_address(item[0]))
-    return tuple(
-        Address(address=ip, pool=pool.metadata.name, state="withheld", until=entry.until, reason=entry.reason)
-        for ip, entry in found
-    )
+def waiting(book: Ledger) -> tuple[Address, ...]:
+    """The withheld addresses of a pool that have no record, in their order."""
+    return tuple(of_entry(book, ip, entry) for ip, entry in sorted(book.withheld.items()) if ip not in book.records)
 
 
 def find(
-    pools: Iterable[SpiderIPPool], reserved: Sequence[SpiderReservedIP], version: int, number: int
+    books: Iterable[Ledger], reserved: Sequence[SpiderReservedIP], version: int, number: int
 ) -> tuple[Address, ...]:
-    """What each pool says of one address; pools that neither contain nor record it say nothing.
-
-    Raises `RecordError`, `RangeError` and `ValueError` for a pool that cannot be read.
-    """
+    """What each pool says of one address; pools that neither contain nor record it say nothing."""
     found = []
-    for pool in pools:
-        if version_of(pool) != version:
+    for book in books:
+        if book.version != version:
             continue
-        text = format_address(number, version)
-        record = read_records(pool.status.allocated_ips, version).get(number)
-        entry = withheld(pool.status).get(text)
-        name = pool.metadata.name
+        pool, text = book.pool, format_address(number, version)
+        record, entry = book.records.get(number), book.withheld.get(number)
         if record is not None:
-            found.append(_of_record(pool, text, record))
+            found.append(of_record(book, number, record))
         elif number not in parse_ranges(pool.spec.ips, version):
             continue
-        elif number not in ranges_of(pool):
-            found.append(Address(address=text, pool=name, state="excluded", reason="spec.excludeIPs"))
+        elif number not in territory(pool).addresses:
+            found.append(Address(address=text, pool=pool.metadata.name, state="excluded", reason="spec.excludeIPs"))
         elif by := reserved_by(reserved, version, number):
-            found.append(Address(address=text, pool=name, state="reserved", reason=f"SpiderReservedIP {by}"))
+            reason = f"SpiderReservedIP {by}"
+            found.append(Address(address=text, pool=pool.metadata.name, state="reserved", reason=reason))
         elif entry is not None:
-            found.append(
-                Address(address=text, pool=name, state="withheld", until=entry.until, reason=entry.reason),
-            )
+            found.append(of_entry(book, number, entry))
         else:
-            found.append(Address(address=text, pool=name, state="free"))
+            found.append(Address(address=text, pool=pool.metadata.name, state="free"))
     return tuple(found)
 
 
-def problems(pools: Iterable[SpiderIPPool]) -> Mapping[str, str]:
-    """The pools whose object cannot be read, and why."""
-    found = {}
-    for pool in pools:
+def books(pools: Iterable[SpiderIPPool]) -> tuple[Mapping[str, Ledger], Mapping[str, str]]:
+    """Pools by name, and by name why others cannot be read."""
+    found: dict[str, Ledger] = {}
+    problems: dict[str, str] = {}
+    for pool in sorted(pools, key=lambda pool: pool.metadata.name):
         try:
-            held(pool), waiting(pool), ranges_of(pool)
-        except (RecordError, RangeError, ValueError) as error:
-            found[pool.metadata.name] = f"SpiderIPPool {pool.metadata.name}: {_field(error)}{error}"
-    return found
+            found[pool.metadata.name] = ledger(pool)
+        except PoolError as error:
+            problems[pool.metadata.name] = str(error)
+    return found, problems
 
 
-def _field(error: ValueError) -> str:
-    match error:
-        case RecordError():
-            return "status.allocatedIPs: "
-        case RangeError():
-            return ""  # it names its field
-        case _:
-            return "status.withheldIPs: "
-
-
-def _of_record(pool: SpiderIPPool, text: str, record: AllocationRecord) -> Address:
+def of_record(book: Ledger, ip: int, record: AllocationRecord) -> Address:
+    """An address that has a record."""
+    entry = book.withheld.get(ip)
     return Address(
-        address=text,
-        pool=pool.metadata.name,
+        address=format_address(ip, book.version),
+        pool=book.pool.metadata.name,
         state="kept" if record.kept else "used",
         pod=record.pod,
         uid=record.pod_uid,
         nic=record.nic,
         node=record.node,
         container=record.cid,
+        until=_time(entry.until) if entry is not None else "",
+        reason=entry.reason if entry is not None else "",
     )
+
+
+def of_entry(book: Ledger, ip: int, entry: Withheld) -> Address:
+    """An address that is only withheld."""
+    return Address(
+        address=format_address(ip, book.version),
+        pool=book.pool.metadata.name,
+        state="withheld",
+        until=_time(entry.until),
+        reason=entry.reason,
+    )
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -12,7 +12,7 @@ import msgspec
 
 from api.coordinator import SpiderCoordinator
 from api.endpoint import SpiderEndpoint
-from api.ippool import SpiderIPPool
+from api.ippool import IPPoolSpec, SpiderIPPool
 from api.kinds import COORDINATOR, ENDPOINT, IPPOOL, MULTUSCONFIG, RESERVEDIP, SUBNET, Kind
 from api.meta import LabelSelector
 from api.multusconfig import SpiderMultusConfig
@@ -21,7 +21,7 @@ from api.subnet import SpiderSubnet
 from ctl import addresses, output, stores
 from ctl.errors import Failure
 from ctl.output import table
-from ipam.ranges import MAX_INT64
+from ipam.ledger import Ledger
 from runtime.store.port import Store
 
 
@@ -82,31 +82,35 @@ def render(pools: Sequence[SpiderIPPool], *, wide: bool = False) -> str:
         return "no pools\n"
     more = ("WITHHELD", "GATEWAY", "RANGES", "NAMESPACES", "NODES", "PODS") if wide else ()
     rows = [("NAME", "VERSION", "SUBNET", "ALLOCATED", "TOTAL", "DEFAULT", "DISABLE", *more)]
-    problems = addresses.problems(pools)
+    books, problems = addresses.books(pools)
     records = [("POOL", "ADDRESS", "POD", "NIC", "NODE", "CONTAINER", "POD-UID", *(("STATE",) if wide else ()))]
     for pool in pools:
         name, spec = pool.metadata.name, pool.spec
-        readable = name not in problems
-        held = addresses.held(pool) if readable else ()
-        counts = (str(len(held)), str(min(addresses.ranges_of(pool).size, MAX_INT64))) if readable else ("?", "?")
+        book = books.get(name)
         rows.append(
             (
-                *(name, str(addresses.version_of(pool)), spec.subnet, *counts),
+                *(name, str(addresses.version_of(pool)), spec.subnet, *_counts(book)),
                 *(str(spec.default).lower(), str(spec.disable).lower()),
-                *(_wide(pool, readable=readable) if wide else ()),
+                *(_wide(spec, book) if wide else ()),
             )
         )
         records += [
-            (name, a.address, a.pod, a.nic, a.node, a.container, a.uid, *((a.state,) if wide else ())) for a in held
+            (name, a.address, a.pod, a.nic, a.node, a.container, a.uid, *((a.state,) if wide else ()))
+            for a in (addresses.held(book) if book else ())
         ]
     parts = [table(rows), *(["", table(records)] if len(records) > 1 else []), *problems.values()]
     return "\n".join(parts) + "\n"
 
 
-def _wide(pool: SpiderIPPool, *, readable: bool) -> tuple[str, ...]:
-    spec = pool.spec
+def _counts(book: Ledger | None) -> tuple[str, str]:
+    if book is None:
+        return "?", "?"
+    return str(len(book.records)), str(book.status().total_ip_count or 0)
+
+
+def _wide(spec: IPPoolSpec, book: Ledger | None) -> tuple[str, ...]:
     return (
-        str(len(addresses.waiting(pool))) if readable else "?",
+        str(len(addresses.waiting(book))) if book else "?",
         spec.gateway or "",
         _few(spec.ips),
         ",".join(spec.namespace_name) or _selector(spec.namespace_affinity),

@@ -212,7 +212,7 @@ def _unwell(node: Node, path: str = "") -> Iterable[str]:
 
 
 def _pools(pools: Sequence[SpiderIPPool], owners: Mapping[str, str]) -> Iterable[Pool]:
-    unreadable = addresses.problems(pools)
+    books, _ = addresses.books(pools)
     for pool in sorted(pools, key=lambda pool: pool.metadata.name):
         name = pool.metadata.name
         yield Pool(
@@ -220,7 +220,7 @@ def _pools(pools: Sequence[SpiderIPPool], owners: Mapping[str, str]) -> Iterable
             used=pool.status.allocated_ip_count or 0,
             total=pool.status.total_ip_count or 0,
             owner=owners.get(name, ""),
-            withheld=0 if name in unreadable else len(addresses.waiting(pool)),
+            withheld=len(addresses.waiting(books[name])) if name in books else 0,
         )
 
 

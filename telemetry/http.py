@@ -93,7 +93,7 @@ class HttpServer:
         self._connections: set[asyncio.Task[None]] = set()
         self._program = program
         self._routes: dict[str, Route] = {
-            **(_health_routes(health) if health else {}),
+            **({"/healthz": _tree(health), **probes(health)} if health else {}),
             **(_trace_routes(recorder) if recorder else {}),
             **(routes or {}),
         }
@@ -217,12 +217,18 @@ def _at_path(path: Path) -> socket.socket:
     return listener
 
 
-def _health_routes(health: HealthTree) -> dict[str, Route]:
-    def tree(query: str) -> Response:
+def _tree(health: HealthTree) -> Route:
+    def answer(query: str) -> Response:
         status = HTTPStatus.OK if health.status() in _WELL else HTTPStatus.SERVICE_UNAVAILABLE
         if query == "text":
             return Response(health.render().encode(), status)
         return Response(health.to_json(), status, "application/json")
+
+    return answer
+
+
+def probes(health: HealthTree) -> dict[str, Route]:
+    """What tells a kubelet how the program is."""
 
     def probe(is_well: Callable[[State], bool]) -> Route:
         def answer(_query: str) -> Response:
@@ -234,7 +240,6 @@ def _health_routes(health: HealthTree) -> dict[str, Route]:
         return answer
 
     return {
-        "/healthz": tree,
         "/v1/runtime/startup": probe(lambda state: state is not State.STARTING and state is not State.FAILED),
         "/v1/runtime/readiness": probe(lambda state: state in _WELL),
         "/v1/runtime/liveness": probe(lambda state: state is not State.FAILED),

@@ -148,7 +148,7 @@ class Grants:
             cluster_network=self._policy.cluster_network,
             agent_namespace=self._policy.namespace,
             workload=holder.workload,
-            holds=() if had is None else tuple(sorted(_held(had))),
+            holds=frozenset() if had is None else _held(had),
         )
         try:
             return select(selection_request, self._view.pools())
@@ -251,14 +251,14 @@ def _needs(nic: NicSelection) -> list[_Need]:
     return [_Need(nic.nic, version, pools) for version, pools in ((4, nic.ipv4), (6, nic.ipv6)) if pools]
 
 
-def _held(endpoint: SpiderEndpoint) -> set[tuple[str, str]]:
+def _held(endpoint: SpiderEndpoint) -> frozenset[tuple[str, str]]:
     """NICs and their pools."""
-    return {
+    return frozenset(
         (detail.interface, pool)
         for detail in endpoint.status.current.ips
         for pool in (detail.ipv4_pool, detail.ipv6_pool)
         if pool
-    }
+    )
 
 
 def _grant(nic: NicSelection, won: Mapping[tuple[str, int], _Won]) -> NicGrant:

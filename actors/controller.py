@@ -24,19 +24,19 @@ from actors import program
 from actors.activity import Activity
 from actors.allocator import AllocatorActor, Policy, Serve
 from actors.cluster import Cluster
-from actors.collector import CollectorActor, Reported, Rules, Sight
-from actors.collector import Message as CollectorMessage
+from actors.collecting import Collecting
 from actors.endpoint import Endpoints
 from actors.ippools import IPPools
 from actors.lookups import Lookups, Scene
-from actors.peers import Heard, Peers, node_key, pool_key
+from actors.peers import Peers, pool_key
 from actors.replicas import PeerReplicas, Replicas, named
+from actors.workloads import Workloads
 from api import wire
 from api.kinds import POD
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import ReplicaStatus
 from ipam import identity
-from runtime.actor import Ref, System
+from runtime.actor import System
 from runtime.errors import ActorError, MailboxFull
 from runtime.store.cluster_credentials import credentials_of
 from runtime.store.credentials import Credentials, CredentialsError
@@ -85,18 +85,24 @@ class Controller:
         policy = Policy(
             enable_ipv4=settings.config.enable_ipv4, enable_ipv6=settings.config.enable_ipv6, pods_exist=pods_exist
         )
-        self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools, heard=self._heard)
+        self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools)
         self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
         endpoints = Endpoints(store)
-        self._collector: Ref[CollectorMessage] | None = None
-        if pods_exist and settings.gc_ip_enabled:
-            self._collector = self.supervisor.add_actor(
-                "collector",
-                lambda: CollectorActor(
-                    store, pools=self.peers, endpoints=endpoints, sight=self._sight(), rules=_rules(settings)
-                ),
-                capacity=CollectorActor.capacity,
-            )
+        self.collecting = Collecting(
+            system,
+            store,
+            supervisor=self.supervisor,
+            cluster=self.cluster,
+            peers=self.peers,
+            endpoints=endpoints,
+            workloads=Workloads(
+                store,
+                statefulset=settings.config.enable_stateful_set,
+                kubevirt=settings.config.enable_kubevirt_static_ip,
+            ),
+            settings=settings,
+            enabled=pods_exist and settings.gc_ip_enabled,
+        )
         self._lookups = Lookups(store, self._scene(settings), pods_exist=pods_exist)
         self._clock = system.clock
         self._activity = Activity()
@@ -142,8 +148,7 @@ class Controller:
         with traces.attach(traces.extract(call.traceparent)), traces.span(f"serve {method}"):
             try:
                 if isinstance(request, wire.Report):
-                    await self._report(Heard(call.peer.node, request.attachments), call.deadline)
-                    answer = wire.Noted()
+                    answer = await self.collecting.reports.take(call.peer.node, request, deadline=call.deadline)
                 elif isinstance(request, wire.FindEndpoint | wire.FindCoordinator):
                     answer = await self._lookups.serve(request, call.peer)
                 else:
@@ -156,27 +161,9 @@ class Controller:
         metrics.RPC_REQUESTS.labels(side="server", method=method, outcome=outcome).inc()
         metrics.RPC_REQUEST_SECONDS.labels(side="server", method=method).observe(self._clock.now() - begun)
         self._activity.record(request, answer, call.peer, at=self._clock.wall())
+        if isinstance(request, wire.Report) and answer == wire.Noted() and self.collecting.enabled:
+            answer = await self.collecting.reports.hold(call.peer.node, seconds=request.wait, deadline=call.deadline)
         return wire.encode(answer)
-
-    async def _report(self, report: Heard, deadline: float) -> None:
-        """Have the replica that cares for the node take in what its agent knows."""
-        await self.peers.ask(
-            node_key(report.node),
-            report,
-            lambda until: self._heard(report, until),
-            timeout=deadline - self._clock.now(),
-        )
-
-    async def _heard(self, report: Heard, deadline: float) -> None:
-        if self._collector is not None:
-            await self._collector.ask(Reported(report.node, report.attachments), deadline=deadline)
-
-    def _sight(self) -> Sight:
-        return Sight(
-            pools=lambda: self.cluster.pools.snapshot.objects,
-            nodes=lambda: self.cluster.nodes.snapshot.objects,
-            mine=lambda node: self.peers.mine(node_key(node)),
-        )
 
     def _scene(self, settings: ControllerSettings) -> Scene:
         config = settings.config
@@ -198,15 +185,6 @@ class Controller:
             nodes=self._activity.nodes(),
             problems=self._activity.problems(now=self._clock.wall()),
         )
-
-
-def _rules(settings: ControllerSettings) -> Rules:
-    return Rules(
-        node_grace=settings.gc_node_grace,
-        terminating=settings.gc_terminating_pod_on_not_ready_node,
-        extra_grace=settings.gc_additional_grace,
-        interval=settings.gc_interval,
-    )
 
 
 async def _follow_peers(

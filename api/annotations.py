@@ -78,6 +78,9 @@ MULTUS_CR_NAME = f"{_MULTUS}/cr-name"
 MULTUS_CNI_VERSION = f"{_MULTUS}/cni-version"
 CNI_CONFIG_NAME = f"{_CNI}/cniconfig-name"
 
+_MOST_DIGITS = 18
+"""Of a size; what Go's int takes."""
+
 
 class AnnotationError(ValueError):
     """An annotation whose value is not what it should be."""
@@ -210,7 +213,7 @@ def ippool_ip_number(annotations: Mapping[str, str]) -> PoolSize | None:
     if value is None:
         return None
     digits = value.removeprefix("+")
-    if not (digits.isascii() and digits.isdigit()):
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS):
         raise AnnotationSyntaxError(IPPOOL_IP_NUMBER, value, 'want a number such as "5", or "+2"')
     return PoolSize(number=int(digits), flexible=value.startswith("+"))
 
@@ -233,16 +236,34 @@ def namespace_default_pools(annotations: Mapping[str, str]) -> IPPoolAnnotation 
     return IPPoolAnnotation(ipv4=ipv4, ipv6=ipv6) if ipv4 or ipv6 else None
 
 
-def _parse[T](annotations: Mapping[str, str], key: str, shape: type[T], want: str) -> T | None:
-    value = annotations.get(key)
-    if value is None:
-        return None
+def decode[T](key: str, value: str, shape: type[T], want: str) -> T:
+    """Read an annotation's JSON, keys in any letter case and null as absent: the original's decoder takes both.
+
+    `want` shows an example. Raises `AnnotationSyntaxError`.
+    """
     try:
-        return msgspec.json.decode(value, type=shape)
+        return msgspec.convert(_folded(msgspec.json.decode(value)), shape)
     except msgspec.ValidationError as error:
         raise AnnotationSyntaxError(key, value, f"{error}; {want}") from error
     except msgspec.DecodeError as error:
         raise AnnotationSyntaxError(key, value, f"not JSON ({error}); {want}") from error
+    except RecursionError as error:
+        raise AnnotationSyntaxError(key, value, f"nested too deeply; {want}") from error
+
+
+def _folded(data: object) -> object:
+    match data:
+        case dict():
+            return {key.lower(): item for key, item in data.items() if item is not None}
+        case list():
+            return [_folded(item) for item in data]
+        case _:
+            return data
+
+
+def _parse[T](annotations: Mapping[str, str], key: str, shape: type[T], want: str) -> T | None:
+    value = annotations.get(key)
+    return None if value is None else decode(key, value, shape, want)
 
 
 def _refuse_repeated(key: str, value: str, names: Sequence[str]) -> None:

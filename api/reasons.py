@@ -20,11 +20,13 @@ class Reason(Struct, frozen=True):
 
 
 class Verdict(Struct, frozen=True):
-    """What was decided about one pool. An accepted pool needs no reason."""
+    """What was decided about one pool for one NIC of the pod. An accepted pool needs no reason."""
 
     pool: str
     accepted: bool
     reason: Reason | None = None
+    nic: str = ""
+    """Empty where only one can be meant."""
 
     def __str__(self) -> str:
         if self.accepted:
@@ -40,21 +42,26 @@ class Explanation(Struct, frozen=True):
     def merged(self, *others: "Explanation") -> "Explanation":
         """Continue with later verdicts: a pool that was accepted as a candidate may still turn out to be full.
 
-        The last verdict on a pool wins and stands where the pool was first named.
+        The last verdict on a pool for a NIC wins and stands where the two were first named.
         """
-        verdicts = {verdict.pool: verdict for verdict in self.considered}
+        verdicts = {(verdict.nic, verdict.pool): verdict for verdict in self.considered}
         for other in others:
-            verdicts |= {verdict.pool: verdict for verdict in other.considered}
+            verdicts |= {(verdict.nic, verdict.pool): verdict for verdict in other.considered}
         return Explanation(considered=tuple(verdicts.values()))
 
     def summary(self) -> str:
-        """One line per pool, all of them."""
-        return "\n".join(map(str, self.considered)) or "no pool was considered"
+        """One line per pool and NIC, all of them."""
+        return "\n".join(self._lines()) or "no pool was considered"
 
     def __str__(self) -> str:
         """All in one line for errors and logs; the first ten pools where there are more."""
         if not self.considered:
             return "no pool was considered"
-        shown = "; ".join(map(str, self.considered[:_SHOWN]))
+        shown = "; ".join(self._lines()[:_SHOWN])
         more = len(self.considered) - _SHOWN
         return f"{shown}; and {more} more" if more > 0 else shown
+
+    def _lines(self) -> list[str]:
+        """The NIC is said where there are several."""
+        several = len({verdict.nic for verdict in self.considered}) > 1
+        return [f"{verdict.nic} {verdict}" if several and verdict.nic else str(verdict) for verdict in self.considered]

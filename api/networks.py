@@ -1,0 +1,168 @@
+"""Which networks Multus attaches a pod to: its two annotations, in both of the forms in which people write them.
+
+Multus itself reads the same annotations before any plugin runs. What it would refuse is refused here too, by annotation
+and value; what it adds to an entry that is incomplete (the namespace, the interface's name) is added here.
+
+An annotation is a JSON list when it contains any of ``[ { "``, else a comma list of ``namespace/name@interface``, of
+which only the name has to be there.
+"""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct, field
+
+from api.annotations import MULTUS_DEFAULT_NETWORK, MULTUS_NETWORKS, AnnotationMeaningError, decode
+
+FIRST_NIC: Final = "eth0"
+"""The interface that the default network makes; kubelet names it so."""
+CLUSTER_NETWORK: Final = "MULTUS_CLUSTER_NETWORK"
+"""The setting that names the default network of pods that say nothing."""
+
+_JSON_MARKS: Final = frozenset('[{"')
+_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+_SUBDOMAIN: Final = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII
+)
+_INTERFACE: Final = re.compile(r"[^\s/:]{1,15}")
+_MAC: Final = re.compile(
+    r"[0-9a-f]{2}(?:([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4,18})|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2,9}",
+    re.ASCII | re.IGNORECASE,
+)
+_LENGTH: Final = re.compile(r"[0-9]{1,3}", re.ASCII)
+_MAC_BYTES: Final = frozenset({6, 8, 20})
+_WANT: Final = (
+    'want namespace/name@interface, separated by commas, or [{"name":"lan","namespace":"ns","interface":"net1"}]'
+)
+
+
+class Network(Struct, frozen=True, kw_only=True):
+    """One attachment of a pod: a NetworkAttachmentDefinition, and what the pod asks of it."""
+
+    name: str
+    namespace: str
+    interface: str
+    """Inside the pod: the one that was asked for, else ``net1`` for the first, ``net2`` for the second and so on."""
+    ips: tuple[str, ...] = ()
+    """Addresses that are asked for, with or without a prefix length."""
+    mac: str = ""
+    default_route: tuple[str, ...] = ()
+    """Gateways of the default routes that are asked for on this interface."""
+
+    def __str__(self) -> str:
+        """As `multusName` and the comma list spell it."""
+        return f"{self.namespace}/{self.name}"
+
+
+class _Entry(Struct, frozen=True):
+    """An entry as written. Its further keys are for other plugins."""
+
+    name: str = ""
+    namespace: str = ""
+    interface: str = ""
+    ips: tuple[str, ...] = ()
+    mac: str = ""
+    default_route: tuple[str, ...] = field(default=(), name="default-route")
+
+
+def networks(annotations: Mapping[str, str], *, namespace: str) -> tuple[Network, ...]:
+    """Parse `MULTUS_NETWORKS`: the attachments behind the first NIC, in their order; empty where the pod has none.
+
+    `namespace` is the pod's, for entries without one. Raises `AnnotationError`: not readable, a name that cannot be, an
+    interface that two of them would get.
+    """
+    value = annotations.get(MULTUS_NETWORKS, "")
+    if not value:
+        return ()
+    found = tuple(
+        _network(MULTUS_NETWORKS, value, entry, namespace=namespace, interface=f"net{index}")
+        for index, entry in enumerate(_entries(MULTUS_NETWORKS, value), start=1)
+    )
+    taken = {FIRST_NIC}
+    for network in found:
+        if network.interface in taken:
+            raise AnnotationMeaningError(
+                MULTUS_NETWORKS, value, f"interface {network.interface} is that of another network of the pod"
+            )
+        taken.add(network.interface)
+    return found
+
+
+def default_network(annotations: Mapping[str, str], *, namespace: str) -> Network | None:
+    """Parse `MULTUS_DEFAULT_NETWORK`, what makes the first NIC; None where the pod leaves that to the cluster.
+
+    `namespace` is that of the agents, for an entry without one. Raises `AnnotationError`, also where there are several.
+    """
+    value = annotations.get(MULTUS_DEFAULT_NETWORK, "")
+    return _single(MULTUS_DEFAULT_NETWORK, value, namespace) if value else None
+
+
+def cluster_network(value: str, *, namespace: str) -> Network | None:
+    """Read the setting `CLUSTER_NETWORK`; None where it is empty. Raises `AnnotationError` with that key."""
+    return _single(CLUSTER_NETWORK, value, namespace) if value else None
+
+
+def _single(key: str, value: str, namespace: str) -> Network:
+    entries = _entries(key, value)
+    if len(entries) != 1:
+        raise AnnotationMeaningError(key, value, f"names {len(entries)} networks, want one")
+    return _network(key, value, entries[0], namespace=namespace, interface=FIRST_NIC)
+
+
+def _entries(key: str, value: str) -> tuple[_Entry, ...]:
+    if not _JSON_MARKS.isdisjoint(value):
+        return decode(key, value, tuple[_Entry, ...], _WANT)
+    return tuple(_written(key, value, item.strip()) for item in value.split(","))
+
+
+def _written(key: str, value: str, item: str) -> _Entry:
+    """One item of a comma list. Multus takes an empty namespace or interface for none, so that is right here."""
+    path, _, interface = item.partition("@")
+    namespace, _, name = path.rpartition("/")
+    if "/" in namespace or "@" in interface:
+        raise AnnotationMeaningError(key, value, f"{item!r} has more than one / or @; {_WANT}")
+    return _Entry(name=name.strip(), namespace=namespace.strip(), interface=interface.strip())
+
+
+def _network(key: str, value: str, entry: _Entry, *, namespace: str, interface: str) -> Network:
+    """An entry, checked and completed."""
+
+    def wrong(what: str, seen: str, want: str) -> AnnotationMeaningError:
+        return AnnotationMeaningError(key, value, f"{what} {seen!r}: want {want}")
+
+    if not _SUBDOMAIN.fullmatch(entry.name):
+        raise wrong("name", entry.name, "the name of a NetworkAttachmentDefinition")
+    if entry.namespace and not _LABEL.fullmatch(entry.namespace):
+        raise wrong("namespace", entry.namespace, "the name of a namespace")
+    if entry.interface and (not _INTERFACE.fullmatch(entry.interface) or entry.interface in {".", ".."}):
+        raise wrong("interface", entry.interface, "1 to 15 characters without spaces, / and :")
+    for text in entry.ips:
+        if not _is_address(text, prefix=True):
+            raise wrong("ips", text, "an address, with or without a prefix length")
+    for text in entry.default_route:
+        if not _is_address(text):
+            raise wrong("default-route", text, "an address")
+    if entry.mac and not (_MAC.fullmatch(entry.mac) and len(re.sub(r"[^0-9A-Fa-f]", "", entry.mac)) // 2 in _MAC_BYTES):
+        raise wrong("mac", entry.mac, "a MAC address")
+    return Network(
+        name=entry.name,
+        namespace=entry.namespace or namespace,
+        interface=entry.interface or interface,
+        ips=entry.ips,
+        mac=entry.mac,
+        default_route=entry.default_route,
+    )
+
+
+def _is_address(text: str, *, prefix: bool = False) -> bool:
+    """Whether it is an IP address; with `prefix` it may have a prefix length."""
+    address, slash, length = text.partition("/")
+    try:
+        most = ipaddress.ip_address(address).max_prefixlen
+    except ValueError:
+        return False
+    if "%" in address or (slash and not prefix):
+        return False
+    return not slash or (_LENGTH.fullmatch(length) is not None and int(length) <= most)

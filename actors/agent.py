@@ -7,7 +7,7 @@ reporter     tells the controller what this node knows of, and looks where it is
 departures   tells when a sandbox's namespace goes
 sandboxes    one actor per pod sandbox
 node         takes CNI calls, keeps the sandboxes
-cni          the unix socket that the shim talks to
+cni          the unix socket that the shim, and the original's plugins, talk to
 contact      whether a controller has answered
 installer    keeps the shim and the CNI configuration on the node
 events       what an operator has to know of this node
@@ -27,7 +27,8 @@ from actors import program
 from actors.controllers import Controllers
 from actors.departures import NetnsDepartures
 from actors.disk import Journal, open_journal
-from actors.node import Departed, Invoke, NodeActor
+from actors.doors import Doors, Switches
+from actors.node import Departed, Disavow, Invoke, NodeActor
 from actors.outbox import Connected, OutboxActor
 from actors.outbox import Departed as NetnsGone
 from actors.replicas import Replicas, named
@@ -75,6 +76,8 @@ class Agent:
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
         self.controllers = Controllers(channels, clock=system.clock, node=node)
         self._system = system
+        self._kernel = kernel
+        self._journal = journal
         self._named = named
         self.recovered = anyio.Event()
         """Set when the journal has been read: calls can be served."""
@@ -120,17 +123,40 @@ class Agent:
             capacity=NodeActor.capacity,
         )
 
-    def reside(self, socket: Path) -> Residence:
-        """Have the shims served at `socket`."""
-        residence = Residence(
-            self._system, self.supervisor, recovered=self.recovered, invoke=self.invoke, status=self.status
+    def reside(self, settings: AgentSettings) -> Residence:
+        """Have the shims and the original's plugins served at the socket that the settings name."""
+        doors = Doors(
+            invoke=self.invoke,
+            renounce=self.renounce,
+            journal=self._journal,
+            kernel=self._kernel,
+            controllers=self.controllers,
+            clock=self._system.clock,
+            health=self._system.health,
+            switches=Switches(
+                conflict_detection=settings.config.enable_ip_conflict_detection,
+                gateway_detection=settings.config.enable_gateway_detection,
+                release_conflicts=settings.enabled_release_conflict_ips,
+            ),
         )
-        residence.serve(socket)
+        residence = Residence(
+            self._system,
+            self.supervisor,
+            recovered=self.recovered,
+            invoke=self.invoke,
+            status=self.status,
+            doors=doors.routes(),
+        )
+        residence.serve(Path(settings.config.ipam_unix_socket_path))
         return residence
 
     async def status(self, seconds: float) -> None:
         """Whether an ADD would be served: returns, or raises `CniError` or `ActorError`."""
         await self.node.ask(Invoke(Invocation(verb=Verb.STATUS, type=IPAM_TYPE)), timeout=seconds)
+
+    async def renounce(self, container_id: str, seen: str) -> None:
+        """Somebody else, `seen`, uses an address of a container. See `actors.sandbox.Renounce` for what is raised."""
+        await self.node.ask(Disavow(container_id, seen), timeout=_CALL_SECONDS)
 
     async def invoke(self, invocation: Invocation) -> bytes:
         """One CNI call: the bytes for the plugin's stdout. Raises `CniError`.
@@ -222,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
             root.add_service("replicas", lambda: replicas.follow(store))
         gauge = metrics.RPC_CONNECTIONS.labels(side="client")
         stack.callback(metrics.on_scrape(lambda: gauge.set(agent.controllers.connections)))
-        residence = agent.reside(Path(settings.config.ipam_unix_socket_path))
+        residence = agent.reside(settings)
         residence.install(settings, store)
         root.add_supervisor(connections)
         root.add_supervisor(agent.supervisor, shutdown=STOP_SECONDS)

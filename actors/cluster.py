@@ -6,14 +6,26 @@ Snapshots lag. They choose candidates and save reads; nothing is refused or free
 from actors.callers import View
 from actors.coordinator import chosen, coordination, looked_up
 from api.coordinator import SpiderCoordinator
-from api.core import Namespace, Node, Pod, ServiceCIDR
+from api.core import Namespace, Node, Pod, ServiceCIDR, StatefulSet
 from api.ippool import SpiderIPPool
-from api.kinds import COORDINATOR, IPPOOL, NAMESPACE, NODE, POD, RESERVEDIP, SERVICECIDR
+from api.kinds import (
+    COORDINATOR,
+    IPPOOL,
+    NAMESPACE,
+    NODE,
+    POD,
+    RESERVEDIP,
+    SERVICECIDR,
+    STATEFULSET,
+    VIRTUALMACHINE,
+)
+from api.kubevirt import VirtualMachine
+from api.meta import ObjectMeta
 from api.reservedip import SpiderReservedIP
 from api.wire import Coordination, FoundCoordinator
 from ipam.ranges import RangeError, Ranges, parse_ranges
 from runtime.actor import System
-from runtime.store.port import Store
+from runtime.store.port import NotFound, Store
 from runtime.store.reflector import Reflector
 from runtime.supervision import Supervisor
 
@@ -32,6 +44,13 @@ class Cluster:
         self.reserved_ips: Reflector[SpiderReservedIP] = Reflector(store, RESERVEDIP, random=system.random)
         self.coordinators: Reflector[SpiderCoordinator] = Reflector(store, COORDINATOR, random=system.random)
         self.service_cidrs: Reflector[ServiceCIDR] = Reflector(store, SERVICECIDR, random=system.random)
+        self.statefulsets: Reflector[StatefulSet] = Reflector(
+            store, STATEFULSET, random=system.random, transform=_bare_statefulset
+        )
+        self.machines: Reflector[VirtualMachine] = Reflector(
+            store, VIRTUALMACHINE, random=system.random, transform=_bare_machine
+        )
+        """None where KubeVirt is not there, and where it is without fixed addresses it costs little."""
 
     def supervise(self, supervisor: Supervisor) -> None:
         """Make every reflector a child of `supervisor`."""
@@ -43,14 +62,31 @@ class Cluster:
             ("reservedips", self.reserved_ips),
             ("coordinators", self.coordinators),
             ("servicecidrs", self.service_cidrs),
+            ("statefulsets", self.statefulsets),
+            ("virtualmachines", self.machines),
         ):
             supervisor.add_service(name, reflector.run)
 
     async def synced(self) -> None:
-        """Return when every kind has been listed once; of ServiceCIDRs it is enough that there is no such kind."""
+        """Return when every kind has been listed once, or has been found to be missing where that may be."""
         for reflector in (self.pools, self.pods, self.namespaces, self.nodes, self.reserved_ips, self.coordinators):
             await reflector.synced()
-        await self.service_cidrs.answered()
+        for answered in (self.service_cidrs, self.statefulsets, self.machines):
+            await answered.answered()
+
+    def may_have_machines(self) -> bool:
+        """Whether there may be virtual machines: False only where the store has no such kind."""
+        return not isinstance(self.machines.error, NotFound)
+
+    def nodes_with(self, namespace: str, daemonset: str) -> frozenset[str]:
+        """The nodes on which a DaemonSet has a pod."""
+        found: set[str] = set()
+        for pod in self.pods.snapshot.values():
+            if pod.metadata.namespace == namespace and pod.spec.node_name:
+                owner = pod.metadata.controller
+                if owner is not None and owner.kind == "DaemonSet" and owner.name == daemonset:
+                    found.add(pod.spec.node_name)
+        return frozenset(found)
 
     def view(self) -> View:
         """The allocator's window on the snapshots."""
@@ -90,3 +126,22 @@ class Cluster:
             name=self._coordinator,
             configured=self._service_cidr,
         )
+
+
+def _bare_statefulset(item: StatefulSet) -> StatefulSet:
+    return StatefulSet(metadata=_bare(item.metadata), spec=item.spec)
+
+
+def _bare_machine(item: VirtualMachine) -> VirtualMachine:
+    return VirtualMachine(metadata=_bare(item.metadata))
+
+
+def _bare(meta: ObjectMeta) -> ObjectMeta:
+    """Who it is and whether it goes."""
+    return ObjectMeta(
+        name=meta.name,
+        namespace=meta.namespace,
+        uid=meta.uid,
+        resource_version=meta.resource_version,
+        deletion_timestamp=meta.deletion_timestamp,
+    )

@@ -26,13 +26,12 @@ from actors.activity import Activity
 from actors.allocator import AllocatorActor, Serve
 from actors.callers import Callers
 from actors.cluster import Cluster
-from actors.collector import CollectorActor, Reported, Rules, Sight
-from actors.collector import Message as CollectorMessage
+from actors.collecting import Collecting
 from actors.endpoint import Endpoints
 from actors.grants import Grants, Policy
 from actors.ippools import IPPools
 from actors.lookups import Lookups, Scene
-from actors.peers import Heard, Peers, node_key, pool_key
+from actors.peers import Peers, pool_key
 from actors.replicas import PeerReplicas, Replicas, named
 from actors.returns import Returns
 from actors.workloads import Workloads
@@ -40,7 +39,7 @@ from api import wire
 from api.kinds import POD
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import ReplicaStatus
-from runtime.actor import Ref, System
+from runtime.actor import System
 from runtime.errors import ActorError, MailboxFull
 from runtime.store.cluster_credentials import credentials_of
 from runtime.store.credentials import Credentials, CredentialsError
@@ -86,7 +85,7 @@ class Controller:
             max_records=settings.ippool_max_allocated_ips,
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
-        self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools, heard=self._heard)
+        self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools)
         self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
         endpoints = Endpoints(store)
         self._workloads = Workloads(
@@ -94,15 +93,17 @@ class Controller:
             statefulset=settings.config.enable_stateful_set,
             kubevirt=settings.config.enable_kubevirt_static_ip,
         )
-        self._collector: Ref[CollectorMessage] | None = None
-        if pods_exist and settings.gc_ip_enabled:
-            self._collector = self.supervisor.add_actor(
-                "collector",
-                lambda: CollectorActor(
-                    store, pools=self.peers, endpoints=endpoints, sight=self._sight(), rules=_rules(settings)
-                ),
-                capacity=CollectorActor.capacity,
-            )
+        self.collecting = Collecting(
+            system,
+            store,
+            supervisor=self.supervisor,
+            cluster=self.cluster,
+            peers=self.peers,
+            endpoints=endpoints,
+            workloads=self._workloads,
+            settings=settings,
+            enabled=pods_exist and settings.gc_ip_enabled,
+        )
         self._lookups = Lookups(store, self._scene(), pods_exist=pods_exist)
         self._clock = system.clock
         self._activity = Activity()
@@ -175,8 +176,7 @@ class Controller:
         with traces.attach(traces.extract(call.traceparent)), traces.span(f"serve {method}"):
             try:
                 if isinstance(request, wire.Report):
-                    await self._report(Heard(call.peer.node, request.attachments), call.deadline)
-                    answer = wire.Noted()
+                    answer = await self.collecting.reports.take(call.peer.node, request, deadline=call.deadline)
                 elif isinstance(request, wire.FindEndpoint | wire.FindCoordinator):
                     answer = await self._lookups.serve(request, call.peer)
                 else:
@@ -189,27 +189,9 @@ class Controller:
         metrics.RPC_REQUESTS.labels(side="server", method=method, outcome=outcome).inc()
         metrics.RPC_REQUEST_SECONDS.labels(side="server", method=method).observe(self._clock.now() - begun)
         self._activity.record(request, answer, call.peer, at=self._clock.wall())
+        if isinstance(request, wire.Report) and answer == wire.Noted() and self.collecting.enabled:
+            answer = await self.collecting.reports.hold(call.peer.node, seconds=request.wait, deadline=call.deadline)
         return wire.encode(answer)
-
-    async def _report(self, report: Heard, deadline: float) -> None:
-        """Have the replica that cares for the node take in what its agent knows."""
-        await self.peers.ask(
-            node_key(report.node),
-            report,
-            lambda until: self._heard(report, until),
-            timeout=deadline - self._clock.now(),
-        )
-
-    async def _heard(self, report: Heard, deadline: float) -> None:
-        if self._collector is not None:
-            await self._collector.ask(Reported(report.node, report.attachments), deadline=deadline)
-
-    def _sight(self) -> Sight:
-        return Sight(
-            pools=lambda: self.cluster.pools.snapshot.objects,
-            nodes=lambda: self.cluster.nodes.snapshot.objects,
-            mine=lambda node: self.peers.mine(node_key(node)),
-        )
 
     def _scene(self) -> Scene:
         return Scene(
@@ -228,15 +210,6 @@ class Controller:
             nodes=self._activity.nodes(),
             problems=self._activity.problems(now=self._clock.wall()),
         )
-
-
-def _rules(settings: ControllerSettings) -> Rules:
-    return Rules(
-        node_grace=settings.gc_node_grace,
-        terminating=settings.gc_terminating_pod_on_not_ready_node,
-        extra_grace=settings.gc_additional_grace,
-        interval=settings.gc_interval,
-    )
 
 
 async def _follow_peers(

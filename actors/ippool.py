@@ -111,6 +111,8 @@ class Surrender(Question["Surrendered | Refused"], frozen=True, tag=True):
     """All the NICs that the container has left: everything else that it holds goes. None: only `nic` goes."""
     retain: bool = False
     """What goes is kept for the next pod of the same name."""
+    kept_only: bool = False
+    """What a link may still carry stays."""
 
 
 class Disown(Question["Surrendered | Refused"], frozen=True, tag=True):
@@ -278,8 +280,10 @@ class IPPoolActor(Actor[Message]):
         match message:
             case Claim(pod, uid, nic, node, cid, fixed, moving):
                 return rules.Claim(pod=pod, uid=uid, nic=nic, node=node, cid=cid, fixed=fixed, moving=moving)
-            case Surrender(uid, nic, cid, node, keep, retain):
-                return rules.Surrender(uid=uid, nic=nic, cid=cid, node=node, keep=keep, retain=retain)
+            case Surrender(uid, nic, cid, node, keep, retain, kept_only):
+                return rules.Surrender(
+                    uid=uid, nic=nic, cid=cid, node=node, keep=keep, retain=retain, kept_only=kept_only
+                )
             case Disown(uid, nic, cid, node, addresses, seen, seconds):
                 return rules.Disown(
                     uid=uid, nic=nic, cid=cid, node=node, addresses=addresses, seen=seen, seconds=seconds

@@ -1,9 +1,8 @@
 """The actor of this node: takes CNI calls and keeps one sandbox actor per container.
 
-Messages: `Invoke` from the socket server; `Recovered`, `Forwarded`, `ForwardFailed`, `Mended`, `Audited` from its own
-work; `Audit` and `Departures` from its timers; `Departed` from the watch on namespaces. State: the sandbox actors by
-container id. Persists: nothing itself. Answers: what the
-sandbox actor answers.
+Messages: `Invoke` and `Disavow` from the socket server; `Recovered`, `Forwarded`, `ForwardFailed`, `Mended`, `Audited`
+from its own work; `Audit` and `Departures` from its timers; `Departed` from the watch on namespaces. State: the sandbox
+actors by container id. Persists: nothing itself. Answers: what the sandbox actor answers.
 
 It serves as soon as it has read the journal. Beside that, the sandbox actors deal with what an agent before left:
 interfaces whose ADD was cut short are taken down and their addresses given back; those whose namespace is gone (a
@@ -33,7 +32,7 @@ from actors.departures import SETTLE_SECONDS
 from actors.disk import Journal
 from actors.outbox import Message as OutboxMessage
 from actors.outbox import Owe
-from actors.sandbox import Attach, Detach, Mend, SandboxActor, Verify
+from actors.sandbox import Attach, Detach, Mend, Renounce, SandboxActor, Verify
 from actors.sandbox import Message as SandboxMessage
 from api.wire import Inquire, Ready
 from cni.errors import CniError, InvalidConfig, NotReady, TryAgainLater
@@ -65,6 +64,13 @@ class Invoke(Question["Result | None"], frozen=True, tag=True):
     """One CNI call."""
 
     invocation: Invocation
+
+
+class Disavow(Question["Result | None"], frozen=True, tag=True):
+    """Somebody else uses an address of a container; see `actors.sandbox.Renounce`."""
+
+    container_id: str
+    seen: str
 
 
 class Recovered(Struct, frozen=True, tag=True):
@@ -119,7 +125,19 @@ class Audited(Struct, frozen=True, tag=True):
     lost: tuple[JournalEntry, ...] = ()
 
 
-Message = Invoke | Recovered | Forwarded | ForwardFailed | Mended | Retired | Audit | Audited | Departed | Departures
+Message = (
+    Invoke
+    | Disavow
+    | Recovered
+    | Forwarded
+    | ForwardFailed
+    | Mended
+    | Retired
+    | Audit
+    | Audited
+    | Departed
+    | Departures
+)
 
 
 class NodeActor(Actor[Message]):
@@ -184,6 +202,9 @@ class NodeActor(Actor[Message]):
             case Invoke(invocation):
                 self._cover(invocation.netns)
                 self._forward(invocation.container_id, self._serve(invocation), envelope)
+                return LATER
+            case Disavow(container_id, seen):
+                self._forward(container_id, self._renounce(container_id, seen), envelope)
                 return LATER
             case Recovered(entries):
                 metrics.SANDBOXES.set(len(entries))
@@ -273,6 +294,9 @@ class NodeActor(Actor[Message]):
                 return None  # the shim answers this one by itself
             case _:
                 assert_never(invocation.verb)
+
+    async def _renounce(self, container_id: str, seen: str) -> None:
+        await self._sandbox(container_id).ask(Renounce(seen), timeout=_CALL_SECONDS)
 
     def _sandbox(self, container_id: str) -> Ref[SandboxMessage]:
         ref = self._refs.get(container_id)

@@ -9,7 +9,7 @@ that they need; without any it ends at once. Socket, files, links and pods stay 
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from actors.ownpod import OwnPod
 from api.settings import AgentSettings
 from cni.errors import CniError
 from cni.protocol import Invocation
-from cni.server import CniServer
+from cni.server import CniServer, Door
 from runtime.actor import Ref, System
 from runtime.errors import ActorError
 from runtime.store.port import Store
@@ -53,6 +53,7 @@ class Residence:
         recovered: anyio.Event,
         invoke: Callable[[Invocation], Awaitable[bytes]],
         status: Callable[[float], Awaitable[None]],
+        doors: Mapping[str, Mapping[str, Door]],
     ) -> None:
         """Serve nothing yet.
 
@@ -62,12 +63,14 @@ class Residence:
             recovered: set when the journal has been read.
             invoke: carries a CNI call out.
             status: the CNI verb STATUS, within so many seconds: returns, or raises `CniError` or `ActorError`.
+            doors: what the socket serves besides.
         """
         self._system = system
         self._supervisor = supervisor
         self._recovered = recovered
         self._invoke = invoke
         self._status = status
+        self._doors = doors
         self._server: CniServer | None = None
         self._serving = anyio.Event()
         self._usable = anyio.Event()
@@ -83,7 +86,7 @@ class Residence:
             await self._recovered.wait()
             async with AsyncExitStack() as servers:
                 while True:
-                    server = CniServer(socket, self._invoke, drain=DRAIN_SECONDS)
+                    server = CniServer(socket, self._invoke, doors=self._doors, drain=DRAIN_SECONDS)
                     self._server = await servers.enter_async_context(server)
                     self._report("cni/socket", State.OK)
                     self._serving.set()

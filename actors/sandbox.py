@@ -1,9 +1,9 @@
 """The actor of one pod sandbox on this node: does ADD, CHECK and DEL of that container one after the other.
 
-Messages: `Attach`, `Verify`, `Detach` and `Mend` from the node actor, `Finished` from its own work. State: the
-container's journal entries by interface. Persists: one journal entry an interface, as "adding" before anything is asked
-or built, as "added" with the result before the runtime is answered, as "releasing" from the moment the link is gone.
-Answers: when the kernel and the journal agree with the answer.
+Messages: `Attach`, `Verify`, `Detach`, `Renounce` and `Mend` from the node actor, `Finished` from its own work. State:
+the container's journal entries by interface. Persists: one journal entry an interface, as "adding" before anything is
+asked or built, as "added" with the result before the runtime is answered, as "releasing" from the moment the link is
+gone. Answers: when the kernel and the journal agree with the answer.
 
 What a crash leaves: with "adding", possibly a link and possibly records, which the next agent's `Mend` takes down and
 gives back; with "added", a working interface; with "releasing", records that the outbox gives back.
@@ -23,6 +23,7 @@ import anyio
 import msgspec
 from msgspec import Struct
 
+from actors.conflict import disown
 from actors.controllers import Controllers
 from actors.disk import Journal
 from actors.outbox import Message as OutboxMessage
@@ -57,6 +58,7 @@ ALLOCATE_SECONDS = 20.0
 _SETTLE_SECONDS = 5.0
 """How long an ADD waits for an earlier DEL of the same interface to be over."""
 _UNDO_SECONDS = 10.0
+_DISOWN_SECONDS = 10.0
 _CLAIM_SECONDS = 30.0
 """How long a verb waits for another agent of this node that works on the container: longer than an ADD takes."""
 
@@ -79,6 +81,16 @@ class Detach(Question[None], frozen=True, tag=True):
     invocation: Invocation
 
 
+class Renounce(Question[None], frozen=True, tag=True):
+    """Somebody else uses an address of the container: what our IPAM gave other plugins' interfaces of it goes.
+
+    Answered when nobody else can get it for a while. Raises `actors.conflict.KeepsAddresses`, and `TransportError`.
+    """
+
+    seen: str
+    """Who uses it."""
+
+
 class Mend(Question[None], frozen=True, tag=True):
     """Take down what an agent before left of an interface: an ADD that was cut short, a namespace that is gone."""
 
@@ -92,7 +104,7 @@ class Finished(Struct, frozen=True, tag=True):
     error: Exception | None = None
 
 
-Message = Attach | Verify | Detach | Mend | Finished
+Message = Attach | Verify | Detach | Renounce | Mend | Finished
 
 
 class SandboxActor(Actor[Message]):
@@ -134,6 +146,8 @@ class SandboxActor(Actor[Message]):
                 work = self._alone(invocation.ifname, lambda known: self._verify(invocation, known))
             case Detach(invocation):
                 work = self._alone(invocation.ifname, lambda known: self._detach(invocation, known))
+            case Renounce(seen):
+                work = self._renounce(seen)
             case Mend(ifname):
                 work = self._alone(ifname, self._mend)
             case Finished(result, error):
@@ -348,6 +362,15 @@ class SandboxActor(Actor[Message]):
             return await self._outbox.ask(Recall(Key(self._container_id, ifname)), timeout=_SETTLE_SECONDS)
         except ActorError:
             return False
+
+    async def _renounce(self, seen: str) -> None:
+        async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
+            entries = await self._journal.of(self._container_id)
+            given = [one for one in entries if one.role is Role.IPAM and one.state is State.ADDED]
+            for entry in given:
+                await disown(self._controllers, entry, seen=seen, deadline=self.system.clock.now() + _DISOWN_SECONDS)
+            for entry in given:
+                await self._owe(entry)
 
     async def _mend(self, entry: JournalEntry | None) -> None:
         if entry is None:

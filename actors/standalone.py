@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             node=settings.agent.node_name,
             named=named_somehow,
         )
-        residence = agent.reside(Path(settings.agent.config.ipam_unix_socket_path))
+        residence = agent.reside(settings.agent)
         residence.install(settings.agent, None)
         root.add_supervisor(agent.supervisor, shutdown=STOP_SECONDS)
 

@@ -27,7 +27,6 @@ WITHOUT_EFFECT: Mapping[str, str] = {
             "SPIDERPOOL_GC_MAX_PODENTRY_DB_CAP",
             "SPIDERPOOL_GC_TRACE_POD_GAP_DURATION",
             "SPIDERPOOL_GC_SIGNAL_TIMEOUT_DURATION",
-            "SPIDERPOOL_GC_HTTP_REQUEST_TIME_GAP",
             "SPIDERPOOL_GC_PODENTRY_MAX_RETRIES",
         ),
         "addresses are reclaimed by messages to their pool's actor, not by workers on a queue",

@@ -118,15 +118,11 @@ def _entries(key: str, value: str) -> tuple[_Entry, ...]:
 
 
 def _written(key: str, value: str, item: str) -> _Entry:
-    """One item of a comma list."""
-    path, at, interface = item.partition("@")
-    namespace, slash, name = path.rpartition("/")
-    if "/" in namespace:
-        raise AnnotationMeaningError(key, value, f"{item!r} has more than one /; {_WANT}")
-    if slash and not namespace.strip():
-        raise AnnotationMeaningError(key, value, f"{item!r} has an empty namespace; {_WANT}")
-    if at and not interface.strip():
-        raise AnnotationMeaningError(key, value, f"{item!r} has an empty interface; {_WANT}")
+    """One item of a comma list. Multus takes an empty namespace or interface for none, so that is right here."""
+    path, _, interface = item.partition("@")
+    namespace, _, name = path.rpartition("/")
+    if "/" in namespace or "@" in interface:
+        raise AnnotationMeaningError(key, value, f"{item!r} has more than one / or @; {_WANT}")
     return _Entry(name=name.strip(), namespace=namespace.strip(), interface=interface.strip())
 
 

@@ -170,6 +170,8 @@ class ControllerSettings(_Common, frozen=True, kw_only=True):
     """Seconds between two audits."""
     gc_additional_grace: Annotated[float, Meta(ge=0), Env("SPIDERPOOL_GC_ADDITIONAL_GRACE_DELAY", (), _SECONDS)] = 0.0
     """Seconds that are added to a pod's own grace period."""
+    gc_request_gap: Annotated[float, Meta(ge=0), Env("SPIDERPOOL_GC_HTTP_REQUEST_TIME_GAP", (), _SECONDS)] = 1.0
+    """Seconds between two audits that are asked for over HTTP, at least."""
     gc_node_grace: Annotated[float, Meta(ge=0), Env("SPIDERPOOL_GC_NODE_GRACE", (), _SECONDS)] = 120.0
     """Seconds for which a node must be NotReady, and its agent silent, before its pods' addresses are given up."""
     leader_duration: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_LEADER_DURATION", (), _SECONDS)] = 15.0

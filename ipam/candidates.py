@@ -119,7 +119,7 @@ class _Written(Struct, frozen=True):
     source: str
     nics: tuple[NICPools, ...]
     several: bool = False
-    """Whether it speaks of all NICs of the pod, so that it has to be said which one is meant."""
+    """Whether it speaks of several NICs, so that it has to be said which one is meant."""
     unplaced: tuple[Verdict, ...] = ()
 
     def where(self, nic: str) -> str:

@@ -2,7 +2,10 @@
 
 from msgspec import Struct
 
+from api.ippool import AllocationRecord
 from api.reasons import Reason
+from ipam.history import Change
+from ipam.table import Before
 
 
 class Claim(Struct, frozen=True, tag="claim", kw_only=True):
@@ -47,6 +50,7 @@ class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):
         keep: None releases that NIC only. Otherwise these are all the NICs that the sandbox has left, and what it holds
             for any other goes; `nic` then only decides about records that name none.
         retain: what matches is not freed but kept for the next pod of the same name.
+        kept_only: only what is kept is freed: what a link may still carry stays.
     """
 
     uid: str
@@ -55,6 +59,7 @@ class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):
     node: str = ""
     keep: tuple[str, ...] | None = None
     retain: bool = False
+    kept_only: bool = False
 
 
 class Disown(Struct, frozen=True, tag="disown", kw_only=True):
@@ -81,7 +86,21 @@ class Disown(Struct, frozen=True, tag="disown", kw_only=True):
     seconds: float
 
 
-type Operation = Claim | Surrender | Disown
+class Reclaim(Struct, frozen=True, tag="reclaim", kw_only=True):
+    """A record is not needed any more, whoever wrote it: it goes if it is still exactly that one.
+
+    Attributes:
+        address: as it stands in the pool.
+        record: as it was judged; keys that we do not know are not compared.
+        retain: as in `Surrender`.
+    """
+
+    address: str
+    record: AllocationRecord
+    retain: bool = False
+
+
+type Operation = Claim | Surrender | Disown | Reclaim
 
 
 class Granted(Struct, frozen=True, tag="granted", kw_only=True):
@@ -103,7 +122,7 @@ class Granted(Struct, frozen=True, tag="granted", kw_only=True):
 
 
 class Surrendered(Struct, frozen=True, tag="surrendered", kw_only=True):
-    """What a `Surrender` or a `Disown` did.
+    """What a `Surrender`, a `Disown` or a `Reclaim` did.
 
     Attributes:
         ips: canonical addresses without prefix that are free now; empty when nothing matched.
@@ -129,3 +148,33 @@ class Refused(Struct, frozen=True, tag="refused", kw_only=True):
 
 
 type Answer = Granted | Surrendered | Refused
+
+
+class Held(Struct, frozen=True, kw_only=True):
+    """One address and who holds it.
+
+    Attributes:
+        ip: as a number.
+        address: `10.0.0.5/16`.
+        record: as stored.
+    """
+
+    ip: int
+    address: str
+    record: AllocationRecord
+
+
+class Outcome(Struct, frozen=True, eq=False, kw_only=True):
+    """What one `Ledger.apply` did.
+
+    Attributes:
+        answers: one per operation, in the order of the operations.
+        changed: the contents differ from before, so `status()` has to be written before anybody is told.
+        changes: who holds something otherwise than before, in the order in which it happened.
+        undo: what `Ledger.revert` puts back, oldest first.
+    """
+
+    answers: tuple[Answer, ...]
+    changed: bool
+    changes: tuple[Change, ...]
+    undo: tuple[Before, ...]

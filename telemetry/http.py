@@ -1,7 +1,8 @@
 """The small HTTP server behind /metrics, /healthz and the probes of the original's chart.
 
-HTTP/1.1 with keep-alive on asyncio streams: GET and HEAD of a handful of paths, no bodies. It is separate from the
-CNI socket on purpose, so that a kubelet that floods one cannot starve the probes of the other.
+HTTP/1.1 with keep-alive on asyncio streams: GET and HEAD of a handful of paths, and POST of those that set something
+off. What a request says is in its path and query: a body is read past. It is separate from the CNI socket on purpose,
+so that a kubelet that floods one cannot starve the probes of the other.
 
 Two agents of a node run at once while one replaces the other, on the node's network. So the port is shared
 (SO_REUSEPORT), and a unix socket in the pod answers for this process alone: that is where the probes ask.
@@ -16,7 +17,8 @@ GET /v1/runtime/readiness 200 when ok or degraded, else 500
 GET /v1/runtime/liveness  200 unless something has failed, else 500
 ========================= ====================================================================================
 
-A probe that is not 200 says in its body which parts are the reason, a line each.
+A probe that is not 200 says in its body which parts are the reason, a line each. A path that exists is answered with
+405 to any method but its own.
 """
 
 import asyncio
@@ -39,6 +41,8 @@ from telemetry.recorder import SpanRecorder
 logger = logging.getLogger(__name__)
 
 _HEAD_LIMIT = 16 * 1024
+_BODY_LIMIT = 64 * 1024
+"""Of a POST. Nothing of it is kept, but a client that sends more has another server in mind."""
 _IDLE_SECONDS = 60.0
 _CONNECTIONS = 64
 _WELL = (State.OK, State.DEGRADED)
@@ -50,10 +54,22 @@ class Response(Struct, frozen=True):
     body: bytes = b""
     status: HTTPStatus = HTTPStatus.OK
     content_type: str = "text/plain; charset=utf-8"
+    allow: str = ""
+    """The methods that the path has, where it is not for the one that was used."""
 
 
-type Route = Callable[[str], Response]
+type Answer = Callable[[str], Response]
 """Gets the query string; runs on the event loop, so it must be quick."""
+
+
+class Post(Struct, frozen=True):
+    """A route for POST: it sets something off, and says that it has."""
+
+    answer: Answer
+
+
+type Route = Answer | Post
+"""What a path does. A bare function is for GET and HEAD."""
 
 
 class HttpServer:
@@ -82,7 +98,7 @@ class HttpServer:
             health: gives /healthz and /v1/runtime/*.
             program: gives /metrics, with the metrics of that program.
             recorder: gives /debug/traces.
-            routes: more paths, or others for the same ones.
+            routes: more paths, or others for the same ones; a function is for GET, `Post` for POST.
             unix: path of a unix socket that is served as well; what lies there is replaced.
         """
         self._host = host or None
@@ -171,29 +187,42 @@ class HttpServer:
             await _send(writer, Response(status=HTTPStatus.BAD_REQUEST), keep=False, body=True)
             return False
         method, target, version = words
-        keep = (
-            version == "HTTP/1.1"
-            and headers.get("connection", "").lower() != "close"
-            and headers.get("content-length", "0") == "0"
-            and "transfer-encoding" not in headers
-        )
+        unread, refused = await _read_past_body(reader, headers)
+        keep = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close" and not unread
         path, _, query = target.partition("?")
-        if method not in {"GET", "HEAD"}:
-            answer = Response(status=HTTPStatus.METHOD_NOT_ALLOWED)
-        else:
-            answer = await self._answer(path, query)
+        answer = refused or await self._answer(method, path, query)
         await _send(writer, answer, keep=keep, body=method != "HEAD")
         return keep
 
-    async def _answer(self, path: str, query: str) -> Response:
+    async def _answer(self, method: str, path: str, query: str) -> Response:
         route = self._routes.get(path)
+        if route is None and (path != "/metrics" or self._program is None):
+            return Response(b"not found\n", HTTPStatus.NOT_FOUND)
+        methods = ("POST",) if isinstance(route, Post) else ("GET", "HEAD")
+        if method not in methods:
+            allow = ", ".join(methods)
+            return Response(f"use {allow}\n".encode(), HTTPStatus.METHOD_NOT_ALLOWED, allow=allow)
         if route is not None:
-            return route(query)
-        if path == "/metrics" and self._program is not None:
-            metrics.refresh()
-            body = await asyncio.to_thread(metrics.render, self._program)
-            return Response(body=body, content_type=metrics.CONTENT_TYPE)
-        return Response(b"not found\n", HTTPStatus.NOT_FOUND)
+            return route.answer(query) if isinstance(route, Post) else route(query)
+        assert self._program is not None
+        metrics.refresh()
+        body = await asyncio.to_thread(metrics.render, self._program)
+        return Response(body=body, content_type=metrics.CONTENT_TYPE)
+
+
+async def _read_past_body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> tuple[bool, Response | None]:
+    """Whether something of the body is left, so that the connection is of no more use, and a refusal if it must be."""
+    if "transfer-encoding" in headers:
+        return True, Response(b"a body needs a Content-Length\n", HTTPStatus.LENGTH_REQUIRED)
+    length = headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
+        return True, Response(f"Content-Length: {length[:20]!r} is no number\n".encode(), HTTPStatus.BAD_REQUEST)
+    if len(length) > 9 or int(length) > _BODY_LIMIT:
+        text = f"a body of more than {_BODY_LIMIT} bytes\n"
+        return True, Response(text.encode(), HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    async with asyncio.timeout(_IDLE_SECONDS):
+        await reader.readexactly(int(length))
+    return False, None
 
 
 def _any_address(port: int) -> socket.socket:
@@ -227,10 +256,10 @@ def _tree(health: HealthTree) -> Route:
     return answer
 
 
-def probes(health: HealthTree) -> dict[str, Route]:
+def probes(health: HealthTree) -> dict[str, Answer]:
     """What tells a kubelet how the program is."""
 
-    def probe(is_well: Callable[[State], bool]) -> Route:
+    def probe(is_well: Callable[[State], bool]) -> Answer:
         def answer(_query: str) -> Response:
             if is_well(health.status()):
                 return Response()
@@ -260,9 +289,11 @@ def _trace_routes(recorder: SpanRecorder) -> dict[str, Route]:
 
 
 async def _send(writer: asyncio.StreamWriter, answer: Response, *, keep: bool, body: bool) -> None:
+    allow = f"Allow: {answer.allow}\r\n" if answer.allow else ""
     head = (
         f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\n"
         f"Content-Type: {answer.content_type}\r\n"
+        f"{allow}"
         f"Content-Length: {len(answer.body)}\r\n"
         f"Connection: {'keep-alive' if keep else 'close'}\r\n\r\n"
     )

@@ -313,6 +313,12 @@ IP_GC_FAILURE_COUNTS = counter(
     program=Program.CONTROLLER,
     documented=True,
 )
+IPAM_DRIFT = counter(
+    "spiderpool_ipam_drift",
+    "Differences between pools, SpiderEndpoints and what agents know, found at two looks in a row",
+    program=Program.CONTROLLER,
+    labels=("kind",),
+)
 TOTAL_IPPOOL_COUNTS = gauge(
     "spiderpool_total_ippool_counts", "SpiderIPPools that exist", program=Program.CONTROLLER, documented=True
 )
@@ -392,7 +398,18 @@ POOL_COMMIT_OPERATIONS = histogram(
 )
 POOL_COMMIT_BYTES = counter(
     "spiderpool_pool_commit_bytes_total",
-    "Bytes of pool status written; the budget is on their rate",
+    "Bytes of pool objects written; the budget is on their rate",
+    program=Program.CONTROLLER,
+)
+POOL_WRITE_PAUSE_SECONDS = histogram(
+    "spiderpool_pool_write_pause_seconds",
+    "Pauses of a pool after a write that overdrew the replica's share of the byte budget",
+    program=Program.CONTROLLER,
+    buckets=IO_SECONDS,
+)
+POOL_WRITE_BALANCE_BYTES = gauge(
+    "spiderpool_pool_write_balance_bytes",
+    "What this replica may write of pools at once; negative while pools pause",
     program=Program.CONTROLLER,
 )
 POOL_ADDRESSES_GRANTED = counter(
@@ -400,6 +417,17 @@ POOL_ADDRESSES_GRANTED = counter(
 )
 POOL_ADDRESSES_RELEASED = counter(
     "spiderpool_pool_addresses_released_total", "Addresses released and committed", program=Program.CONTROLLER
+)
+POOL_ADDRESSES_QUARANTINED = counter(
+    "spiderpool_pool_addresses_quarantined_total",
+    "Addresses put into quarantine because somebody else on the network has them",
+    program=Program.CONTROLLER,
+)
+POOL_ADDRESSES_WITHHELD = gauge(
+    "spiderpool_pool_addresses_withheld",
+    "Addresses of all pools that nobody has and nobody gets yet, by kind: cool-down, quarantine",
+    program=Program.CONTROLLER,
+    labels=("kind",),
 )
 
 # ---------------------------------------------------------------- ours: store

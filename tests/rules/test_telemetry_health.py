@@ -10,7 +10,7 @@ import pytest
 
 from telemetry import metrics, traces
 from telemetry.health import HealthTree, State
-from telemetry.http import HttpServer, Response
+from telemetry.http import HttpServer, Post, Response
 
 
 class Clock:
@@ -164,16 +164,50 @@ async def test_a_connection_is_kept() -> None:
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
-        (b"POST /healthz HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi", 405),
+        (b"POST /healthz HTTP/1.1\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi", 405),
         (b"nonsense\r\n\r\n", 400),
         (b"GET /healthz SPDY\r\n\r\n", 400),
         (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", 431),
         (b"\xff\xfe\x00\r\n\r\n", 400),
+        (b"DELETE /set HTTP/1.1\r\nConnection: close\r\n\r\n", 405),
+        (b"GET /set HTTP/1.1\r\nConnection: close\r\n\r\n", 405),
+        (b"POST /nothing HTTP/1.1\r\nConnection: close\r\n\r\n", 404),
+        (b"POST /set HTTP/1.1\r\nContent-Length: 65537\r\n\r\n", 413),
+        (b"POST /set HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 413),
+        (b"POST /set HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+        ("POST /set HTTP/1.1\r\nContent-Length: \xb2\r\n\r\n".encode("latin-1"), 400),
+        (b"POST /set HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
     ],
 )
 async def test_bad_requests(request_: bytes, status: int) -> None:
-    async with HttpServer("127.0.0.1", 0, health=HealthTree("x")) as server:
+    set_off: list[str] = []
+
+    def post(query: str) -> Response:
+        set_off.append(query)
+        return Response()
+
+    async with HttpServer("127.0.0.1", 0, health=HealthTree("x"), routes={"/set": Post(post)}) as server:
         assert (await exchange(server.port, request_))[0] == status
+    assert set_off == []
+
+
+async def test_a_post_sets_something_off_and_its_body_is_read_past() -> None:
+    set_off: list[str] = []
+
+    def post(query: str) -> Response:
+        set_off.append(query)
+        return Response(b"done\n")
+
+    body = b"GET /set HTTP/1.1\r\n\r\n" * 2000
+    async with HttpServer("127.0.0.1", 0, routes={"/set": Post(post)}) as server:
+        status, fields, answer = await exchange(
+            server.port,
+            b"POST /set?a=1 HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+            + b"POST /set HTTP/1.1\r\nConnection: close\r\n\r\n",
+        )
+        assert (await exchange(server.port, b"HEAD /set HTTP/1.0\r\n\r\n"))[1]["Allow"] == "POST"
+    assert (status, fields["Connection"], set_off) == (200, "keep-alive", ["a=1", ""])
+    assert answer.endswith(b"\r\n\r\ndone\n")
 
 
 async def test_a_client_that_says_nothing_does_not_hold_up_the_end() -> None:

@@ -188,7 +188,8 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
             selection = await self._select(request, pod, peer)
             span.set_attribute(attributes.SELECTION_SOURCE, selection.source)
             span.set_attribute(attributes.EXPLANATION, selection.explanation.summary())
-        candidates = {version: names for version, names in ((4, selection.ipv4), (6, selection.ipv6)) if names}
+        asked = selection.asked
+        candidates = {version: names for version, names in ((4, asked.ipv4), (6, asked.ipv6)) if names}
         granted: dict[int, tuple[str, Granted]] = {}
         refused: dict[int, Explanation] = {}
         doubts: list[bool] = []
@@ -208,14 +209,14 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
             missing = [version for version in candidates if version not in granted]
             if missing:
                 raise _Refusal(_exhausted(request.pod, missing, why, held=bool(granted) or any(doubts)))
-            answer = _allocated(granted, why, pod, clean_gateway=request.clean_gateway, doubtful=any(doubts))
+            answer = _allocated(granted, why, pod, clean_gateway=asked.clean_gateway, doubtful=any(doubts))
             answer = structs.replace(answer, coordinator=self._view.coordination())
             await self._endpoints.write(
                 pod=pod,
                 node=peer.node,
                 nic=request.nic,
                 granted=answer,
-                clean_gateway=request.clean_gateway,
+                clean_gateway=asked.clean_gateway,
             )
         except BaseExceptionGroup as error:
             raise _first(error) from error
@@ -253,7 +254,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                 case Granted():
                     return (name, answer), tuple(verdicts), doubtful
                 case Refused(reason):
-                    verdicts.append(Verdict(pool=name, accepted=False, reason=reason))
+                    verdicts.append(Verdict(pool=name, accepted=False, reason=reason, nic=request.nic))
         return None, tuple(verdicts), doubtful
 
     async def _select(self, request: Allocate, pod: Pod, peer: Peer) -> Selection:
@@ -266,6 +267,8 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
             default_ipv6=request.default_ipv6,
             enable_ipv4=self._policy.enable_ipv4,
             enable_ipv6=self._policy.enable_ipv6,
+            clean_gateway=request.clean_gateway,
+            master_subnets=request.master_subnets,
         )
         try:
             return select(selection_request, self._view.pools())

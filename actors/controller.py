@@ -28,12 +28,14 @@ from actors.callers import Callers
 from actors.cluster import Cluster
 from actors.collecting import Collecting
 from actors.endpoint import Endpoints
+from actors.governor import Governor
 from actors.grants import Grants, Policy
 from actors.ippools import IPPools
 from actors.lookups import Lookups, Scene
 from actors.peers import Peers, pool_key
 from actors.replicas import PeerReplicas, Replicas, named
 from actors.returns import Returns
+from actors.terms import Terms
 from actors.workloads import Workloads
 from api import wire
 from api.kinds import POD
@@ -81,12 +83,18 @@ class Controller:
             f"{path}/ippools",
             system,
             store,
-            reserved=self.cluster.reserved,
-            max_records=settings.ippool_max_allocated_ips,
+            terms=Terms(
+                reserved=self.cluster.reserved,
+                max_records=settings.ippool_max_allocated_ips,
+                cooldown=settings.ip_cooldown,
+            ),
+            governor=Governor(system.clock, rate=settings.pool_write_rate, replicas=lambda: self.peers.replicas),
+            snapshot=self.cluster.pools.snapshot,
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
         self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools)
         self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
+        self.supervisor.add_service("overlaps", lambda: self.pools.watch(lambda n: self.peers.mine(pool_key(n))))
         endpoints = Endpoints(store)
         self._workloads = Workloads(
             store,
@@ -148,6 +156,7 @@ class Controller:
         """Set the gauges of pools; those of single pools only with `debug`."""
         pools = self.cluster.pools.snapshot.values()
         metrics.TOTAL_IPPOOL_COUNTS.set(len(tuple(pools)))
+        self.pools.measure()
         for pool in pools if debug else ():
             total, used = pool.status.total_ip_count or 0, pool.status.allocated_ip_count or 0
             metrics.DEBUG_IPPOOL_TOTAL_IP_COUNTS.labels(SpiderIPPool=pool.metadata.name).set(total)

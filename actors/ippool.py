@@ -1,17 +1,25 @@
 """The actor of one IPPool: the only writer of its status, one write per batch.
 
-Messages: `Claim`, `Surrender`, `Disown` and `Peek` from allocators and collectors; `Loaded`, `Written`, `Failed` and
-`Retry` from its own I/O. State: the ledger of the last object it read or wrote, with that object's resourceVersion; the
-batch in hand. Persists: `status.allocatedIPs`, `status.withheldIPs` and the counts. Answers: after the store has
-acknowledged.
+Messages: those of `actors.claims` from allocators and collectors, `Reconsider` from its replica; `Loaded`, `Surveyed`,
+`Written`, `Failed`, `Retry` and `Paid` from its own I/O and timers. State: the ledger of the last object it read or
+wrote, with that object's resourceVersion; the batch in hand; what the pool shares with others. Persists:
+`status.allocatedIPs`, `status.withheldIPs`, the counts and the condition `Overlapping`. Answers: after the store has
+acknowledged; `Peek` at once, from memory.
 
 Natural batching: while a write is in flight the mailbox is held and fills; the next write takes all of it, releases
-first. There is no timer that waits for more.
+first. There is no timer that waits for more, but for the byte budget (`actors.governor`): who has overdrawn it holds
+its mailbox a while longer, and takes a bigger batch then.
 
 The fence is the resourceVersion. Every write demands the version the ledger was read at. Answers that need no write
 (found, nothing to release, full) are fenced as well: they are given only together with a write that succeeded, or
 when a read begun after the requests came shows the ledger's own version. So a replica that has been deposed without
 knowing it, or two replicas that both believe to own the pool, cost conflicts and never a duplicate or a stale answer.
+
+Programs that know less than we do write the pool too, while a cluster moves over: the original's agents keep of a
+record the pod and its uid, and of the status what they know. When the pool was written by somebody else the ledger
+takes the rest from the one before, and writes it with the next batch.
+
+Before the first new address under a spec the actor looks at all other pools (`actors.survey`).
 
 What a crash leaves, await by await: before the write, nothing; between write and answer, records whose asker repeats
 the request (it finds them by pod uid and NIC) or gives up (its agent releases them, for it knows that it asked);
@@ -20,22 +28,54 @@ replayed on it, which finds what is already there.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import assert_never
+from collections.abc import Sequence
+from typing import Final, TypeGuard, assert_never
 
+import msgspec
 from msgspec import Struct
 
-from api.ippool import IPPoolSpec, SpiderIPPool
+from actors.claims import (
+    Claim,
+    Disown,
+    Granted,
+    Peek,
+    Reclaim,
+    Refused,
+    Request,
+    Surrender,
+    Surrendered,
+    holder,
+    operation,
+)
+from actors.governor import Governor
+from actors.survey import Survey
+from actors.terms import Terms, Witnesses
+from api.ippool import SpiderIPPool
 from api.kinds import IPPOOL
 from api.reasons import Reason
 from ipam import operations as rules
-from ipam.ledger import Ledger, Outcome
-from ipam.ranges import Ranges
+from ipam.history import Change
+from ipam.ledger import Ledger
+from ipam.overlap import Overlap, conditions
 from ipam.territory import PoolError
-from runtime.actor import LATER, Actor, Question
+from runtime.actor import LATER, Actor
 from runtime.envelope import Envelope
 from runtime.store.port import Ambiguous, Busy, Conflict, NotFound, Store, StoreError, Unavailable
 from telemetry import attributes, metrics, traces
+
+__all__ = [
+    "Claim",
+    "Disown",
+    "Granted",
+    "IPPoolActor",
+    "Message",
+    "Peek",
+    "Reclaim",
+    "Reconsider",
+    "Refused",
+    "Surrender",
+    "Surrendered",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -45,97 +85,14 @@ _committed, _unchanged, _conflicting, _ambiguous = (
 
 _BATCH = 512
 """Requests in one write. At 117 bytes a record that is 60 kB of growth (spec of the original: 1.5 MB object limit)."""
+_PACED_BATCH = 4096
+"""After a pause for the byte budget."""
+_EXHAUSTED: Final = frozenset({"full", "max-records", "object-size"})
+"""Predicates that say that a pool has no more room."""
 _CONFLICTS = 20
 """Replays of one batch before its askers are told to come back."""
 _RETRY_SECONDS = 0.2
 """Pause after the store could not be reached, before the batch is tried again."""
-
-
-class Granted(Struct, frozen=True, tag=True):
-    """An address is the asker's, and the store has it."""
-
-    address: str
-    """With prefix length."""
-    fresh: bool
-    """False when the record was there before."""
-    spec: IPPoolSpec
-    """Of the pool as it was committed: gateway and routes come from it."""
-    doubtful: bool = False
-    """Whether another copy of the claim may still be under way, at a replica that gave no answer."""
-
-
-class Surrendered(Struct, frozen=True, tag=True):
-    """What was freed now, in canonical text without prefix length."""
-
-    addresses: tuple[str, ...] = ()
-    held: bool = False
-    """Whether this pod uid and NIC still hold an address here, for a newer sandbox."""
-    retained: tuple[str, ...] = ()
-    """What stays for the next pod of the same name."""
-
-
-class Refused(Struct, frozen=True, tag=True):
-    """The pool cannot or will not; nothing was written for this request."""
-
-    reason: Reason
-    retry: bool = False
-    doubtful: bool = False
-    """As in `Granted`."""
-
-
-class Claim(Question["Granted | Refused"], frozen=True, tag=True):
-    """One address for one NIC of a pod."""
-
-    pod: str
-    """``namespace/name``; of a virtual machine with fixed addresses the name of its instance."""
-    uid: str
-    nic: str
-    node: str
-    cid: str
-    """First 12 hex digits of the container id."""
-    fixed: bool = False
-    """The address belongs to the name: what an earlier pod of that name left is taken over, once nothing carries it."""
-    moving: bool = False
-    """A live migration runs: it is taken over though the other pod still carries it."""
-
-
-class Surrender(Question["Surrendered | Refused"], frozen=True, tag=True):
-    """Give back what this pod uid, NIC and container hold here."""
-
-    uid: str
-    nic: str
-    cid: str
-    node: str = ""
-    """The node that asks; a record of another node is not touched. Empty: a caller that may release anything."""
-    keep: tuple[str, ...] | None = None
-    """All the NICs that the container has left: everything else that it holds goes. None: only `nic` goes."""
-    retain: bool = False
-    """What goes is kept for the next pod of the same name."""
-    kept_only: bool = False
-    """What a link may still carry stays."""
-
-
-class Disown(Question["Surrendered | Refused"], frozen=True, tag=True):
-    """Somebody else on the network has these addresses: the records go, and nobody gets the addresses for a while."""
-
-    uid: str
-    nic: str
-    cid: str
-    node: str
-    addresses: tuple[str, ...]
-    """Canonical text without prefix length."""
-    seen: str
-    """What was met."""
-    seconds: float
-
-
-class Peek(Question[bool], frozen=True, tag=True):
-    """Whether this pod uid and NIC hold an address here, from memory: a hint for the order of candidates, no more."""
-
-    uid: str
-    nic: str
-    pod: str = ""
-    """Or, if given, a pod of this name does."""
 
 
 class Loaded(Struct, frozen=True, tag=True):
@@ -161,17 +118,36 @@ class Retry(Struct, frozen=True, tag=True):
     """The pause after a failure is over."""
 
 
-Message = Claim | Surrender | Disown | Peek | Loaded | Written | Failed | Retry
+class Surveyed(Struct, frozen=True, tag=True):
+    """All pools were read after `generation` of this one was."""
+
+    overlap: Overlap | None
+    generation: int
+
+
+class Paid(Struct, frozen=True, tag=True):
+    """The debt to the byte budget is paid off."""
+
+
+class Reconsider(Struct, frozen=True, tag=True):
+    """Other pools have changed: say what is shared with them now, though nobody asks for anything."""
+
+
+Message = Claim | Surrender | Disown | Reclaim | Peek | Reconsider | Loaded | Surveyed | Written | Failed | Retry | Paid
 
 
 class _Attempt(Struct):
     """The batch in hand and how far it has come."""
 
     asks: list[Envelope]
+    look: bool = False
+    """Whether other pools are to be looked at in any case."""
     verified: bool = False
     """Whether the ledger was read after this batch was taken: its answers need no further fence."""
     conflicts: int = 0
-    outcome: Outcome | None = None
+    outcome: rules.Outcome | None = None
+    unsure: tuple[Change, ...] = ()
+    """What a write without an answer may have changed."""
 
 
 class IPPoolActor(Actor[Message]):
@@ -185,17 +161,28 @@ class IPPoolActor(Actor[Message]):
         name: str,
         store: Store,
         *,
-        reserved: Callable[[int], Ranges],
-        max_records: int,
+        terms: Terms,
+        governor: Governor,
+        survey: Survey,
+        witnesses: Witnesses,
     ) -> None:
-        """`reserved` gives the addresses of an IP version that no pool may grant; `max_records` bounds the pool."""
+        """`governor` and `survey` are the replica's."""
         self._name = name
         self._store = store
-        self._reserved = reserved
-        self._max_records = max_records
+        self._terms = terms
+        self._governor = governor
+        self._survey = survey
+        self._witnesses = witnesses
         self._ledger: Ledger | None = None
         self._pool: SpiderIPPool | None = None
+        self._memory: Ledger | None = None
+        """The ledger before the one that is about to be read, without what may not have been written."""
+        self._overlap: Overlap | None = None
+        self._surveyed: int | None = None
+        """The generation under which all pools were read; None where they have to be read again."""
+        self._edition = 0
         self._attempt: _Attempt | None = None
+        self._pause = 0.0
 
     def __repr__(self) -> str:
         version = self._pool.metadata.resource_version if self._pool is not None else "-"
@@ -204,13 +191,27 @@ class IPPoolActor(Actor[Message]):
 
     def handle_batch(self, batch: Sequence[Envelope]) -> None:
         """Take a batch in hand, and hold the mailbox until it is answered."""
+        self.batch = _BATCH
         asks: list[Envelope] = []
-        now, wall = self.system.clock.now(), self.system.clock.wall()
+        look = False
         for envelope in batch:
-            if isinstance(envelope.message, Peek):
-                _answer(envelope, self._peek(envelope.message))
-                continue
-            asks.append(envelope)
+            match envelope.message:
+                case Peek():
+                    _answer(envelope, self._peek(envelope.message))
+                case Reconsider():
+                    look = True
+                case _:
+                    asks.append(envelope)
+        if asks or look:
+            self._observe(asks)
+            self._attempt = _Attempt(asks=asks, look=look)
+            self.hold()
+            self._try()
+
+    def _observe(self, asks: Sequence[Envelope]) -> None:
+        """How long they waited in the mailbox."""
+        now, wall = self.system.clock.now(), self.system.clock.wall()
+        for envelope in asks:
             waited = now - envelope.queued_at
             if isinstance(envelope.message, Claim):
                 metrics.IPAM_ALLOCATION_LIMIT_DURATION.observe(waited)
@@ -218,29 +219,32 @@ class IPPoolActor(Actor[Message]):
                 metrics.IPAM_RELEASE_LIMIT_DURATION.observe(waited)
             traces.record(
                 "ippool.wait",
-                start_ns=int((wall - (now - envelope.queued_at)) * 1e9),
+                start_ns=int((wall - waited) * 1e9),
                 end_ns=int(wall * 1e9),
                 parent=envelope.trace,
                 attributes={attributes.POOL: self._name},
             )
-        if not asks:
-            return
-        self._attempt = _Attempt(asks=asks)
-        self.hold()
-        self._try()
 
     def handle(self, message: Message, envelope: Envelope) -> object:  # noqa: ARG002 - the kernel's signature
         """Go on when I/O has ended."""
         match message:
             case Loaded(pool):
                 self._loaded(pool)
+            case Surveyed(overlap, generation):
+                self._overlap, self._surveyed = overlap, generation
+                if self._attempt is not None:
+                    self._attempt.look = False
+                    self._try()
             case Written(pool):
                 self._written(pool)
             case Failed(error, writing):
                 self._failed(error, writing=writing)
             case Retry():
                 self._load()
-            case Claim() | Surrender() | Disown() | Peek():
+            case Paid():
+                self.batch = _PACED_BATCH
+                self.release()
+            case Claim() | Surrender() | Disown() | Reclaim() | Peek() | Reconsider():
                 return LATER  # user messages come in batches
             case _:
                 assert_never(message)
@@ -257,37 +261,50 @@ class IPPoolActor(Actor[Message]):
         attempt = self._attempt
         assert attempt is not None
         attempt.asks = [ask for ask in attempt.asks if ask.reply is None or not ask.reply.done]
-        if not attempt.asks:
+        if not attempt.asks and not attempt.look and not self._condition_due():
             self._finish()
             return
         if self._ledger is None or self._pool is None:
             self._load()
             return
+        edition = self._survey.edition()
+        if edition != self._edition:
+            self._edition = edition
+            if self._survey.glimpse(self._name) != self._overlap:
+                self._surveyed = None
         # A SpiderReservedIP takes effect with the next batch, whether or not the pool has been read again.
-        self._ledger.reserve(self._reserved(self._ledger.version))
-        operations = [self._operation(ask.message) for ask in attempt.asks]
-        attempt.outcome = self._ledger.apply(operations, now=self.system.clock.wall())
-        if attempt.outcome.changed:
+        self._ledger.reserve(self._terms.reserved(self._ledger.version), self._overlap)
+        attempt.outcome = self._ledger.apply(
+            [operation(ask.message) for ask in attempt.asks], now=self.system.clock.wall()
+        )
+        look = attempt.look or any(map(_depends_on_others, attempt.outcome.answers))
+        if look and self._surveyed != self._pool.metadata.generation:
+            self._ledger.revert(attempt.outcome)
+            self._look()
+        elif attempt.outcome.changed or self._condition_due():
             self._write(attempt)
-        elif attempt.verified:
+        elif attempt.verified or not attempt.asks:
             _unchanged.inc()
             self._answer_all(attempt)
         else:
             self._load()
 
-    def _operation(self, message: Claim | Surrender | Disown) -> rules.Operation:
-        """A request as the ledger's rule. Replayed for every attempt, so it looks at nothing but ledger and request."""
-        match message:
-            case Claim(pod, uid, nic, node, cid, fixed, moving):
-                return rules.Claim(pod=pod, uid=uid, nic=nic, node=node, cid=cid, fixed=fixed, moving=moving)
-            case Surrender(uid, nic, cid, node, keep, retain, kept_only):
-                return rules.Surrender(
-                    uid=uid, nic=nic, cid=cid, node=node, keep=keep, retain=retain, kept_only=kept_only
-                )
-            case Disown(uid, nic, cid, node, addresses, seen, seconds):
-                return rules.Disown(
-                    uid=uid, nic=nic, cid=cid, node=node, addresses=addresses, seen=seen, seconds=seconds
-                )
+    def _condition_due(self) -> bool:
+        """Whether the pool's status says otherwise than it is what it shares with others, as far as that is known."""
+        pool = self._pool
+        if pool is None or self._surveyed != pool.metadata.generation:
+            return False
+        return conditions(pool, self._overlap, now=0.0) is not pool.status.conditions
+
+    def _look(self) -> None:
+        assert self._pool is not None
+        generation = self._pool.metadata.generation
+        self.pipe(
+            self._survey.overlap(self._name),
+            lambda overlap: Surveyed(overlap, generation),
+            failed=lambda error: Failed(error, writing=False),
+            on_behalf=self._behalf(),
+        )
 
     def _load(self) -> None:
         self.pipe(
@@ -302,13 +319,24 @@ class IPPoolActor(Actor[Message]):
         if attempt is None:
             return
         if self._pool is None or self._pool.metadata.resource_version != pool.metadata.resource_version:
+            memory = self._memory if self._ledger is None else self._ledger
+            same = memory is not None and memory.pool.metadata.uid == pool.metadata.uid
             try:
                 version = pool.spec.ip_version or (6 if ":" in pool.spec.subnet else 4)
-                self._ledger = Ledger.load(pool, self._reserved(version), self._max_records)
+                terms = self._terms
+                ledger = Ledger.load(pool, terms.reserved(version), terms.max_records, cooldown=terms.cooldown)
             except PoolError as error:
                 self._refuse_all(Reason(predicate="status", pool=self._name, wanted="readable", seen=str(error)))
                 return
-            self._pool = pool
+            if memory is not None and same:
+                ledger.recall(memory, now=self.system.clock.wall())
+            else:
+                self._surveyed = None
+            self._ledger, self._pool, self._memory = ledger, pool, None
+            landed = tuple(change for change in attempt.unsure if ledger.shows(change))
+            if landed:
+                self._witnesses.noted(self._name, landed)
+        attempt.unsure = ()
         # Same version: the answers that were worked out before the read come out of `_try` again, now fenced by it.
         attempt.verified = True
         self._try()
@@ -316,17 +344,17 @@ class IPPoolActor(Actor[Message]):
     def _write(self, attempt: _Attempt) -> None:
         assert self._ledger is not None and self._pool is not None
         status = self._ledger.status()
+        told = conditions(self._pool, self._overlap, now=self.system.clock.wall())
         change: dict[str, object] = {
-            "status": {
-                "allocatedIPs": status.allocated_ips,
-                "allocatedIPCount": status.allocated_ip_count,
-                "totalIPCount": status.total_ip_count,
-                "withheldIPs": status.withheld_ips,
-            }
+            "allocatedIPs": status.allocated_ips,
+            "allocatedIPCount": status.allocated_ip_count,
+            "totalIPCount": status.total_ip_count,
+            "withheldIPs": status.withheld_ips,
         }
-        size = len(status.allocated_ips or "")
+        if self._condition_due():
+            change["conditions"] = msgspec.to_builtins(told)
         self.pipe(
-            self._commit(attempt, change, size),
+            self._commit(attempt, {"status": change}, self._ledger.object_bytes),
             Written,
             failed=lambda error: Failed(error, writing=True),
             on_behalf=self._behalf(),
@@ -361,40 +389,37 @@ class IPPoolActor(Actor[Message]):
         return pool
 
     def _written(self, pool: SpiderIPPool) -> None:
+        assert self._ledger is not None
+        told = self._pool.status.conditions if self._pool is not None else []
         self._pool = pool
         _committed.inc()
+        self._pause = self._governor.spend(self._ledger.object_bytes)
+        if self._overlap is not None and pool.status.conditions != told:
+            self._witnesses.overlapping(self._name, self._overlap)
         if self._attempt is not None:
+            if self._attempt.outcome is not None and self._attempt.outcome.changes:
+                self._witnesses.noted(self._name, self._attempt.outcome.changes)
             self._answer_all(self._attempt)
 
     def _failed(self, error: Exception, *, writing: bool) -> None:
         """The ledger may hold what was not written: it is dropped, and the batch replayed on what the store has."""
         attempt = self._attempt
+        if self._ledger is not None:
+            if writing and attempt is not None and attempt.outcome is not None:
+                self._ledger.revert(attempt.outcome)
+            self._memory = self._ledger
         self._ledger = None
         self._pool = None
         if attempt is None:
             return
+        if writing and isinstance(error, Ambiguous) and attempt.outcome is not None:
+            attempt.unsure = attempt.outcome.changes
+            self._pause = self._governor.spend(self._memory.object_bytes if self._memory is not None else 0)
         attempt.outcome = None
         attempt.verified = False
         match error:
             case Conflict():
-                attempt.conflicts += 1
-                _conflicting.inc()
-                if any(isinstance(ask.message, Claim) for ask in attempt.asks):
-                    metrics.IPAM_ALLOCATION_UPDATE_IPPOOL_CONFLICT_COUNTS.inc()
-                else:
-                    metrics.IPAM_RELEASE_UPDATE_IPPOOL_CONFLICT_COUNTS.inc()
-                if attempt.conflicts > _CONFLICTS:
-                    self._refuse_all(
-                        Reason(
-                            predicate="conflict",
-                            pool=self._name,
-                            wanted="an undisturbed write",
-                            seen=f"{attempt.conflicts} foreign writes in a row",
-                        ),
-                        retry=True,
-                    )
-                else:
-                    self._load()
+                self._conflicted(attempt)
             case Ambiguous() if writing:
                 _ambiguous.inc()
                 _log.warning("pool %s: a write got no answer, reading it back: %s", self._name, error)
@@ -419,9 +444,33 @@ class IPPoolActor(Actor[Message]):
             case _:
                 raise error
 
+    def _conflicted(self, attempt: _Attempt) -> None:
+        """Somebody else wrote the pool first."""
+        attempt.conflicts += 1
+        _conflicting.inc()
+        if any(isinstance(ask.message, Claim) for ask in attempt.asks):
+            metrics.IPAM_ALLOCATION_UPDATE_IPPOOL_CONFLICT_COUNTS.inc()
+        else:
+            metrics.IPAM_RELEASE_UPDATE_IPPOOL_CONFLICT_COUNTS.inc()
+        if attempt.conflicts <= _CONFLICTS:
+            self._load()
+            return
+        self._refuse_all(
+            Reason(
+                predicate="conflict",
+                pool=self._name,
+                wanted="an undisturbed write",
+                seen=f"{attempt.conflicts} foreign writes in a row",
+            ),
+            retry=True,
+        )
+
     def _answer_all(self, attempt: _Attempt) -> None:
         """Everything in the batch is settled in the store: say so."""
         assert attempt.outcome is not None and self._pool is not None and self._ledger is not None
+        full = next((it.reason for it in attempt.outcome.answers if _no_room(it)), None)
+        if full is not None:
+            self._witnesses.exhausted(self._name, full)
         for ask, answer in zip(attempt.asks, attempt.outcome.answers, strict=True):
             translated = self._translate(ask.message, answer)
             match translated:
@@ -429,16 +478,18 @@ class IPPoolActor(Actor[Message]):
                     metrics.POOL_ADDRESSES_GRANTED.inc()
                 case Surrendered(addresses):
                     metrics.POOL_ADDRESSES_RELEASED.inc(len(addresses))
+                    if isinstance(ask.message, Disown):
+                        metrics.POOL_ADDRESSES_QUARANTINED.inc(len(addresses))
             _answer(ask, translated)
         self._finish()
 
-    def _translate(self, message: Claim | Surrender | Disown, answer: rules.Answer) -> Granted | Surrendered | Refused:
+    def _translate(self, message: Request, answer: rules.Answer) -> Granted | Surrendered | Refused:
         assert self._pool is not None and self._ledger is not None
         match answer:
             case rules.Granted():
                 return Granted(address=answer.address, fresh=answer.fresh, spec=self._pool.spec)
             case rules.Surrendered():
-                held = self._ledger.holds(message.uid, message.nic)
+                held = self._ledger.holds(*holder(message))
                 return Surrendered(addresses=answer.ips, held=held, retained=answer.retained)
             case rules.Refused():
                 return Refused(reason=answer.reason, retry=answer.retry)
@@ -452,7 +503,11 @@ class IPPoolActor(Actor[Message]):
     def _finish(self) -> None:
         self._attempt = None
         self.timers.cancel("retry")
-        self.release()
+        pause, self._pause = self._pause, 0.0
+        if pause > 0:
+            self.timers.start("paid", pause, Paid())
+        else:
+            self.release()
 
     def _behalf(self) -> Envelope | None:
         """The first asker lends its trace; its deadline must not end a write that others wait for."""
@@ -460,6 +515,21 @@ class IPPoolActor(Actor[Message]):
             return None
         first = self._attempt.asks[0]
         return Envelope(message=first.message, queued_at=first.queued_at, trace=first.trace, chain=first.chain)
+
+
+def _depends_on_others(answer: rules.Answer) -> bool:
+    """Whether an answer is right only if it is known which addresses other pools have."""
+    match answer:
+        case rules.Granted():
+            return answer.fresh
+        case rules.Refused():
+            return answer.reason.predicate == "overlap"
+        case _:
+            return False
+
+
+def _no_room(answer: rules.Answer) -> TypeGuard[rules.Refused]:
+    return isinstance(answer, rules.Refused) and answer.reason.predicate in _EXHAUSTED
 
 
 def _answer(envelope: Envelope, answer: object) -> None:

@@ -21,7 +21,8 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
-from actors.ippool import Claim, Disown, Granted, Message, Peek, Refused, Surrender, Surrendered
+from actors.claims import Claim, Disown, Granted, Peek, Reclaim, Refused, Surrender, Surrendered
+from actors.ippool import Message
 from api.wire import Attachment, Look, Noted
 from runtime.actor import Question, Ref, working_until
 from runtime.clock import Clock
@@ -52,7 +53,7 @@ class Forward(Struct, frozen=True, tag=True):
     """A message for the actor of a pool."""
 
     pool: str
-    message: Claim | Surrender | Disown | Peek
+    message: Claim | Surrender | Disown | Reclaim | Peek
 
 
 class Heard(Struct, frozen=True, tag=True):
@@ -137,7 +138,7 @@ class Pool:
         When a peer does not answer the next in rank is asked, in the end our own actor, within the same time. Messages
         to pools are idempotent; an answer says whether another copy may still be under way.
         """
-        assert isinstance(message, Claim | Surrender | Disown | Peek)
+        assert isinstance(message, Claim | Surrender | Disown | Reclaim | Peek)
         answer, doubtful = await self._peers.ask(
             pool_key(self.name),
             Forward(self.name, message),
@@ -185,6 +186,11 @@ class Peers:
         if members != self._members:
             _log.info("controller replicas: %s", ", ".join(sorted(members)) or "none is ready")
         self._members = members
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas share the work, ourselves among them."""
+        return max(1, len(self._members))
 
     def add(self, channel: Channel, *, name: str) -> None:
         """The way to a peer."""

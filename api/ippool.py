@@ -10,12 +10,16 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from api.meta import API_VERSION, LabelSelector, ObjectMeta
+from api.meta import API_VERSION, Condition, LabelSelector, ObjectMeta
 from api.route import Route
 from api.schema import REQUIRED, Count
 
 type Atomic = Annotated[LabelSelector, Meta(extra_json_schema={"x-kubernetes-map-type": "atomic"})]
 """A selector that server-side apply replaces as a whole."""
+type Conditions = Annotated[
+    list[Condition],
+    Meta(extra_json_schema={"x-kubernetes-list-map-keys": ["type"], "x-kubernetes-list-type": "map"}),
+]
 type IPVersion = Annotated[Literal[4, 6], Meta(extra_json_schema={"format": "int64"})]
 
 
@@ -63,6 +67,8 @@ class IPPoolStatus(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """Number of addresses in use."""
     withheld_ips: str | None = field(default=None, name="withheldIPs")
     """JSON object in a string: address to the time until which nobody gets it, and why. Absent when there is none."""
+    conditions: Conditions = []
+    """Overlapping is True while addresses of the pool lie in another pool as well: those are granted by neither."""
 
 
 class SpiderIPPool(Struct, frozen=True, omit_defaults=True, rename="camel"):

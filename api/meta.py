@@ -49,6 +49,23 @@ class ObjectMeta(Struct, frozen=True, omit_defaults=True, rename="camel"):
         return next((owner for owner in self.owner_references if owner.controller), None)
 
 
+class Condition(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Something that is or is not so about an object, in the form that kubectl and controllers know."""
+
+    type: str
+    """What it is about; one condition of each type."""
+    status: str
+    """True, False or Unknown."""
+    reason: str
+    """Why, in one word."""
+    message: str
+    """Why, for people."""
+    last_transition_time: str
+    """When the status became what it is."""
+    observed_generation: int | None = None
+    """The generation of the object that was looked at."""
+
+
 class SelectorError(ValueError):
     """A label selector that Kubernetes would refuse."""
 

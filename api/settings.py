@@ -174,6 +174,14 @@ class ControllerSettings(_Common, frozen=True, kw_only=True):
     """Seconds between two audits that are asked for over HTTP, at least."""
     gc_node_grace: Annotated[float, Meta(ge=0), Env("SPIDERPOOL_GC_NODE_GRACE", (), _SECONDS)] = 120.0
     """Seconds for which a node must be NotReady, and its agent silent, before its pods' addresses are given up."""
+    ip_cooldown: Annotated[float, Meta(ge=0), Env("SPIDERPOOL_IP_COOLDOWN_DURATION", (), _SECONDS)] = 30.0
+    """Seconds for which an address that was freed goes to nobody else, unless nothing else is free; 0: at once."""
+    ip_quarantine: Annotated[float, Meta(ge=0), Env("SPIDERPOOL_IP_QUARANTINE_DURATION", (), _SECONDS)] = 600.0
+    """Seconds for which nobody gets an address that was found in use by a stranger."""
+    pool_write_rate: Annotated[
+        float, Meta(ge=0), Env("SPIDERPOOL_POOL_WRITE_BYTES_PER_SECOND", (), "a number of bytes a second")
+    ] = 2_500_000.0
+    """Bytes a second that all replicas together write of pools, so that etcd never fills up; 0: no limit."""
     leader_duration: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_LEADER_DURATION", (), _SECONDS)] = 15.0
     leader_renew_deadline: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_LEADER_RENEW_DEADLINE", (), _SECONDS)] = 10.0
     leader_retry_period: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_LEADER_RETRY_PERIOD", (), _SECONDS)] = 2.0

@@ -19,16 +19,29 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import structs
 
 from api.ippool import AllocationRecord, IPPoolStatus, SpiderIPPool
 from api.reasons import Reason
 from ipam.addresses import format_address, parse_address
 from ipam.history import Change
-from ipam.operations import Answer, Claim, Disown, Granted, Operation, Refused, Surrender, Surrendered
+from ipam.operations import (
+    Answer,
+    Claim,
+    Disown,
+    Granted,
+    Held,
+    Operation,
+    Outcome,
+    Reclaim,
+    Refused,
+    Surrender,
+    Surrendered,
+)
 from ipam.overlap import Overlap
 from ipam.ranges import MAX_INT64, Ranges
-from ipam.records import RecordError, read_records
+from ipam.records import RecordError, read_records, same_record, stripped
+from ipam.refusals import exhausted, still_held
 from ipam.table import Before, Table
 from ipam.territory import PoolError, territory
 from ipam.withheld import CONFLICT, COOL_DOWN, Withheld, read_withheld, withhold
@@ -37,36 +50,6 @@ MAX_OBJECT_BYTES: Final = 1_200_000
 """A pool grants while its encoded object stays below this: etcd refuses 1.5 MB, and unmodelled fields must fit too."""
 _NEEDED: Final = ("pod", "uid", "nic", "node", "cid")
 """What a claim has to say."""
-
-
-class Held(Struct, frozen=True, kw_only=True):
-    """One address and who holds it.
-
-    Attributes:
-        ip: as a number.
-        address: `10.0.0.5/16`.
-        record: as stored.
-    """
-
-    ip: int
-    address: str
-    record: AllocationRecord
-
-
-class Outcome(Struct, frozen=True, eq=False, kw_only=True):
-    """What one `apply` did.
-
-    Attributes:
-        answers: one per operation, in the order of the operations.
-        changed: the contents differ from before, so `status()` has to be written before anybody is told.
-        changes: who holds something otherwise than before, in the order in which it happened.
-        undo: what `Ledger.revert` puts back, oldest first.
-    """
-
-    answers: tuple[Answer, ...]
-    changed: bool
-    changes: tuple[Change, ...]
-    undo: tuple[Before, ...]
 
 
 class Ledger:
@@ -154,8 +137,9 @@ class Ledger:
             field = "status.withheldIPs"
             withheld = read_withheld(pool.status.withheld_ips, land.version)
         except RecordError as error:
-            name = pool.metadata.name
-            raise PoolError(pool=name, field=field, content=error.content, problem=error.problem) from None
+            raise PoolError(
+                pool=pool.metadata.name, field=field, content=error.content, problem=error.problem
+            ) from None
         grantable = land.addresses.difference(reserved)
         return cls(
             pool=pool,
@@ -261,6 +245,8 @@ class Ledger:
                     answers[at] = self._surrender(operation)
                 case Disown():
                     answers[at] = self._disown(operation)
+                case Reclaim():
+                    answers[at] = self._reclaim(operation)
         for at, operation in enumerate(operations):
             if isinstance(operation, Claim):
                 answers[at] = self._claim(operation)
@@ -308,15 +294,51 @@ class Ledger:
             self._grantable = grantable
             self._table.grant_only(grantable)
 
+    def recall(self, before: "Ledger", *, now: float) -> None:
+        """Put back what programs that know less than we do have dropped since another version of the pool was loaded.
+
+        The original's programs rewrite the whole status and keep `pod` and `podUid` of a record, and of the status what
+        they know. A record of the same pod and uid that has lost the rest gets it back, and what was withheld and is
+        mentioned nowhere any more is withheld again. It is written down with the next change.
+
+        Args:
+            before: what the caller knew of the same pool, without anything that may not have been written.
+            now: unix seconds.
+        """
+        for ip, old in before.records.items():
+            record = self._records.get(ip)
+            if record is not None and record != old and stripped(record, old):
+                self._table.set(ip, old, self._withheld.get(ip))
+        if self._withheld:
+            return
+        for ip, entry in before.withheld.items():
+            if entry.until > now and not (entry.resting and ip in self._records):
+                self._table.set(ip, self._records.get(ip), entry)
+
     # -- releases ------------------------------------------------------------------------------------------------------
 
     def _surrender(self, wanted: Surrender) -> Surrendered | Refused:
         found = self._sandboxes(wanted, self._going(wanted))
         if isinstance(found, Refused):
             return found
+        if wanted.kept_only:
+            found = [ip for ip in found if self._records[ip].kept]
+        return self._release(found, retain=wanted.retain)
+
+    def _reclaim(self, wanted: Reclaim) -> Surrendered:
+        try:
+            family, ip = parse_address(wanted.address)
+        except ValueError:
+            return Surrendered()
+        record = self._records.get(ip) if family == self._version else None
+        if record is None or not same_record(record, wanted.record):
+            return Surrendered()
+        return self._release([ip], retain=wanted.retain)
+
+    def _release(self, ips: Iterable[int], *, retain: bool) -> Surrendered:
         freed, retained = [], []
-        for ip in found:
-            if wanted.retain and self._worth_keeping(ip):
+        for ip in ips:
+            if retain and self._worth_keeping(ip):
                 retained.append(ip)
                 self._retain(ip)
             else:
@@ -395,7 +417,9 @@ class Ledger:
         heritage = [ip for ip in left if ip in self._allocatable]
         heir = next((ip for ip in heritage if claim.moving or self._records[ip].kept), None)
         if heritage and heir is None:
-            return self._still_held(heritage[0])
+            return Refused(
+                reason=still_held(self._name, self._text(heritage[0]), self._records[heritage[0]]), retry=True
+            )
         gone = [*held, *(ip for ip in left if ip not in heritage and self._records[ip].kept)]
         granted = self._renew(heir, claim) if heir is not None else self._grant(claim, replaced=len(gone))
         if isinstance(granted, Refused) or not gone:
@@ -437,7 +461,16 @@ class Ledger:
         if ip is None:
             ip = self._table.longest_rested()
         if ip is None:
-            return self._full()
+            quarantined = self._table.quarantined(now=self._now)
+            return Refused(
+                reason=exhausted(
+                    self._name,
+                    taken=self._grantable.size - quarantined,
+                    quarantined=quarantined,
+                    reserved=self._total - self._grantable.size,
+                    overlap=self._overlap,
+                )
+            )
         record = AllocationRecord(pod=claim.pod, pod_uid=claim.uid, nic=claim.nic, node=claim.node, cid=claim.cid)
         if not self._fitting(ip, record, None):
             return self._too_big()
@@ -500,44 +533,17 @@ class Ledger:
     def _granted(self, ip: int, *, fresh: bool) -> Granted:
         return Granted(ip=ip, prefix=self._prefix, address=f"{self._text(ip)}/{self._prefix}", fresh=fresh)
 
-    def _still_held(self, ip: int) -> Refused:
-        record = self._records[ip]
-        place = f"in container {record.cid or 'unknown'} on node {record.node or 'unknown'}"
-        if not (record.node or record.nic or record.cid):
-            place = "and it is not known yet where it is carried"
-        return self._refused(
-            "held",
-            wanted="a fixed address that no link carries any more",
-            seen=f"{self._text(ip)} held by uid {record.pod_uid} {place}",
-            retry=True,
-        )
-
-    def _full(self) -> Refused:
-        size = self._grantable.size
-        quarantined = sum(
-            1
-            for ip, entry in self._withheld.items()
-            if entry.until > self._now and not entry.resting and ip in self._grantable and ip not in self._records
-        )
-        seen = f"all {size} taken"
-        if quarantined:
-            seen = f"{size - quarantined} taken, {quarantined} in quarantine"
-        if self._overlap is None:
-            return self._refused("full", wanted="a free address", seen=f"{seen}, {self._total - size} more reserved")
-        return self._refused(
-            "overlap",
-            wanted="a free address of this pool alone",
-            seen=f"{seen}, more in other pools too: {self._overlap}",
-        )
-
     def _too_big(self) -> Refused:
         return self._refused(
             "object-size", wanted=f"an object below {MAX_OBJECT_BYTES} bytes", seen=f"{self.object_bytes} bytes"
         )
 
-    def _refused(self, predicate: str, *, wanted: str, seen: str, retry: bool = False) -> Refused:
-        reason = Reason(predicate=predicate, pool=self._pool.metadata.name, wanted=wanted, seen=seen)
-        return Refused(reason=reason, retry=retry)
+    def _refused(self, predicate: str, *, wanted: str, seen: str) -> Refused:
+        return Refused(reason=Reason(predicate=predicate, pool=self._name, wanted=wanted, seen=seen))
+
+    @property
+    def _name(self) -> str:
+        return self._pool.metadata.name
 
     def _text(self, ip: int) -> str:
         return format_address(ip, self._version)

@@ -6,14 +6,19 @@ without. So the owner of a pool looks at all others before it grants anything ne
 
 from collections.abc import Iterable
 from functools import reduce
+from typing import Final
 
 from msgspec import Struct
 
 from api.ippool import SpiderIPPool
+from api.meta import Condition
 from ipam.ranges import Ranges
 from ipam.territory import PoolError, Territory, territory
+from ipam.withheld import rfc3339
 
-_SHOWN = 5
+CONDITION: Final = "Overlapping"
+"""Type of the condition in a pool's status."""
+_SHOWN: Final = 5
 """Other pools, and ranges of each, that the text names."""
 
 
@@ -53,24 +58,35 @@ class Atlas:
     def __repr__(self) -> str:
         return f"<Atlas of {len(self._known)} pools>"
 
-    def overlap(self, name: str, pools: Iterable[SpiderIPPool]) -> Overlap | None:
-        """What the pool of that name shares with the others of these; None when it is not among them, or nothing.
+    def learn(self, pools: Iterable[SpiderIPPool], gone: Iterable[str] = ()) -> bool:
+        """Take in pools, new or changed, and those that are gone. Returns whether any spec is another than before.
 
         A pool that is disabled or goes counts as any other: what it granted is in use. One whose spec cannot be read
         grants nothing, and counts for nothing.
         """
-        known: dict[str, tuple[tuple[str, int], Territory | None]] = {}
+        changed = False
+        for name in gone:
+            changed |= self._known.pop(name, None) is not None
         for pool in pools:
-            version = (pool.metadata.uid, pool.metadata.generation)
-            found = self._known.get(pool.metadata.name)
-            known[pool.metadata.name] = found if found and found[0] == version else (version, _read(pool))
-        self._known = known
-        mine = known[name][1] if name in known else None
+            name, version = pool.metadata.name, (pool.metadata.uid, pool.metadata.generation)
+            if name not in self._known or self._known[name][0] != version:
+                self._known[name] = (version, _read(pool))
+                changed = True
+        return changed
+
+    def replace(self, pools: Iterable[SpiderIPPool]) -> bool:
+        """Take in all pools that there are, and forget the others. Returns as `learn`."""
+        there = {pool.metadata.name: pool for pool in pools}
+        return self.learn(there.values(), gone=[name for name in self._known if name not in there])
+
+    def overlap(self, name: str) -> Overlap | None:
+        """What the pool of that name shares with others; None when it is not known, or shares nothing."""
+        mine = self._known[name][1] if name in self._known else None
         if mine is None or not mine.addresses:
             return None
         shares = [
             (other, mine.addresses.intersection(theirs.addresses))
-            for other, (_, theirs) in sorted(known.items())
+            for other, (_, theirs) in sorted(self._known.items())
             if other != name and theirs is not None and _near(mine, theirs)
         ]
         shared = tuple((other, ranges) for other, ranges in shares if ranges)
@@ -97,3 +113,30 @@ def _read(pool: SpiderIPPool) -> Territory | None:
 def _short(ranges: Ranges) -> str:
     texts = Ranges(ranges.version, ranges.spans[:_SHOWN]).format()
     return ",".join(texts) + (",..." if len(ranges.spans) > _SHOWN else "")
+
+
+def conditions(pool: SpiderIPPool, overlap: Overlap | None, *, now: float) -> list[Condition]:
+    """`status.conditions` as it has to be; equal to what the pool has when nothing is to be written.
+
+    Pools that never overlapped have no such condition. Others' conditions stay.
+    """
+    before = next((it for it in pool.status.conditions if it.type == CONDITION), None)
+    status, reason, message = (
+        ("True", "AddressesInTwoPools", f"granted by neither: {overlap}")
+        if overlap is not None
+        else ("False", "NoneShared", "no address lies in another pool")
+    )
+    if before is None and overlap is None:
+        return pool.status.conditions
+    if before is not None and (before.status, before.message) == (status, message):
+        return pool.status.conditions
+    since = before.last_transition_time if before is not None and before.status == status else rfc3339(now)
+    after = Condition(
+        type=CONDITION,
+        status=status,
+        reason=reason,
+        message=message,
+        last_transition_time=since,
+        observed_generation=pool.metadata.generation,
+    )
+    return [*(it for it in pool.status.conditions if it.type != CONDITION), after]

@@ -66,7 +66,9 @@ class Judge:
             if name not in spec.node_name:
                 yield _reason(pool, "nodeName", _one_of(spec.node_name), name)
         elif spec.node_affinity is not None:
-            yield from _affinity(pool, "nodeAffinity", spec.node_affinity, node and node.metadata.labels)
+            yield from _affinity(
+                pool, "nodeAffinity", spec.node_affinity, node.metadata.labels if node is not None else None
+            )
 
     def _namespace(self, pool: SpiderIPPool) -> Iterator[Reason]:
         namespace, spec = self._request.namespace, pool.spec
@@ -75,7 +77,7 @@ class Judge:
             if name not in spec.namespace_name:
                 yield _reason(pool, "namespaceName", _one_of(spec.namespace_name), name)
         elif spec.namespace_affinity is not None:
-            labels = namespace and namespace.metadata.labels
+            labels = namespace.metadata.labels if namespace is not None else None
             yield from _affinity(pool, "namespaceAffinity", spec.namespace_affinity, labels)
 
     def _pod(self, pool: SpiderIPPool) -> Iterator[Reason]:

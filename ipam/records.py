@@ -97,6 +97,16 @@ def record_bytes(record: AllocationRecord, version: int) -> int:
     return KEY_BYTES[version] + len(text) + text.count(b'"') + text.count(b"\\")
 
 
+def same_record(one: AllocationRecord, other: AllocationRecord) -> bool:
+    """Whether two records agree in everything that we know of."""
+    return all(getattr(one, name) == getattr(other, name) for name in AllocationRecord.__struct_fields__)
+
+
+def stripped(record: AllocationRecord, before: AllocationRecord) -> bool:
+    """Whether a record is what the original's programs leave of another: its pod and uid, and nothing else."""
+    return type(record) is AllocationRecord and record == AllocationRecord(pod=before.pod, pod_uid=before.pod_uid)
+
+
 def _extended(record: AllocationRecord, unknown: dict[str, Any]) -> ExtendedRecord:
     return ExtendedRecord(
         pod=record.pod,

@@ -132,6 +132,14 @@ class Table:
             heapq.heappop(self._resting)
         return None
 
+    def quarantined(self, *, now: float) -> int:
+        """How many addresses could be granted but for a quarantine. Costs as much as is withheld."""
+        return sum(
+            1
+            for ip, entry in self._withheld.items()
+            if entry.until > now and not entry.resting and ip in self._grantable and ip not in self._records
+        )
+
     def set(self, ip: int, record: AllocationRecord | None, entry: Withheld | None) -> Before:
         """Make this the record of an address and the reason why it is withheld; returns what they were."""
         old_record, old_entry = self._records.get(ip), self._withheld.get(ip)

@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from api.ippool import SpiderIPPool
 from ipam.addresses import format_address
 from ipam.records import KEY_BYTES, RecordError, canonical
 
@@ -51,8 +52,12 @@ class Withheld(Struct, frozen=True, gc=False):
 def withhold(until: float, reason: str) -> Withheld:
     """An entry that ends with the second that `until` lies in; all addresses of a batch share one."""
     end = math.ceil(until)
-    stamp = datetime.fromtimestamp(end, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Withheld(float(end), reason, msgspec.json.encode({"reason": reason, "until": stamp}).decode())
+    return Withheld(float(end), reason, msgspec.json.encode({"reason": reason, "until": rfc3339(end)}).decode())
+
+
+def rfc3339(seconds: float) -> str:
+    """Unix seconds as the API server writes them, whole ones."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def read_withheld(text: str | None, version: int) -> dict[int, Withheld]:
@@ -76,6 +81,15 @@ def read_withheld(text: str | None, version: int) -> dict[int, Withheld]:
             raise RecordError(content=key, problem="the entry of this key has no reason")
         found[ip] = Withheld(_seconds(key, until), reason, msgspec.json.encode(entry).decode())
     return found
+
+
+def withheld_now(pool: SpiderIPPool, *, now: float) -> list[Withheld]:
+    """What a pool withholds at a time, in unix seconds; nothing where that cannot be read."""
+    version = pool.spec.ip_version or (6 if ":" in pool.spec.subnet else 4)
+    try:
+        return [entry for entry in read_withheld(pool.status.withheld_ips, version).values() if entry.until > now]
+    except RecordError:
+        return []
 
 
 def write_withheld(entries: Mapping[int, Withheld], version: int) -> str | None:

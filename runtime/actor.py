@@ -179,8 +179,9 @@ class Actor[M]:
     Hooks (`started`, `handle`, `handle_batch`, `stopped`) run on the actor's own task, one at a time.
     """
 
-    batch: ClassVar[int] = 1
-    """Largest number of user messages taken at once. Above 1, `handle_batch` gets them instead of `handle`."""
+    batch: int = 1
+    """Largest number of user messages taken at once. Above 1, `handle_batch` gets them instead of `handle`. An actor
+    may change it while it runs, but not to 1 or from it."""
     capacity: ClassVar[int] = 1024
     """Bound of the mailbox's user lane."""
 

@@ -86,19 +86,17 @@ def test_a_runtime_may_give_no_uid() -> None:
     assert openapi.read_add(body({**ADD, "podUID": ""})).uid == ""
 
 
+VALUES: dict[str, list[object]] = {
+    "containerID": ["", "-x", "a/b", "x" * 256, 7, ["a"]],
+    "ifName": ["", "a" * 16, "a b", "a/b", "..", None, True],
+    "podNamespace": ["", "Default", "a.b", "x" * 64, "../x", "a\n"],
+    "podName": ["", "Web", "a/b", "x" * 254, "a b", {}],
+    "podUID": ["a b", "ü", "x" * 254, 3],
+    "netNamespace": ["run/netns/x", "/a\0b", "/" + "x" * 4096, 1],
+}
 WRONG: list[tuple[Callable[[bytes], object], dict[str, Any], str]] = [
-    (read, {**good, name: value}, name)
-    for read, good in ((openapi.read_add, ADD), (openapi.read_del, DEL))
-    for name, values in {
-        "containerID": ["", "-x", "a/b", "x" * 256, 7, ["a"]],
-        "ifName": ["", "a" * 16, "a b", "a/b", "..", None, True],
-        "podNamespace": ["", "Default", "a.b", "x" * 64, "../x", "a\n"],
-        "podName": ["", "Web", "a/b", "x" * 254, "a b", {}],
-        "podUID": ["a b", "ü", "x" * 254, 3],
-        "netNamespace": ["run/netns/x", "/a\0b", "/" + "x" * 4096, 1],
-    }.items()
-    for value in values
-] + [
+    *((openapi.read_add, {**ADD, name: value}, name) for name, values in VALUES.items() for value in values),
+    *((openapi.read_del, {**DEL, name: value}, name) for name, values in VALUES.items() for value in values),
     (openapi.read_add, {**ADD, "defaultIPv4IPPool": ["a", 3]}, "defaultIPv4IPPool[1]"),
     (openapi.read_add, {**ADD, "defaultIPv6IPPool": "a"}, "defaultIPv6IPPool"),
     (openapi.read_add, {**ADD, "cleanGateway": "true"}, "cleanGateway"),

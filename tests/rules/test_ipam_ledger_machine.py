@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from msgspec import structs
 
 from api.ippool import IPPoolStatus, SpiderIPPool
-from ipam.ledger import Ledger, Outcome
-from ipam.operations import Claim, Operation, Surrender
+from ipam.ledger import Ledger
+from ipam.operations import Claim, Operation, Outcome, Surrender
 from ipam.ranges import parse_ranges
 from tests.rules.ipam_world import (
     batches,

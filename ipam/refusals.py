@@ -1,0 +1,31 @@
+"""Why the ledger refuses, in the words that users read."""
+
+from api.ippool import AllocationRecord
+from api.reasons import Reason
+from ipam.overlap import Overlap
+
+
+def still_held(pool: str, address: str, record: AllocationRecord) -> Reason:
+    """A fixed address that may still be in use by an earlier pod of its name."""
+    place = f"in container {record.cid or 'unknown'} on node {record.node or 'unknown'}"
+    if not (record.node or record.nic or record.cid):
+        place = "and it is not known yet where it is carried"
+    return Reason(
+        predicate="held",
+        pool=pool,
+        wanted="a fixed address that no link carries any more",
+        seen=f"{address} held by uid {record.pod_uid} {place}",
+    )
+
+
+def exhausted(pool: str, *, taken: int, quarantined: int, reserved: int, overlap: Overlap | None) -> Reason:
+    """No address is left: all are held, in quarantine, reserved, or shared with another pool."""
+    seen = f"{taken} taken, {quarantined} in quarantine" if quarantined else f"all {taken} taken"
+    if overlap is None:
+        return Reason(predicate="full", pool=pool, wanted="a free address", seen=f"{seen}, {reserved} more reserved")
+    return Reason(
+        predicate="overlap",
+        pool=pool,
+        wanted="a free address of this pool alone",
+        seen=f"{seen}, others lie in more than one pool: {overlap}",
+    )

@@ -1,0 +1,58 @@
+"""When a node counts as dead, against the plain rule over everything that was seen of it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipam.garbage import NodeState
+from ipam.nodewatch import NodeWatch
+
+GRACE = 120.0
+
+
+@given(
+    seen=st.lists(
+        st.tuples(st.floats(1, 90), st.sampled_from([*NodeState, None])).map(lambda pair: (pair[0], pair[1])),
+        max_size=15,
+    )
+)
+def test_a_node_is_dead_when_it_has_been_in_trouble_and_silent_for_the_grace(
+    seen: list[tuple[float, NodeState | None]],
+) -> None:
+    """Each is a pause and what came after it: a state of the node, or (None) a word of its agent."""
+    watch = NodeWatch(grace=GRACE)
+    now = 1000.0
+    watch.begin(now)
+    trouble: float | None = None
+    heard = now
+    state = NodeState.ALIVE
+    for pause, what in seen:
+        now += pause
+        if what is None:
+            heard = now
+            watch.heard("n1", now)
+        else:
+            state = what
+            watch.saw("n1", state, now)
+            trouble = None if state is NodeState.ALIVE else now if trouble is None else trouble
+        silent = now - max(heard, now if trouble is None else trouble)
+        expected = {
+            NodeState.ALIVE: False,
+            NodeState.OUT_OF_SERVICE: True,
+            NodeState.GONE: silent >= GRACE,
+            NodeState.NOT_READY: trouble is not None and now - trouble >= GRACE and silent >= GRACE,
+        }[state]
+        assert watch.is_dead("n1", state, now) is expected
+        if trouble is not None:
+            later = max(watch.dies_at("n1", now), now)
+            assert watch.is_dead("n1", NodeState.NOT_READY, later + 0.001)
+
+
+def test_who_speaks_and_who_is_remembered() -> None:
+    watch = NodeWatch(grace=GRACE)
+    watch.begin(0.0)
+    watch.heard("n1", 10.0)
+    watch.heard("n2", 100.0)
+    assert watch.speaking(129.0) == {"n1", "n2"} and watch.speaking(131.0) == {"n2"}
+    assert watch.saw("n3", NodeState.GONE, 100.0) and set(watch.in_trouble) == {"n3"}
+    watch.keep(["n1"])
+    assert watch.speaking(100.0) == {"n1"} and not watch.in_trouble

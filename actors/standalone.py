@@ -7,32 +7,39 @@ cluster:
 
     standalone
       poolfiles    pools from a folder of YAML files, if one is named
+      collector    gives up records that neither the journal nor the kernel knows
       http.sock    in the state folder: what the health port answers, for `spiderpoolctl --state-dir`
 """
 
 import os
 from contextlib import AsyncExitStack
+from http import HTTPStatus
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from actors import program
 from actors.agent import Agent, tune_node
 from actors.controller import Controller
 from actors.disk import open_journal
+from actors.hostcollector import HostCollectorActor, Scan
+from actors.hostcollector import Message as CollectorMessage
+from actors.node import Audit
 from actors.poolfiles import DiskFolder, PoolFiles, PoolFilesActor
 from actors.residence import STOP_SECONDS
 from api.settings import SettingsError, StandaloneSettings, load_standalone
-from api.status import SOCKET_NAME
+from api.status import SOCKET_NAME, NodeActivity, ReplicaStatus
 from cni.kernel import LinuxKernel
 from cni.pods import named_somehow
-from runtime.actor import System
+from runtime.actor import Ref, System
+from runtime.errors import ActorError
 from runtime.store.sqlite import FILE_NAME, SQLiteStore
 from runtime.supervision import Supervisor
 from runtime.transport.local import LocalChannel
 from runtime.transport.port import Call, Peer
 from telemetry import metrics
-from telemetry.http import Response, Route
+from telemetry.http import Post, Response, Route
 
 NAME = "spiderpool-standalone"
 _SOCKET_PATH_LIMIT = 107
@@ -60,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         root.add_supervisor(controller.supervisor)
         routes["/debug/status"] = lambda _query: Response(
-            msgspec.json.encode(controller.status()) + b"\n", content_type="application/json"
+            msgspec.json.encode(_status(controller, settings)) + b"\n", content_type="application/json"
         )
         if settings.pool_dir:
             files = PoolFiles(DiskFolder(Path(settings.pool_dir)), store)
@@ -72,17 +79,32 @@ def main(argv: list[str] | None = None) -> int:
             await controller.cluster.synced()
             return await controller.serve(call)
 
+        kernel, journal = LinuxKernel(), open_journal(state)
         agent = Agent(
             system,
             path="standalone/agent",
-            kernel=LinuxKernel(),
-            journal=open_journal(state),
+            kernel=kernel,
+            journal=journal,
             channels=[LocalChannel(serve, peer)],
             node=settings.agent.node_name,
             named=named_somehow,
         )
         residence = agent.reside(settings.agent)
         residence.install(settings.agent, None)
+        if settings.controller.gc_ip_enabled:
+            collector = root.add_actor(
+                "collector",
+                lambda: HostCollectorActor(
+                    store,
+                    pools=controller.peers,
+                    journal=journal,
+                    kernel=kernel,
+                    node=settings.agent.node_name,
+                    interval=settings.controller.gc_interval,
+                ),
+                capacity=HostCollectorActor.capacity,
+            )
+            routes["/v1/ipam/gc_ips"] = Post(lambda _query: _collect(collector, agent))
         root.add_supervisor(agent.supervisor, shutdown=STOP_SECONDS)
 
     return program.run(
@@ -98,6 +120,22 @@ def main(argv: list[str] | None = None) -> int:
         notes=settings.notes,
         routes=routes,
     )
+
+
+def _status(controller: Controller, settings: StandaloneSettings) -> ReplicaStatus:
+    """As a controller's replica; the node is named before its first ADD too."""
+    status = controller.status()
+    return structs.replace(status, nodes=status.nodes or (NodeActivity(node=settings.agent.node_name),))
+
+
+def _collect(collector: Ref[CollectorMessage], agent: Agent) -> Response:
+    """Look now for records that nobody needs, and for containers that are gone."""
+    try:
+        collector.tell(Scan())
+        agent.node.tell(Audit())
+    except ActorError as error:
+        return Response(f"{error}\n".encode(), HTTPStatus.SERVICE_UNAVAILABLE)
+    return Response()
 
 
 def _prepare(settings: StandaloneSettings) -> str:

@@ -4,6 +4,7 @@ Read from pool objects alone, so it says what the authority says. Pure: the call
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -76,6 +77,16 @@ def reserved_by(reserved: Iterable[SpiderReservedIP], version: int, number: int)
         except RangeError:
             continue  # of the other version, or malformed: neither takes anything out of the pools
     return ""
+
+
+def ranges_of(reserved: Iterable[SpiderReservedIP], version: int) -> Ranges:
+    """All addresses of an IP version that SpiderReservedIPs take out of the pools."""
+    found = Ranges(version)
+    for item in reserved:
+        if item.metadata.deletion_timestamp is None:
+            with suppress(RangeError):  # of the other version, or malformed: neither takes anything out of the pools
+                found = found.union(parse_ranges(item.spec.ips, version))
+    return found
 
 
 def held(book: Ledger) -> tuple[Address, ...]:

@@ -14,13 +14,19 @@ from ctl.errors import Failure
 VERBS = {
     "version": "what this is",
     "apply": "create objects from YAML, or change them to what it says",
-    "get": "what is in the pools",
+    "get": "what is in the pools, and other objects",
+    "ip": "single addresses: show, release, set",
+    "gc": "have the records looked at that nobody may need any more",
+    "doctor": "whether pools, endpoints, pods and journal agree",
     "status": "whether an installation works: components, owners of pools, nodes, errors of the last hour",
     "demo": "two pods on a LAN of their own, on this machine",
 }
 _MODULES = {
     "apply": "ctl.apply",
     "get": "ctl.get",
+    "ip": "ctl.ip.verb",
+    "gc": "ctl.gc",
+    "doctor": "ctl.doctor",
     "status": "ctl.status",
     "demo": "ctl.demo.verb",
     "version": "ctl.version",

@@ -1,0 +1,1 @@
+"""`spiderpoolctl ip`: single addresses, looked at and changed by hand."""

@@ -36,7 +36,7 @@ from actors.reporter import Connected as ControllerBack
 from actors.reporter import ReporterActor
 from actors.residence import STOP_SECONDS, Residence
 from api.configfile import ConfigFile
-from api.settings import AgentSettings, SettingsError, load_agent
+from api.settings import AgentSettings, ControllerSettings, SettingsError, load_agent, load_controller
 from cni.errors import CniError, TryAgainLater
 from cni.kernel import Kernel, LinuxKernel
 from cni.netlink import sysctl
@@ -219,8 +219,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load_agent(program.environment(), arguments.file_text, arguments.flags)
         store = _store(settings)
+        as_controller = _as_controller(settings, store, arguments)
     except (SettingsError, CredentialsError) as error:
         program.refuse(NAME, error)
+    if as_controller is not None:
+        from actors import fallback  # noqa: PLC0415 - most of a controller, for nodes that want it
 
     async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
         await tune_node(settings.config)
@@ -246,6 +249,10 @@ def main(argv: list[str] | None = None) -> int:
             await replicas.set(named(settings.controller_addresses))
         else:
             root.add_service("replicas", lambda: replicas.follow(store))
+        if as_controller is not None and store is not None:
+            fallback.prepare(
+                system, root, controllers=agent.controllers, store=store, agent=settings, controller=as_controller
+            )
         gauge = metrics.RPC_CONNECTIONS.labels(side="client")
         stack.callback(metrics.on_scrape(lambda: gauge.set(agent.controllers.connections)))
         residence = agent.reside(settings)
@@ -263,8 +270,20 @@ def main(argv: list[str] | None = None) -> int:
         metric_port=settings.metric_http_port if settings.enabled_metric else None,
         program=metrics.Program.AGENT,
         trace_buffer=settings.trace_buffer,
-        notes=settings.notes,
+        notes=[note for note in settings.notes if as_controller is None or note in as_controller.notes],
     )
+
+
+def _as_controller(
+    settings: AgentSettings, store: KubernetesStore | None, arguments: program.Arguments
+) -> ControllerSettings | None:
+    """How this node allocates while no controller answers; None where it is not to. Raises `SettingsError`."""
+    if not settings.fallback_enabled:
+        return None
+    if store is None:
+        msg = "SPIDERPOOL_AGENT_FALLBACK_ENABLED=true: there are no credentials for the API server"
+        raise SettingsError(msg)
+    return load_controller(program.environment(), arguments.file_text, arguments.flags)
 
 
 def _store(settings: AgentSettings) -> KubernetesStore | None:

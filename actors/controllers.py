@@ -42,6 +42,11 @@ class Controllers:
         self._node = node
         self._names: dict[Channel, str] = {}
         self._listeners: list[Callable[[], None]] = []
+        self._last_resort: Channel | None = None
+
+    def resort_to(self, channel: Channel) -> None:
+        """Have `channel` asked where no replica can be."""
+        self._last_resort = channel
 
     def add(self, channel: Channel, *, name: str = "") -> None:
         """Another replica; by `name` it finds its place among the others."""
@@ -83,7 +88,7 @@ class Controllers:
         last: TransportError | None = None
         with traces.span(f"rpc {type(request).__name__}"):
             while True:
-                connected = [channel for channel in self._channels if channel.connected]
+                connected = self._connected()
                 if self._clock.now() >= deadline:
                     raise ambiguous or last or await self._why_not()
                 for channel in connected:
@@ -116,6 +121,13 @@ class Controllers:
                         raise TransportError(msg) from error
                 # Not on the channels themselves: whichever comes up first is the one to ask.
                 await anyio.sleep(min(_ROUND_SECONDS, max(0.0, deadline - self._clock.now())))
+
+    def _connected(self) -> list[Channel]:
+        """Whom to ask, in this order."""
+        connected = [channel for channel in self._channels if channel.connected]
+        if not connected and self._last_resort is not None and self._last_resort.connected:
+            return [self._last_resort]
+        return connected
 
     async def _why_not(self) -> TransportError:
         """What a channel that is not connected has to say about it."""

@@ -113,6 +113,10 @@ class AgentSettings(_Common, frozen=True, kw_only=True):
     health_port: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_HEALTH_PORT", (), _PORT)] = 5710
     metric_http_port: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_METRIC_HTTP_PORT", (), _PORT)] = 5711
     enabled_release_conflict_ips: Annotated[bool, Env("SPIDERPOOL_ENABLED_RELEASE_CONFLICT_IPS")] = True
+    fallback_enabled: Annotated[bool, Env("SPIDERPOOL_AGENT_FALLBACK_ENABLED")] = False
+    """Whether this node allocates by itself while no controller answers. Needs a controller's rights for that."""
+    fallback_after: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_AGENT_FALLBACK_AFTER", (), _SECONDS)] = 5.0
+    """Seconds without a controller until it does."""
     multus_cluster_network: Annotated[str, Env("MULTUS_CLUSTER_NETWORK")] = ""
     """``namespace/name`` of the network of every pod's first interface; empty: not configured."""
     pod_uid: Annotated[str, Env("SPIDERPOOL_POD_UID")] = ""

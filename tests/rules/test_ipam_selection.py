@@ -1,127 +1,230 @@
-"""Selection against a brute-force reading of the specification, and what its errors say."""
+"""Selection as a whole, against a brute-force reading of the specification."""
 
 import json
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from api.annotations import NAMESPACE_DEFAULT_IPV4, NAMESPACE_DEFAULT_IPV6, POD_IPPOOL, POD_IPPOOLS
-from api.core import Namespace, Node, Pod, PodSpec
+from api import annotations as a
+from api.annotations import AnnotationError, pod_ippool, pod_ippools
 from api.ippool import IPPoolSpec, SpiderIPPool
-from api.meta import LabelSelector, LabelSelectorRequirement, ObjectMeta
-from ipam.selection import SelectionError, SelectionRequest, select
+from api.meta import ObjectMeta
+from api.networks import default_network, networks
+from api.reasons import Verdict
+from ipam.identity import Workload
+from ipam.selection import Selection, SelectionError, SelectionRequest, select
+from tests.rules.selection_world import DEPLOYMENT, OTHER, SAME, SUBNETS, by_name, pool, request
 
-LABELS = {"tier": "web"}
-OTHER = LabelSelector(match_labels={"tier": "db"})
-SAME = LabelSelector(match_labels=LABELS)
-SUBNETS = {4: "10.0.0.0/16", 6: "fd00::/64"}
-
-
-def pool(name: str, version: int = 4, *, deleted: bool = False, **spec: object) -> SpiderIPPool:
-    return SpiderIPPool(
-        metadata=ObjectMeta(name=name, deletion_timestamp="2026-01-01T00:00:00Z" if deleted else None),
-        spec=structs.replace(IPPoolSpec(subnet=SUBNETS[version], ip_version=4 if version == 4 else 6), **spec),
-    )
-
-
-def by_name(*pools: SpiderIPPool) -> dict[str, SpiderIPPool]:
-    return {it.metadata.name: it for it in pools}
-
-
-def request(
-    annotation: object = None,
-    *,
-    namespace_ipv4: object = None,
-    namespace_ipv6: object = None,
-    default_ipv4: Sequence[str] = (),
-    default_ipv6: Sequence[str] = (),
-    enable_ipv4: bool = True,
-    enable_ipv6: bool = True,
-) -> SelectionRequest:
-    """Pod ns/web on n1; pod, namespace and node have the label tier=web. Annotations as values, or as raw text."""
-
-    def text(value: object) -> str:
-        return value if isinstance(value, str) else json.dumps(value)
-
-    namespace = {NAMESPACE_DEFAULT_IPV4: namespace_ipv4, NAMESPACE_DEFAULT_IPV6: namespace_ipv6}
-    return SelectionRequest(
-        pod=Pod(
-            metadata=ObjectMeta(
-                name="web",
-                namespace="ns",
-                uid="u1",
-                labels=LABELS,
-                annotations={} if annotation is None else {POD_IPPOOL: text(annotation)},
-            ),
-            spec=PodSpec(node_name="n1"),
-        ),
-        namespace=Namespace(
-            metadata=ObjectMeta(
-                name="ns",
-                labels=LABELS,
-                annotations={key: text(value) for key, value in namespace.items() if value is not None},
-            )
-        ),
-        node=Node(metadata=ObjectMeta(name="n1", labels=LABELS)),
-        nic="eth0",
-        default_ipv4=tuple(default_ipv4),
-        default_ipv6=tuple(default_ipv6),
-        enable_ipv4=enable_ipv4,
-        enable_ipv6=enable_ipv6,
-    )
-
-
-def refused(asked: SelectionRequest, pools: Mapping[str, SpiderIPPool]) -> SelectionError:
-    with pytest.raises(SelectionError) as caught:
-        select(asked, pools)
-    return caught.value
-
-
-# ---------------------------------------------------------------- brute force
+# ---------------------------------------------------------------- what is drawn
 
 NAMES = ["a4", "b4", "c4", "d6", "e6"]
-selectors = st.sampled_from([None, None, None, SAME, OTHER])
-names_lists = st.none() | st.lists(st.sampled_from([*NAMES, "gone"]), max_size=3)
+PATTERNS = ["*", "?4", "*6", "[ab]4", "[^a]4", "z*"]
+JOB = Workload(api_version="batch/v1", kind="Job", namespace="ns", name="web")
+NICS = ["eth0", "net1", "net2", "up0"]
+
+
+def names_of(version: int) -> st.SearchStrategy[list[str] | None]:
+    """Mostly names and patterns of the family; now and then one that is wrong, or is there twice."""
+    right = [name for name in NAMES if name.endswith(str(version))]
+    sound = st.lists(st.sampled_from([*right, *right, *PATTERNS]), max_size=3, unique=True)
+    odd = st.lists(st.sampled_from([*NAMES, *PATTERNS, "gone"]), min_size=1, max_size=3)
+    return st.integers(0, 9).flatmap(lambda at: st.none() if at == 0 else odd if at == 9 else sound)
+
+
+names_lists = {version: names_of(version) for version in (4, 6)}
+items = st.tuples(names_lists[4], names_lists[6], st.booleans())
+TRAITS: list[dict[str, Any]] = [
+    {"node_name": ["n1"]},
+    {"node_name": ["n2", "n1"]},
+    {"node_name": ["n2"]},
+    {"node_affinity": SAME},
+    {"node_affinity": OTHER},
+    {"namespace_name": ["ns"]},
+    {"namespace_name": ["other"]},
+    {"namespace_affinity": SAME},
+    {"namespace_affinity": OTHER},
+    {"pod_affinity": SAME},
+    {"pod_affinity": OTHER},
+    {"multus_name": ["lan"]},
+    {"multus_name": ["ns/wan", "kube-system/lan"]},
+    {"multus_name": ["ns/wan"]},
+    {"owner": DEPLOYMENT},
+    {"owner": JOB},
+    {"disable": True},
+    {"deleted": True},
+]
+willing_mostly = st.sampled_from([trait for trait in TRAITS if SAME in trait.values()] + TRAITS)
+traits = st.tuples(st.booleans(), st.integers(0, 3).flatmap(lambda most: st.lists(willing_mostly, max_size=most // 2)))
 
 
 @st.composite
 def drawn_pools(draw: st.DrawFn) -> dict[str, SpiderIPPool]:
-    """Any subset of the names, each pool mostly willing."""
-    rarely = st.sampled_from([False, False, False, False, True])
+    """Any subset of the names; each pool says little or nothing about whom it is for."""
+    drawn = draw(st.dictionaries(st.sampled_from(NAMES), traits, min_size=4))
     return by_name(
         *(
-            pool(
-                name,
-                int(name[1]),
-                deleted=draw(rarely),
-                disable=draw(rarely),
-                default=draw(st.booleans()),
-                node_name=draw(st.sampled_from([[], [], ["n1"], ["n2"], ["n2", "n1"]])),
-                node_affinity=draw(selectors),
-                namespace_name=draw(st.sampled_from([[], [], ["ns"], ["other"]])),
-                namespace_affinity=draw(selectors),
-                pod_affinity=draw(selectors),
-                multus_name=draw(st.sampled_from([[], ["kube-system/lan"]])),
-            )
-            for name in NAMES
-            if draw(st.integers(0, 9))
+            pool(name, int(name[1]), default=default, **{key: value for one in said for key, value in one.items()})
+            for name, (default, said) in drawn.items()
         )
     )
 
 
-def willing(it: SpiderIPPool, version: int) -> bool:
-    """Whether the pool may serve the pod of `request`, by the specification's own words."""
+@st.composite
+def drawn_requests(draw: st.DrawFn) -> SelectionRequest:
+    """One or several of the sources, and a NIC of the pod that asks."""
+    sources = draw(st.sets(st.sampled_from(["several", "one", "namespace", "plugin"])))
+    one = draw(items) if "one" in sources else None
+    several = draw(st.lists(items, min_size=1, max_size=3)) if "several" in sources else None
+    named = draw(st.booleans())
+    ippools = None
+    if several is not None:
+        ippools = [
+            written(item) | ({"interface": nic} if named else {}) for item, nic in zip(several, NICS, strict=False)
+        ]
+    namespace = draw(st.tuples(names_lists[4], names_lists[6])) if "namespace" in sources else (None, None)
+    plugin = draw(st.tuples(names_lists[4], names_lists[6])) if "plugin" in sources else (None, None)
+    return request(
+        None if one is None else written(one),
+        ippools=ippools,
+        networks=draw(st.sampled_from([None, "wan", "other/wan, wan@up0"])),
+        others=draw(st.sampled_from([{}, {}, {a.MULTUS_DEFAULT_NETWORK: "ns/wan"}])),
+        namespace_ipv4=namespace[0],
+        namespace_ipv6=namespace[1],
+        default_ipv4=plugin[0] or (),
+        default_ipv6=plugin[1] or (),
+        nic=draw(st.sampled_from(["eth0", "eth0", "eth0", "net1", "up0"])),
+        enable_ipv4=draw(st.sampled_from([True] * 7 + [False])),
+        enable_ipv6=draw(st.sampled_from([True] * 7 + [False])),
+        cluster_network=draw(st.sampled_from(["", "lan", "other/lan", "/etc/cni/net.d/10-lan.conf"])),
+        workload=draw(st.sampled_from([DEPLOYMENT, DEPLOYMENT, None])),
+        master_subnets=draw(st.sampled_from([None] * 6 + [(), ("10.0.3.1/24", "fd00::1/64"), ("10.1.0.1/24",)])),
+        clean_gateway=draw(st.booleans()),
+    )
+
+
+def written(item: tuple[list[str] | None, list[str] | None, bool]) -> dict[str, object]:
+    ipv4, ipv6, clean = item
+    found: dict[str, object] = {"cleanGateway": clean} if clean else {}
+    return found | {key: names for key, names in (("ipv4", ipv4), ("ipv6", ipv6)) if names is not None}
+
+
+# ---------------------------------------------------------------- what the specification says
+
+Wanted = dict[str, tuple[dict[int, list[str]], bool]]
+"""By NIC: pool names by family, and whether it gets no default route."""
+
+
+class Wrong(Exception):
+    """The user has to change something; or, where it says so, nothing is there to be given."""
+
+    def __init__(self, cause: str = "wrong_input") -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+
+def network_of(asked: SelectionRequest, nic: str) -> str:
+    """By Multus' rules: which attachment makes the NIC."""
+    of_pod = asked.pod.metadata.annotations
+    if nic == "eth0":
+        if a.MULTUS_DEFAULT_NETWORK in of_pod:
+            return of_pod[a.MULTUS_DEFAULT_NETWORK]
+        return {"": "", "lan": "kube-system/lan", "other/lan": "other/lan"}.get(asked.cluster_network, "")
+    table = {
+        None: {},
+        "wan": {"net1": "ns/wan"},
+        "other/wan, wan@up0": {"net1": "other/wan", "up0": "ns/wan"},
+    }[of_pod.get(a.MULTUS_NETWORKS)]
+    return table.get(nic, "")
+
+
+def asked_for(asked: SelectionRequest, pools: Mapping[str, SpiderIPPool]) -> Wanted:
+    """The first source that says anything; patterns filled in, families that are off left out."""
+    of_pod = asked.pod.metadata.annotations
+    assert asked.namespace is not None
+    of_namespace = {
+        version: json.loads(asked.namespace.metadata.annotations.get(key, "[]"))
+        for version, key in ((4, a.NAMESPACE_DEFAULT_IPV4), (6, a.NAMESPACE_DEFAULT_IPV6))
+    }
+    lists: dict[str, tuple[dict[int, list[str]], bool]]
+    fallback = "wrong_input"
+    if a.POD_IPPOOLS in of_pod:
+        entries = json.loads(of_pod[a.POD_IPPOOLS])
+        made = ["eth0", *(nic for nic in ("net1", "up0") if network_of(asked, nic))]
+        lists = {
+            entry.get("interface") or nic: (
+                {4: entry.get("ipv4", []), 6: entry.get("ipv6", [])},
+                entry.get("cleanGateway", False),
+            )
+            for entry, nic in zip(entries, [*made, *NICS] if "interface" in entries[0] else made, strict=False)
+        }
+        if asked.nic not in lists:
+            raise Wrong
+    elif a.POD_IPPOOL in of_pod:
+        entry = json.loads(of_pod[a.POD_IPPOOL])
+        lists = {asked.nic: ({4: entry.get("ipv4", []), 6: entry.get("ipv6", [])}, asked.clean_gateway)}
+    elif of_namespace[4] or of_namespace[6]:
+        lists = {asked.nic: (of_namespace, asked.clean_gateway)}
+    elif asked.default_ipv4 or asked.default_ipv6:
+        lists = {asked.nic: ({4: list(asked.default_ipv4), 6: list(asked.default_ipv6)}, asked.clean_gateway)}
+    else:
+        named = {v: sorted(n for n, it in pools.items() if it.spec.default and n[1] == str(v)) for v in (4, 6)}
+        lists = {asked.nic: (named, asked.clean_gateway)}
+        fallback = "no_available_pool"
+    on = {4: asked.enable_ipv4, 6: asked.enable_ipv6}
+    wanted: Wanted = {}
+    for nic, (by_version, clean) in lists.items():
+        filled = {v: filled_in(names, v, pools) for v, names in by_version.items() if on[v]}
+        filled = {v: names for v, names in filled.items() if names}
+        if filled:
+            wanted[nic] = (filled, clean)
+    if asked.nic not in wanted:
+        off = any(names and not on[v] for v, names in lists[asked.nic][0].items())
+        raise Wrong("wrong_input" if off else fallback)
+    return wanted
+
+
+def filled_in(names: Sequence[str], version: int, pools: Mapping[str, SpiderIPPool]) -> list[str]:
+    found: list[str] = []
+    for at, name in enumerate(names):
+        if any(mark in name for mark in "*?["):
+            glob = name.replace("[^", "[!")
+            fitting = [each for each in sorted(pools) if each[1] == str(version) and fnmatchcase(each, glob)]
+        else:
+            if name in names[:at]:
+                raise Wrong
+            fitting = [name]
+        found += [each for each in fitting if each not in found]
+    return found
+
+
+def willing(asked: SelectionRequest, nic: str, it: SpiderIPPool, version: int) -> bool:
+    """Whether the pool may serve the NIC, by the specification's own words."""
     spec = it.spec
+    if a.OWNER_APPLICATION_NAME in it.metadata.labels:
+        keys = spec.pod_affinity.match_labels if spec.pod_affinity is not None else {}
+        its = asked.workload == DEPLOYMENT and [keys.get(key) for key in (a.APP_API_GROUP, a.APP_KIND)] == [
+            "apps",
+            "Deployment",
+        ]
+    else:
+        its = spec.pod_affinity in (None, SAME)
+        full = [name if "/" in name else f"kube-system/{name}" for name in spec.multus_name]
+        its = its and (not full or network_of(asked, nic) in full)
+    master = True
+    if asked.master_subnets is not None and nic == asked.nic:
+        master = asked.master_subnets == ("10.0.3.1/24", "fd00::1/64")
     return (
         it.metadata.deletion_timestamp is None
         and not spec.disable
         and spec.ip_version == version
         and ("n1" in spec.node_name if spec.node_name else spec.node_affinity in (None, SAME))
         and ("ns" in spec.namespace_name if spec.namespace_name else spec.namespace_affinity in (None, SAME))
-        and spec.pod_affinity in (None, SAME)
+        and its
+        and master
     )
 
 
@@ -138,103 +241,158 @@ def presence(it: SpiderIPPool) -> tuple[bool, ...]:
     )
 
 
-def check_order(order: Sequence[str], written: Sequence[str], pools: Mapping[str, SpiderIPPool]) -> None:
+def check_order(order: Sequence[str], wanted: Sequence[str], pools: Mapping[str, SpiderIPPool]) -> None:
     for at, first in enumerate(order):
         for second in order[at + 1 :]:
             one, other = presence(pools[first]), presence(pools[second])
             differing = next((at for at in range(6) if one[at] != other[at]), None)
             if differing is None:
-                assert written.index(first) < written.index(second), "ties keep the written order"
+                assert wanted.index(first) < wanted.index(second), "ties keep the written order"
             else:
                 assert one[differing], "set comes before unset"
 
 
-@settings(max_examples=500, deadline=None)
-@given(
-    pools=drawn_pools(),
-    annotated=st.none() | st.tuples(names_lists, names_lists),
-    namespace=st.tuples(names_lists, names_lists),
-    netconf=st.tuples(st.lists(st.sampled_from(NAMES), max_size=2), st.lists(st.sampled_from(NAMES), max_size=2)),
-    enabled=st.tuples(st.booleans(), st.booleans()),
-)
-def test_selection_is_what_the_specification_says(
-    pools: dict[str, SpiderIPPool],
-    annotated: tuple[list[str] | None, list[str] | None] | None,
-    namespace: tuple[list[str] | None, list[str] | None],
-    netconf: tuple[list[str], list[str]],
-    enabled: tuple[bool, bool],
-) -> None:
-    annotation = None
-    if annotated is not None:
-        annotation = {key: names for key, names in zip(("ipv4", "ipv6"), annotated, strict=True) if names is not None}
-    asked = request(
-        annotation,
-        namespace_ipv4=namespace[0],
-        namespace_ipv6=namespace[1],
-        default_ipv4=netconf[0],
-        default_ipv6=netconf[1],
-        enable_ipv4=enabled[0],
-        enable_ipv6=enabled[1],
-    )
-    if annotated is not None:
-        source = [annotated[0] or [], annotated[1] or []]
-    elif namespace[0] or namespace[1]:
-        source = [namespace[0] or [], namespace[1] or []]
-    elif netconf[0] or netconf[1]:
-        source = [netconf[0], netconf[1]]
-    else:
-        source = [
-            sorted(name for name, it in pools.items() if it.spec.default and it.spec.ip_version == version)
-            for version in (4, 6)
-        ]
-    wanted = [names if on else [] for names, on in zip(source, enabled, strict=True)]
-    expected = [
-        [name for name in names if name in pools and willing(pools[name], version)]
-        for names, version in zip(wanted, (4, 6), strict=True)
-    ]
-    impossible = (
-        wanted == [[], []]
-        or any(len(set(names)) < len(names) for names in wanted)
-        or any(name not in pools for names in wanted for name in names)
-        or any(names and not left for names, left in zip(wanted, expected, strict=True))
-    )
-    if impossible:
-        error = refused(asked, pools)
-        assert error.cause in ("wrong_input", "no_available_pool")
-        assert str(error)
+def expected(asked: SelectionRequest, pools: Mapping[str, SpiderIPPool]) -> tuple[Wanted, Wanted] | Wrong:
+    """What is asked for, and what is left of it."""
+    try:
+        wanted = asked_for(asked, pools)
+    except Wrong as wrong:
+        return wrong
+    if any(name not in pools for by_version, _ in wanted.values() for names in by_version.values() for name in names):
+        return Wrong()
+    left = {
+        nic: (
+            {v: [n for n in names if willing(asked, nic, pools[n], v)] for v, names in by_version.items()},
+            clean,
+        )
+        for nic, (by_version, clean) in wanted.items()
+    }
+    if not all(names for by_version, _ in left.values() for names in by_version.values()):
+        return Wrong("no_available_pool")
+    return wanted, left
+
+
+def outcome(asked: SelectionRequest, pools: Mapping[str, SpiderIPPool]) -> Selection | SelectionError:
+    try:
+        return select(asked, pools)
+    except SelectionError as error:
+        return error
+
+
+def judged(verdicts: Sequence[Verdict], pools: Mapping[str, SpiderIPPool]) -> list[tuple[str, str, bool]]:
+    """Without what was said of patterns and of items that are for nobody."""
+    return [(it.nic, it.pool, it.accepted) for it in verdicts if it.pool in pools and it.nic in NICS]
+
+
+@settings(max_examples=400, deadline=None)
+@given(pools=drawn_pools(), asked=drawn_requests())
+def test_selection_is_what_the_specification_says(pools: dict[str, SpiderIPPool], asked: SelectionRequest) -> None:
+    got, read = outcome(asked, pools), expected(asked, pools)
+    if isinstance(read, Wrong):
+        assert isinstance(got, SelectionError), got
+        assert got.cause == read.cause, got
+        assert all((it.reason is None) == it.accepted for it in got.explanation.considered)
         return
-    selection = select(asked, pools)
-    for order, names, left in zip((selection.ipv4, selection.ipv6), wanted, expected, strict=True):
-        assert sorted(order) == sorted(left)
-        check_order(order, names, pools)
-    verdicts = selection.explanation.considered
-    assert [verdict.pool for verdict in verdicts] == [name for names in wanted for name in names]
-    assert [verdict.pool for verdict in verdicts if verdict.accepted] == [name for names in expected for name in names]
-    assert all((verdict.reason is None) == verdict.accepted for verdict in verdicts)
+    wanted, left = read
+    assert isinstance(got, Selection), got
+    assert [it.nic for it in got.nics] == list(wanted)
+    assert got.asked.nic == asked.nic
+    for it in got.nics:
+        by_version, clean = wanted[it.nic]
+        assert it.clean_gateway == clean
+        assert {4: list(it.named_ipv4), 6: list(it.named_ipv6)} == {4: [], 6: []} | by_version
+        for version, order in ((4, it.ipv4), (6, it.ipv6)):
+            assert sorted(order) == sorted(left[it.nic][0].get(version, []))
+            check_order(order, by_version.get(version, []), pools)
+    verdicts = got.explanation.considered
+    assert judged(verdicts, pools) == [
+        (nic, name, name in left[nic][0][version])
+        for nic, (by_version, _) in wanted.items()
+        for version, names in sorted(by_version.items())
+        for name in names
+    ]
+    assert all((it.reason is None) == it.accepted for it in verdicts)
+    assert all(it.reason is None or (it.reason.wanted and it.reason.predicate) for it in verdicts)
 
 
-# ---------------------------------------------------------------- sources
+# ---------------------------------------------------------------- malformed
 
-
-FOUR = by_name(*(pool(name) for name in ("p1", "p2", "p3")), pool("p4", default=True))
-
-
-@pytest.mark.parametrize(
-    ("asked", "ipv4", "source"),
-    [
-        (
-            request({"ipv4": ["p1"]}, namespace_ipv4=["p2"], default_ipv4=["p3"]),
-            "p1",
-            "annotation ipam.spidernet.io/ippool",
-        ),
-        (request(namespace_ipv4=["p2"], default_ipv4=["p3"]), "p2", "namespace ns's default pools"),
-        (request(namespace_ipv4=[], default_ipv4=["p3"]), "p3", "the plugin configuration's ipam"),
-        (request(), "p4", "the cluster's default pools (spec.default)"),
-    ],
+KEYS = [a.POD_IPPOOLS, a.POD_IPPOOL, a.MULTUS_NETWORKS, a.MULTUS_DEFAULT_NETWORK, a.POD_SUBNET, a.POD_SUBNETS]
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["p4", "p6", "*", "[", "eth0", "net1", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["ipv4", "ipv6", "interface", "cleangateway", "name", "namespace"]), inner)
+    ),
+    max_leaves=10,
+).map(json.dumps)
+texts = st.text(max_size=20) | json_like | st.sampled_from(["[" * 100_000, '{"ipv4":["\\ud800"]}', "1e999", "[{}]"])
+BY_NETWORK = by_name(
+    pool("p4", multus_name=["ns/wan"], default=True), pool("p6", 6, multus_name=["ns/wan"], default=True)
 )
-def test_the_first_source_wins(asked: SelectionRequest, ipv4: str, source: str) -> None:
-    selection = select(asked, FOUR)
-    assert (selection.ipv4, selection.ipv6, selection.source) == ((ipv4,), (), source)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    of_pod=st.dictionaries(st.sampled_from(KEYS), texts, max_size=3),
+    of_namespace=st.tuples(st.none() | texts, st.none() | texts),
+    nic=st.sampled_from(["eth0", "net1"]),
+    subnets=st.booleans(),
+)
+def test_whatever_annotations_say_is_served_or_refused_with_key_and_value(
+    of_pod: dict[str, str], of_namespace: tuple[str | None, str | None], nic: str, subnets: bool
+) -> None:
+    asked = request(
+        others=of_pod,
+        namespace_ipv4=of_namespace[0],
+        namespace_ipv6=of_namespace[1],
+        nic=nic,
+        enable_subnets=subnets,
+    )
+    got = outcome(asked, BY_NETWORK)
+    unreadable = first_unreadable(asked)
+    if unreadable is not None:
+        assert isinstance(got, SelectionError)
+        assert got.cause == "wrong_input"
+        assert unreadable in str(got) and repr(of_pod[unreadable]) in str(got)
+
+
+def first_unreadable(asked: SelectionRequest) -> str | None:
+    """The annotation of the pod that selection cannot do without and cannot read."""
+    of_pod = asked.pod.metadata.annotations
+    if asked.enable_subnets:
+        for key in (a.POD_SUBNETS, a.POD_SUBNET):
+            if key in of_pod:
+                return key
+    try:
+        several = pod_ippools(of_pod)
+    except AnnotationError:
+        return a.POD_IPPOOLS
+    if several is None:
+        try:
+            pod_ippool(of_pod)
+        except AnnotationError:
+            return a.POD_IPPOOL
+    elif not several[0].interface:
+        try:
+            networks(of_pod, namespace="ns")
+        except AnnotationError:
+            return a.MULTUS_NETWORKS
+    return None
+
+
+def test_networks_are_read_where_a_pool_asks_for_them_and_only_there() -> None:
+    """So that no mistake in an annotation of others stops a pod that does not depend on it."""
+    for nic, key in (("net1", a.MULTUS_NETWORKS), ("eth0", a.MULTUS_DEFAULT_NETWORK)):
+        asked = request(others={key: "a/b/c"}, nic=nic)
+        got = outcome(asked, BY_NETWORK)
+        assert isinstance(got, SelectionError)
+        assert f"annotation {key}: 'a/b/c' has more than one /" in str(got)
+        assert isinstance(outcome(asked, by_name(pool("p4", default=True))), Selection)
+    assert default_network({}, namespace="x") is None
+
+
+# ---------------------------------------------------------------- order
 
 
 def test_order_is_by_how_specifically_a_pool_is_meant() -> None:
@@ -249,161 +407,24 @@ def test_order_is_by_how_specifically_a_pool_is_meant() -> None:
     ]
     below = [structs.replace(IPPoolSpec(subnet=SUBNETS[4]), **dict(marks[at + 1 :])) for at in range(6)]
     alone = [structs.replace(IPPoolSpec(subnet=SUBNETS[4]), **{key: value}) for key, value in marks]
-    written = [
+    written_order = [
         *(SpiderIPPool(metadata=ObjectMeta(name=f"all-below-{at}"), spec=spec) for at, spec in enumerate(below)),
         *(SpiderIPPool(metadata=ObjectMeta(name=f"only-{at}"), spec=spec) for at, spec in enumerate(alone)),
     ]
-    chosen = select(request({"ipv4": [it.metadata.name for it in written]}), by_name(*written)).ipv4
+    chosen = select(request({"ipv4": [it.metadata.name for it in written_order]}), by_name(*written_order)).asked.ipv4
     for at in range(6):
         assert chosen.index(f"only-{at}") < chosen.index(f"all-below-{at}")
     assert [name for name in chosen if "only" in name] == [f"only-{at}" for at in range(6)]
 
 
+def test_equal_pools_keep_the_order_in_which_they_were_written() -> None:
+    """The original takes them from a map, in any order."""
+    names = ["z", "m", "a", "q", "b"]
+    pools = by_name(*(pool(name) for name in sorted(names)))
+    assert select(request({"ipv4": names}), pools).asked.ipv4 == tuple(names)
+    assert select(request(default_ipv4=names[::-1]), pools).asked.ipv4 == tuple(names[::-1])
+
+
 def test_default_pools_are_tried_by_name_whatever_the_order_of_the_snapshot() -> None:
     pools = by_name(*(pool(name, default=True) for name in ("c", "a", "b")))
-    assert select(request(), pools).ipv4 == ("a", "b", "c")
-
-
-def test_a_source_that_names_one_family_gives_that_family_only() -> None:
-    pools = by_name(pool("p4", default=True), pool("p6", 6, default=True))
-    assert select(request({"ipv4": ["p4"]}), pools).ipv6 == ()
-    both = select(request(), pools)
-    assert (both.ipv4, both.ipv6) == (("p4",), ("p6",))
-
-
-def test_a_family_that_is_off_is_left_out_as_long_as_something_remains() -> None:
-    pools = by_name(pool("p4"), pool("p6", 6))
-    asked = {"ipv4": ["p4"], "ipv6": ["p6"]}
-    assert select(request(asked, enable_ipv6=False), pools).ipv6 == ()
-    error = refused(request({"ipv6": ["p6"]}, enable_ipv6=False), pools)
-    assert str(error) == "annotation ipam.spidernet.io/ippool names no pool of an enabled family (IPv6 is switched off)"
-    assert error.cause == "wrong_input"
-
-
-def test_the_version_of_a_pool_that_no_webhook_completed_comes_from_its_subnet() -> None:
-    bare = SpiderIPPool(metadata=ObjectMeta(name="p6"), spec=IPPoolSpec(subnet="fd00::/64", default=True))
-    assert select(request(), by_name(bare)).ipv6 == ("p6",)
-
-
-# ---------------------------------------------------------------- errors
-
-
-def test_an_empty_annotation_asks_for_nothing_and_gets_that() -> None:
-    error = refused(request({}), FOUR)
-    assert str(error) == "annotation ipam.spidernet.io/ippool names no pool of an enabled family"
-    assert error.cause == "wrong_input"
-
-
-def test_no_default_pool() -> None:
-    error = refused(request(), {})
-    assert error.cause == "no_available_pool"
-    assert "spec.default" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("annotation", "shown"),
-    [("{", "'{'"), ('["p1"]', """'["p1"]'"""), ('{"ipv4":"p1"}', """'{"ipv4":"p1"}'""")],
-)
-def test_an_annotation_that_cannot_be_read_is_shown(annotation: str, shown: str) -> None:
-    error = refused(request(annotation), FOUR)
-    assert error.cause == "wrong_input"
-    assert "annotation ipam.spidernet.io/ippool" in str(error)
-    assert shown in str(error)
-
-
-def test_a_namespace_annotation_that_cannot_be_read_is_shown() -> None:
-    error = refused(request(namespace_ipv6="p1,p2"), FOUR)
-    assert error.cause == "wrong_input"
-    assert NAMESPACE_DEFAULT_IPV6 in str(error)
-    assert "'p1,p2'" in str(error)
-
-
-def test_the_annotation_for_several_nics_is_refused_and_not_passed_over() -> None:
-    asked = request()
-    metadata = structs.replace(asked.pod.metadata, annotations={POD_IPPOOLS: '[{"interface":"eth0","ipv4":["p1"]}]'})
-    error = refused(structs.replace(asked, pod=structs.replace(asked.pod, metadata=metadata)), FOUR)
-    assert error.cause == "wrong_input"
-    assert POD_IPPOOLS in str(error)
-    assert '"interface":"eth0"' in str(error)
-
-
-def test_a_pool_that_does_not_exist_is_an_error_though_others_would_do() -> None:
-    error = refused(request({"ipv4": ["p1", "nowhere"]}), FOUR)
-    assert str(error) == "annotation ipam.spidernet.io/ippool names pool 'nowhere', which does not exist"
-    assert error.cause == "wrong_input"
-    assert [verdict.accepted for verdict in error.explanation.considered] == [True, False]
-
-
-def test_a_pool_that_is_named_twice() -> None:
-    error = refused(request(default_ipv4=["p1", "p2", "p1"]), FOUR)
-    assert str(error) == "the plugin configuration's ipam names IPv4 pool 'p1' twice"
-    assert error.cause == "wrong_input"
-
-
-EXPRESSION = LabelSelector(match_expressions=[LabelSelectorRequirement(key="tier", operator="NotIn", values=["web"])])
-BROKEN = LabelSelector(match_expressions=[LabelSelectorRequirement(key="tier", operator="Near", values=["web"])])
-
-
-@pytest.mark.parametrize(
-    ("candidate", "predicate", "wanted", "seen"),
-    [
-        (pool("p", deleted=True), "terminating", "a pool that stays", "deleted at 2026-01-01T00:00:00Z"),
-        (pool("p", disable=True), "disable", "false", "true"),
-        (pool("p", 6), "ipVersion", "4", "6"),
-        (pool("p", node_name=["n2", "n3"]), "nodeName", "one of n2, n3", "n1"),
-        (pool("p", node_affinity=OTHER), "nodeAffinity", "tier=db", "tier=web"),
-        (pool("p", namespace_name=["x"]), "namespaceName", "one of x", "ns"),
-        (pool("p", namespace_affinity=OTHER), "namespaceAffinity", "tier=db", "tier=web"),
-        (pool("p", pod_affinity=EXPRESSION), "podAffinity", "tier NotIn (web)", "tier=web"),
-        (pool("p", disable=True, node_name=["n2"]), "disable", "false", "true"),
-    ],
-)
-def test_a_rejection_says_predicate_wanted_and_seen(
-    candidate: SpiderIPPool, predicate: str, wanted: str, seen: str
-) -> None:
-    error = refused(request({"ipv4": ["p"]}), by_name(candidate))
-    assert error.cause == "no_available_pool"
-    (verdict,) = error.explanation.considered
-    assert verdict.reason is not None
-    assert (verdict.reason.predicate, verdict.reason.wanted, verdict.reason.seen) == (predicate, wanted, seen)
-    assert str(error) == (
-        "no IPv4 pool of annotation ipam.spidernet.io/ippool may serve it: "
-        f"p: rejected by {predicate}: wanted {wanted}, found {seen}"
-    )
-
-
-def test_a_selector_that_kubernetes_would_refuse_rejects_its_pool_only() -> None:
-    pools = by_name(pool("p1", pod_affinity=BROKEN), pool("p2"))
-    selection = select(request({"ipv4": ["p1", "p2"]}), pools)
-    assert selection.ipv4 == ("p2",)
-    rejected = selection.explanation.considered[0].reason
-    assert rejected is not None
-    assert "unknown operator 'Near'" in rejected.seen
-
-
-def test_names_override_affinities() -> None:
-    assert select(request({"ipv4": ["p"]}), by_name(pool("p", node_name=["n1"], node_affinity=OTHER))).ipv4
-    assert select(request({"ipv4": ["p"]}), by_name(pool("p", namespace_name=["ns"], namespace_affinity=OTHER))).ipv4
-
-
-ABSENT = LabelSelector(match_expressions=[LabelSelectorRequirement(key="gpu", operator="DoesNotExist")])
-
-
-@pytest.mark.parametrize(
-    ("candidate", "unknown"),
-    [(pool("p", node_affinity=ABSENT), "node"), (pool("p", namespace_affinity=ABSENT), "namespace")],
-)
-def test_an_object_of_which_nothing_is_known_fulfils_no_affinity(candidate: SpiderIPPool, unknown: str) -> None:
-    """Not even "has no such label", which an empty set of labels would fulfil."""
-    pools = by_name(candidate)
-    asked = request({"ipv4": ["p"]})
-    assert select(asked, pools).ipv4 == ("p",)
-    error = refused(structs.replace(asked, **{unknown: None}), pools)
-    assert "wanted gpu DoesNotExist, found an unknown object" in str(error)
-
-
-def test_one_family_without_pool_fails_both() -> None:
-    pools = by_name(pool("p4"), pool("p6", 6, disable=True))
-    error = refused(request({"ipv4": ["p4"], "ipv6": ["p6"]}), pools)
-    assert "no IPv6 pool" in str(error)
-    assert [verdict.accepted for verdict in error.explanation.considered] == [True, False]
+    assert select(request(), pools).asked.ipv4 == ("a", "b", "c")

@@ -26,7 +26,6 @@ from actors.ippool import Refused, Surrender, Surrendered
 from actors.peers import Pool
 from api.ippool import AllocationRecord, SpiderIPPool, decode_records
 from api.kinds import IPPOOL
-from api.wire import PodRef
 from cni.journal import JournalEntry
 from cni.kernel import Kernel
 from runtime.actor import Actor
@@ -181,8 +180,9 @@ class HostCollectorActor(Actor[Message]):
                 metrics.IP_GC_COUNTS.inc(len(addresses))
                 if not held:
                     namespace, _, name = record.pod.partition("/")
-                    pod = PodRef(namespace=namespace, name=name, uid=record.pod_uid)
-                    await Endpoints(self._store).forget(pod, record.nic)
+                    await Endpoints(self._store).forget(
+                        namespace, name, uid=record.pod_uid, gone=record.nic.__eq__
+                    )
                 return len(addresses)
             case Refused(reason=reason):
                 metrics.IP_GC_FAILURE_COUNTS.inc()

@@ -77,6 +77,10 @@ class _Common(Struct, frozen=True, kw_only=True):
     log_level: Annotated[LogLevel, Env("SPIDERPOOL_LOG_LEVEL", expected="one of debug, info, warn, error")] = "info"
     enabled_metric: Annotated[bool, Env("SPIDERPOOL_ENABLED_METRIC")] = False
     enabled_debug_metric: Annotated[bool, Env("SPIDERPOOL_ENABLED_DEBUG_METRIC")] = False
+    enabled_release_conflict_ips: Annotated[bool, Env("SPIDERPOOL_ENABLED_RELEASE_CONFLICT_IPS")] = True
+    """Whether an address that another machine uses is put aside, and the pod given another one."""
+    multus_cluster_network: Annotated[str, Env("MULTUS_CLUSTER_NETWORK")] = ""
+    """``namespace/name`` of the network of every pod's first interface; empty: not configured."""
     ippool_max_allocated_ips: Annotated[int, Meta(ge=1), Env("SPIDERPOOL_IPPOOL_MAX_ALLOCATED_IPS", (), _COUNT)] = 5000
     """Records that one pool may hold."""
     kubeconfig: Annotated[str, Env("KUBECONFIG")] = ""
@@ -112,13 +116,10 @@ class AgentSettings(_Common, frozen=True, kw_only=True):
     enabled_rdma_metric: Annotated[bool, Env("SPIDERPOOL_ENABLED_RDMA_METRIC")] = False
     health_port: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_HEALTH_PORT", (), _PORT)] = 5710
     metric_http_port: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_METRIC_HTTP_PORT", (), _PORT)] = 5711
-    enabled_release_conflict_ips: Annotated[bool, Env("SPIDERPOOL_ENABLED_RELEASE_CONFLICT_IPS")] = True
     fallback_enabled: Annotated[bool, Env("SPIDERPOOL_AGENT_FALLBACK_ENABLED")] = False
     """Whether this node allocates by itself while no controller answers. Needs a controller's rights for that."""
     fallback_after: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_AGENT_FALLBACK_AFTER", (), _SECONDS)] = 5.0
     """Seconds without a controller until it does."""
-    multus_cluster_network: Annotated[str, Env("MULTUS_CLUSTER_NETWORK")] = ""
-    """``namespace/name`` of the network of every pod's first interface; empty: not configured."""
     pod_uid: Annotated[str, Env("SPIDERPOOL_POD_UID")] = ""
     """Of this pod, for events about it; empty: read from the API server."""
     probe_socket: Annotated[str, Meta(pattern="^(/|$)"), Env("SPIDERPOOL_PROBE_SOCKET", (), _PATH)] = ""

@@ -15,7 +15,6 @@ from msgspec import Struct
 from actors.endpoint import EndpointContended, Endpoints
 from api.ippool import AllocationRecord
 from api.kinds import IPPOOL
-from api.wire import PodRef
 from ctl import addresses, confirm, stores
 from ctl.errors import Failure, Misuse
 from ctl.ip import change
@@ -154,7 +153,6 @@ async def _release(state_dir: str, found: Found, rest: float) -> None:
         namespace, _, name = record.pod.partition("/")
         try:
             # A projection of the records: nothing depends on it, and the cluster's audit would do the same later.
-            pod = PodRef(namespace=namespace, name=name, uid=record.pod_uid)
-            await Endpoints(store).forget(pod, record.nic)
+            await Endpoints(store).forget(namespace, name, uid=record.pod_uid, gone=record.nic.__eq__)
         except (StoreError, EndpointContended) as error:
             sys.stderr.write(f"SpiderEndpoint {record.pod} still shows it: {' '.join(str(error).split())}\n")

@@ -180,9 +180,7 @@ class HostCollectorActor(Actor[Message]):
                 metrics.IP_GC_COUNTS.inc(len(addresses))
                 if not held:
                     namespace, _, name = record.pod.partition("/")
-                    await Endpoints(self._store).forget(
-                        namespace, name, uid=record.pod_uid, gone=record.nic.__eq__
-                    )
+                    await Endpoints(self._store).forget(namespace, name, uid=record.pod_uid, gone=record.nic.__eq__)
                 return len(addresses)
             case Refused(reason=reason):
                 metrics.IP_GC_FAILURE_COUNTS.inc()

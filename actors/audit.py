@@ -13,17 +13,22 @@ Every difference is counted and logged. Nothing is remembered between two audits
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import anyio
 from msgspec import Struct, field
 
-from actors.endpoint import EndpointContended, Endpoints
+from actors.endpoint import EndpointContended, Endpoints, Holder
 from actors.workloads import Workloads
+from api.annotations import AnnotationError, pod_routes
 from api.core import Pod
 from api.endpoint import SpiderEndpoint
 from api.ippool import SpiderIPPool
 from api.kinds import ENDPOINT, IPPOOL, POD, Kind
+from api.route import Route
+from api.wire import Address, NicGrant
 from ipam.drift import Drift, Shown, compare
 from ipam.garbage import Held, held_in
 from runtime.store.port import NotFound, Store, StoreError
@@ -180,9 +185,14 @@ class EndpointAudit:
             going = endpoint.metadata.deletion_timestamp is not None
             if not going and not self._clean_outdated:
                 return "left alone, enableCleanOutdatedEndpoint is off"
-            await self._endpoints._remove(endpoint.metadata)  # noqa: SLF001
+            await self._endpoints.remove(endpoint)
             return "removed"
-        return "left alone"
+        if pod is None:
+            return "left alone, no pod that is alive holds the addresses"
+        own = [held for held in records if held.record.pod_uid == pod.metadata.uid and not held.kept]
+        holder = Holder(pod=pod, workload=await self._workloads.top(pod), fixed=self._workloads.fixed(pod))
+        await self._endpoints.write(holder, node=pod.spec.node_name, nics=_grants(pod, own, pools, endpoint))
+        return "written anew"
 
     async def _read[T](self, kind: Kind[T], name: str, namespace: str) -> T | None:
         try:
@@ -199,3 +209,49 @@ def _shown(ips: Iterable[Any]) -> list[Shown]:
         for address, pool in ((ip.ipv4, ip.ipv4_pool), (ip.ipv6, ip.ipv6_pool))
         if address
     ]
+
+
+def _grants(
+    pod: Pod, records: Iterable[Held], pools: Mapping[str, SpiderIPPool], endpoint: SpiderEndpoint | None
+) -> list[NicGrant]:
+    """What those NICs of a pod have that its endpoint does not show right. What is no record's is the endpoint's."""
+    nics: dict[str, list[Held]] = {}
+    for held in records:
+        if held.record.nic:
+            nics.setdefault(held.record.nic, []).append(held)
+    details = {detail.interface: detail for detail in endpoint.status.current.ips} if endpoint is not None else {}
+    grants: list[NicGrant] = []
+    for nic, found in nics.items():
+        detail = details.get(nic)
+        shown = _shown([detail]) if detail is not None else []
+        if set(shown) == {Shown(nic, held.address, held.pool) for held in found}:
+            continue
+        if detail is not None:
+            routes, clean = tuple(detail.routes), bool(detail.clean_gateway)
+        else:
+            routes, clean = _routes(pod, (pools[held.pool] for held in found)), False
+        addresses = tuple(_address(held, pools[held.pool]) for held in found)
+        grants.append(NicGrant(nic=nic, addresses=addresses, routes=routes, clean_gateway=clean))
+    return grants
+
+
+def _address(held: Held, pool: SpiderIPPool) -> Address:
+    return Address(
+        version=6 if ":" in held.address else 4,
+        address=f"{held.address}/{pool.spec.subnet.rpartition('/')[2]}",
+        pool=held.pool,
+        gateway=pool.spec.gateway or "",
+    )
+
+
+def _routes(pod: Pod, pools: Iterable[SpiderIPPool]) -> tuple[Route, ...]:
+    """The pools', and the pod's own by way of their subnets."""
+    own: Sequence[Route] = ()
+    with suppress(AnnotationError):  # it was refused, and is not in force
+        own = pod_routes(pod.metadata.annotations)
+    routes: list[Route] = []
+    for pool in pools:
+        subnet = ip_network(pool.spec.subnet, strict=False)
+        routes += pool.spec.routes or ()
+        routes += [route for route in own if ip_address(route.gw) in subnet]
+    return tuple(routes)

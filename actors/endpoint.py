@@ -10,7 +10,7 @@ the next pod of that name is written into it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import msgspec
@@ -115,6 +115,34 @@ class Endpoints:
         Nothing to do is no error; an object of another pod uid is not touched. Raises `EndpointContended` and
         `StoreError`.
         """
+        await self._reduce(namespace, name, uid=uid, left=lambda detail: None if gone(detail.interface) else detail)
+
+    async def withdraw(self, namespace: str, name: str, *, uid: str, addresses: Container[str]) -> None:
+        """As `forget`, by addresses without prefix length: a NIC goes with its last one."""
+
+        def left(detail: IPAllocationDetail) -> IPAllocationDetail | None:
+            if _is_among(detail.ipv4, addresses):
+                detail = structs.replace(detail, ipv4=None, ipv4_pool=None, ipv4_gateway=None)
+            if _is_among(detail.ipv6, addresses):
+                detail = structs.replace(detail, ipv6=None, ipv6_pool=None, ipv6_gateway=None)
+            return detail if detail.ipv4 or detail.ipv6 else None
+
+        await self._reduce(namespace, name, uid=uid, left=left)
+
+    async def remove(self, found: SpiderEndpoint) -> None:
+        """Let an object go, as it was read. Raises `Conflict` where it has changed since, and other `StoreError`s."""
+        self._written.pop((found.metadata.namespace, found.metadata.name), None)
+        await self._remove(found.metadata)
+
+    async def _reduce(
+        self,
+        namespace: str,
+        name: str,
+        *,
+        uid: str,
+        left: Callable[[IPAllocationDetail], IPAllocationDetail | None],
+    ) -> None:
+        """Keep what is `left` of each NIC."""
         with traces.span("endpoint.forget"):
             found = self._written.pop((namespace, name), None)
             if found is None or found.status.current.uid != uid:
@@ -122,15 +150,16 @@ class Endpoints:
             for _ in range(_ATTEMPTS):
                 if found is None or (uid and found.status.current.uid != uid):
                     return
-                left = [detail for detail in found.status.current.ips if not gone(detail.interface)]
+                ips = found.status.current.ips
+                kept = [detail for detail in map(left, ips) if detail is not None]
                 try:
-                    if not left:
+                    if not kept:
                         await self._remove(found.metadata)
-                    elif len(left) < len(found.status.current.ips):
+                    elif kept != ips:
                         changed = await self._store.patch(
                             ENDPOINT,
                             name,
-                            {"status": {"current": {"ips": msgspec.to_builtins(left)}}},
+                            {"status": {"current": {"ips": msgspec.to_builtins(kept)}}},
                             namespace=namespace,
                             resource_version=found.metadata.resource_version,
                         )
@@ -199,6 +228,10 @@ def _change(
     if holder.fixed is not None and found.metadata.owner_references:
         change["metadata"] = {"ownerReferences": None}
     return change or None
+
+
+def _is_among(address: str | None, addresses: Container[str]) -> bool:
+    return address is not None and address.partition("/")[0] in addresses
 
 
 def _detail(grant: NicGrant) -> IPAllocationDetail:

@@ -14,8 +14,8 @@ from typing import assert_never
 import anyio
 from msgspec import Struct
 
+from actors.claims import Reclaim, Refused, Surrendered
 from actors.endpoint import EndpointContended, Endpoints
-from actors.ippool import Refused, Surrender, Surrendered
 from actors.peers import Pool
 from actors.workloads import Workloads
 from api.core import Node
@@ -117,9 +117,8 @@ class Reclaimer:
             )
             if verdict.ruling is not Ruling.STAY and await self._carry_out(case, verdict):
                 freed.setdefault(case.held.record.pod_uid, []).append(case.held.address)
-        for uid in freed:
-            nics = {case.held.record.nic for case in cases}
-            await self._endpoints.forget(first.namespace, first.name, uid=uid, gone=nics.__contains__)
+        for uid, addresses in freed.items():
+            await self._endpoints.withdraw(first.namespace, first.name, uid=uid, addresses=addresses)
 
     async def _wanted(self, held: Held) -> bool:
         for fixed in wanting(held, machines=self._machines()):
@@ -131,12 +130,11 @@ class Reclaimer:
         """Whether the address is free now."""
         held = case.held
         retain = verdict.ruling is Ruling.KEEP
-        retained = ()
         answer = await self._pool(held.pool).ask(
-            Surrender(uid=held.record.pod_uid, nic=held.record.nic, cid=held.record.cid), timeout=_POOL_SECONDS
+            Reclaim(address=held.address, record=held.record, retain=retain), timeout=_POOL_SECONDS
         )
         match answer:
-            case Surrendered(addresses=addresses):
+            case Surrendered(addresses=addresses, retained=retained):
                 if addresses or retained:
                     what = "collected" if addresses else "kept for the next pod of its name"
                     _audit.info("%s %s: %s, %s", held, what, verdict.cause, case.evidence)

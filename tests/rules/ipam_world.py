@@ -10,7 +10,7 @@ from msgspec import structs
 from api.ippool import IPPoolSpec, IPPoolStatus, SpiderIPPool
 from api.meta import ObjectMeta
 from ipam.ledger import Ledger
-from ipam.operations import Answer, Claim, Granted, Operation, Refused, Surrender, Surrendered
+from ipam.operations import Answer, Claim, Disown, Granted, Operation, Refused, Surrender, Surrendered
 from ipam.ranges import Ranges
 
 NAME = "lan"
@@ -33,16 +33,41 @@ def make_pool(
     )
 
 
-def load(pool: SpiderIPPool | None = None, *, reserved: Ranges | None = None, max_records: int = 5000) -> Ledger:
-    return Ledger.load(pool or make_pool(), reserved or Ranges(4), max_records)
+def load(
+    pool: SpiderIPPool | None = None, *, reserved: Ranges | None = None, max_records: int = 5000, cooldown: float = 0.0
+) -> Ledger:
+    return Ledger.load(pool or make_pool(), reserved or Ranges(4), max_records, cooldown=cooldown)
 
 
-def claim(uid: str = "u1", nic: str = "eth0", cid: str = "c1", node: str = "n1", pod: str = "") -> Claim:
-    return Claim(pod=pod or f"ns/{uid}", uid=uid, nic=nic, node=node, cid=cid)
+def claim(
+    uid: str = "u1",
+    nic: str = "eth0",
+    cid: str = "c1",
+    node: str = "n1",
+    pod: str = "",
+    *,
+    fixed: bool = False,
+    moving: bool = False,
+) -> Claim:
+    return Claim(pod=pod or f"ns/{uid}", uid=uid, nic=nic, node=node, cid=cid, fixed=fixed, moving=moving)
 
 
-def surrender(uid: str = "u1", nic: str = "eth0", cid: str = "c1", node: str = "") -> Surrender:
-    return Surrender(uid=uid, nic=nic, cid=cid, node=node)
+def surrender(
+    uid: str = "u1",
+    nic: str = "eth0",
+    cid: str = "c1",
+    node: str = "",
+    *,
+    keep: tuple[str, ...] | None = None,
+    retain: bool = False,
+) -> Surrender:
+    return Surrender(uid=uid, nic=nic, cid=cid, node=node, keep=keep, retain=retain)
+
+
+def disown(
+    *addresses: str, uid: str = "u1", nic: str = "eth0", cid: str = "c1", node: str = "", seconds: float = 600.0
+) -> Disown:
+    return Disown(uid=uid, nic=nic, cid=cid, node=node, addresses=addresses, seen="02:00:00:00:00:99", seconds=seconds)
 
 
 def address(answer: Answer) -> str:
@@ -56,8 +81,8 @@ def reason(answer: Answer) -> tuple[str, str, str, str]:
     return it.pool, it.predicate, it.wanted, it.seen
 
 
-def one(ledger: Ledger, operation: Operation) -> Answer:
-    return ledger.apply([operation]).answers[0]
+def one(ledger: Ledger, operation: Operation, *, now: float = 0.0) -> Answer:
+    return ledger.apply([operation], now=now).answers[0]
 
 
 def stored(ledger: Ledger) -> dict[str, dict[str, Any]]:
@@ -66,8 +91,17 @@ def stored(ledger: Ledger) -> dict[str, dict[str, Any]]:
     return json.loads(text) if text else {}
 
 
-def reloaded(ledger: Ledger, *, reserved: Ranges | None = None, max_records: int = 5000) -> Ledger:
-    return load(structs.replace(ledger.pool, status=ledger.status()), reserved=reserved, max_records=max_records)
+def withheld(ledger: Ledger) -> dict[str, dict[str, str]]:
+    text = ledger.status().withheld_ips
+    assert text != "{}", "absent when empty"
+    return json.loads(text) if text else {}
+
+
+def reloaded(
+    ledger: Ledger, *, reserved: Ranges | None = None, max_records: int = 5000, cooldown: float = 0.0
+) -> Ledger:
+    pool = structs.replace(ledger.pool, status=ledger.status())
+    return load(pool, reserved=reserved, max_records=max_records, cooldown=cooldown)
 
 
 def foreign(**addresses: str) -> str:
@@ -94,6 +128,8 @@ def plain(answer: Answer) -> str | tuple[str, ...]:
 uids = st.sampled_from(["u1", "u2", "u3", "u4"])
 nics = st.sampled_from(["eth0", "net1"])
 cids = st.sampled_from(["c1", "c2"])
-claims = st.builds(claim, uids, nics, cids, st.sampled_from(["n1", "n2"]))
-surrenders = st.builds(surrender, uids, nics, cids | st.just(""), st.sampled_from(["", "", "n1", "n2"]))
+nodes = st.sampled_from(["n1", "n2"])
+any_nodes = st.sampled_from(["", "", "n1", "n2"])
+claims = st.builds(claim, uids, nics, cids, nodes)
+surrenders = st.builds(surrender, uids, nics, cids | st.just(""), any_nodes)
 batches: st.SearchStrategy[list[Operation]] = st.lists(claims | surrenders, max_size=6)

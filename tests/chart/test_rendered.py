@@ -499,3 +499,31 @@ def test_no_value_is_without_use(helm: Path, tmp_path: Path) -> None:
     text = run_command(argv, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"})
     assert len(marks) > 60
     assert [path for path, mark in marks.items() if mark not in text] == []
+
+
+def rights(role: dict[str, Any]) -> set[tuple[str, str, str]]:
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_agents_that_allocate_without_a_controller_have_the_rights_for_it_and_others_do_not(render: Render) -> None:
+    value = "spiderpoolAgent.fallback.enabled=true"
+    usual, more = (rights(render(*values)["ClusterRole", AGENT]) for values in ((), (value,)))
+    assert usual == {("", "pods", verb) for verb in ("get", "list", "watch")} | {
+        ("", "events", verb) for verb in ("create", "patch")
+    }
+    assert ("spiderpool.spidernet.io", "spiderippools/status", "update") in more
+    assert more <= rights(render()["ClusterRole", "spiderpool-admin"]), "never more than a controller"
+    assert ("spiderpool.spidernet.io", "spiderippools", "delete") not in more
+    assert not settings(render)[0].fallback_enabled
+    agent, controller = settings(render, value, "coordinator.serviceCIDR={10.96.0.0/12}")
+    assert agent.fallback_enabled
+    objects = render(value, "coordinator.serviceCIDR={10.96.0.0/12}")
+    alone = load_controller(environment(objects["DaemonSet", AGENT]))
+    assert alone.service_cidr == controller.service_cidr == ("10.96.0.0/12",)
+    assert alone.coordinator_name == controller.coordinator_name

@@ -254,3 +254,19 @@ subjects:
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* Environment of a program that allocates: the controller, and an agent that may do so. Arguments: root. */}}
+{{- define "spiderpool.allocation" -}}
+- name: SPIDERPOOL_COORDINATOR_DEFAULT_NAME
+  value: {{ .Values.coordinator.name | quote }}
+{{- with .Values.coordinator.serviceCIDR }}
+- name: SPIDERPOOL_SERVICE_CIDR
+  value: {{ join "," . | quote }}
+{{- end }}
+- name: SPIDERPOOL_IP_COOLDOWN_DURATION
+  value: {{ .Values.ipam.cooldownSeconds | quote }}
+- name: SPIDERPOOL_IP_QUARANTINE_DURATION
+  value: {{ .Values.ipam.quarantineSeconds | quote }}
+- name: SPIDERPOOL_POOL_WRITE_BYTES_PER_SECOND
+  value: {{ .Values.ipam.poolWriteBytesPerSecond | int64 | quote }}
+{{- end -}}

@@ -7,7 +7,7 @@ says what it wanted and what it saw.
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_interface, ip_network
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from api import annotations
 from api.annotations import AnnotationError
@@ -143,7 +143,10 @@ def _affinity(
 
 
 def _application(pool: SpiderIPPool, workload: Workload | None) -> Iterator[Reason]:
-    """Whether the workload is the one that an automatic pool was made for. The five keys are no labels of the pod."""
+    """Whether the workload is the one that an automatic pool was made for. The five keys are no labels of the pod.
+
+    The core group has no name: its `v1` is the version, which is where the original looks in vain.
+    """
     keys = pool.spec.pod_affinity.match_labels if pool.spec.pod_affinity is not None else {}
     group, version = keys.get(annotations.APP_API_GROUP, ""), keys.get(annotations.APP_API_VERSION, "")
     owner = Workload(
@@ -154,13 +157,8 @@ def _application(pool: SpiderIPPool, workload: Workload | None) -> Iterator[Reas
     )
     if workload is None:
         yield _reason(pool, "podAffinity", _named(owner), "an unknown workload")
-    elif _identity(owner) != _identity(workload):
+    elif structs.replace(workload, uid="") != owner:
         yield _reason(pool, "podAffinity", _named(owner), _named(workload))
-
-
-def _identity(workload: Workload) -> tuple[str, ...]:
-    """Group and version apart: the core group has no name, so its `v1` is the version."""
-    return workload.group, workload.version, workload.kind, workload.namespace, workload.name
 
 
 def _named(workload: Workload) -> str:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from api.annotations import AnnotationError
 from api.ippool import SpiderIPPool
 from api.reasons import Explanation, Verdict
-from ipam.candidates import Candidates, NicCandidates, SelectionError, SelectionRequest, candidates
+from ipam.candidates import Candidates, NicCandidates, SelectionError, SelectionRequest, candidates, pool_version
 from ipam.predicates import Judge
 
 __all__ = ["NicSelection", "Selection", "SelectionError", "SelectionRequest", "select"]
@@ -70,8 +70,9 @@ def _judged(request: SelectionRequest, found: Candidates, pools: Mapping[str, Sp
         for version, names in item.by_version.items():
             left = []
             for name in names:
-                held = (item.nic, name) in request.holds and name in pools
-                reason = None if held else judge.reject(item.nic, name, pools.get(name), version)
+                pool = pools.get(name)
+                held = (item.nic, name) in request.holds and pool is not None and pool_version(pool) == version
+                reason = None if held else judge.reject(item.nic, name, pool, version)
                 verdicts.append(Verdict(pool=name, accepted=reason is None, reason=reason, nic=item.nic))
                 if reason is None:
                     left.append(name)

@@ -284,7 +284,7 @@ def judged(verdicts: Sequence[Verdict], pools: Mapping[str, SpiderIPPool]) -> li
     return [(it.nic, it.pool, it.accepted) for it in verdicts if it.pool in pools and it.nic in NICS]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(pools=drawn_pools(), asked=drawn_requests())
 def test_selection_is_what_the_specification_says(pools: dict[str, SpiderIPPool], asked: SelectionRequest) -> None:
     got, read = outcome(asked, pools), expected(asked, pools)
@@ -332,7 +332,7 @@ BY_NETWORK = by_name(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     of_pod=st.dictionaries(st.sampled_from(KEYS), texts, max_size=3),
     of_namespace=st.tuples(st.none() | texts, st.none() | texts),
@@ -428,3 +428,15 @@ def test_equal_pools_keep_the_order_in_which_they_were_written() -> None:
 def test_default_pools_are_tried_by_name_whatever_the_order_of_the_snapshot() -> None:
     pools = by_name(*(pool(name, default=True) for name in ("c", "a", "b")))
     assert select(request(), pools).asked.ipv4 == ("a", "b", "c")
+
+
+def test_a_fixed_address_stays_in_a_pool_that_is_named_whatever_it_has_come_to_ask_for() -> None:
+    pools = by_name(pool("p4", disable=True, node_name=["n2"]), pool("q4"), pool("p6", 6))
+    held = frozenset({("eth0", "p4")})
+    assert select(request({"ipv4": ["p4", "q4"]}, holds=held), pools).asked.ipv4 == ("p4", "q4")
+    assert select(request({"ipv4": ["p4", "q4"]}), pools).asked.ipv4 == ("q4",)
+    assert select(request({"ipv4": ["p4", "q4"]}, holds=held, nic="net1"), pools).asked.ipv4 == ("q4",)
+    assert select(request({"ipv4": ["q4"]}, holds=held), pools).asked.ipv4 == ("q4",)
+    wrong_family = outcome(request({"ipv4": ["p6"]}, holds=frozenset({("eth0", "p6")})), pools)
+    assert isinstance(wrong_family, SelectionError)
+    assert "ipVersion" in str(wrong_family)

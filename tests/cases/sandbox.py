@@ -98,7 +98,7 @@ class Sandbox:
 
     def _config(self, nic: Nic) -> dict[str, Any]:
         ipam = {"type": "spiderpool", **(nic.ipam or {})}
-        return {"cniVersion": "1.0.0", "name": nic.network, "type": "macvlan", "ipam": ipam}
+        return {"cniVersion": "1.0.0", "name": nic.network.rpartition("/")[2], "type": "macvlan", "ipam": ipam}
 
     def _environment(self, nic: Nic) -> dict[str, str]:
         args = {

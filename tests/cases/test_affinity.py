@@ -83,3 +83,31 @@ def test_L00009_pool_shared_by_namespaces(world: World) -> None:
         for held in world.running(2, namespace=namespace).values():
             world.assert_from(held, pool)
     assert len(world.records(pool)) == 4
+
+
+def test_L00008_statefulset_restarts_and_changes_its_pool(world: World) -> None:
+    first, second = world.pool(), world.pool()
+    world.apply(workload("StatefulSet", "s", ippool([first]), replicas=2))
+    before = world.running(2)
+    for name in before:
+        world.delete("Pod", name)
+    world.replaced(before)
+    after = world.running(2)
+    for name, held in after.items():
+        assert held.uid != before[name].uid
+        assert held.addresses == before[name].addresses
+        assert world.endpoints()[name]["status"]["current"]["uid"] == held.uid
+    world.settled()
+
+    world.change("StatefulSet", "s", {"spec": {"template": {"metadata": {"annotations": ippool([second])}}}})
+    world.replaced(after)
+    for name, held in world.running(2).items():
+        world.assert_from(held, second)
+        assert world.endpoints()[name]["status"]["current"]["uid"] == held.uid
+    world.wait(lambda: not world.records(first), "the first pool's addresses are free")
+    world.settled()
+
+    world.delete("StatefulSet", "s")
+    world.gone("s-0", "s-1")
+    world.wait(lambda: not world.records(second), "the second pool's addresses are free")
+    world.wait(lambda: not world.endpoints(), "the endpoints go with the StatefulSet")

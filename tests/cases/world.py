@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import count
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from tests.servers import ControlPlane
 
 SETTLE_SECONDS: Final = 30.0
 _GROUP: Final = "/apis/spiderpool.spidernet.io/v2beta1"
-_numbers = count(1)
+_numbers = count(32)
 
 
 class World:
@@ -39,9 +39,9 @@ class World:
         self.kept: set[str] = set()
         self.holders: dict[str, str] = {}
         self.reserved: list[str] = []
-        number = next(_numbers)
-        self.subnets = {4: f"10.{64 + number}.0.0/16", 6: f"fd00:{number:x}::/64"}
-        self._given = {4: 0, 6: 0}
+        self._number = next(_numbers)
+        self._names = count()
+        self._given: dict[tuple[int, int], int] = {}
         self.namespace = self.create_namespace()
 
     def __repr__(self) -> str:
@@ -73,29 +73,39 @@ class World:
         keys = {f"ipam.spidernet.io/{key.replace('_', '-')}": value for key, value in notes.items()}
         self.request("PATCH", f"/api/v1/namespaces/{name}", {"metadata": {"annotations": keys}})
 
-    def pool(self, size: int = 5, *, version: int = 4, suffix: str = "", **spec: Any) -> str:
-        """A SpiderIPPool of so many addresses that no other pool has; returns its name."""
+    def pool(self, size: int = 5, *, version: int = 4, lan: int = 0, suffix: str = "", **spec: Any) -> str:
+        """A SpiderIPPool of so many addresses that no other pool has; returns its name. Each `lan` has its subnet."""
         name = f"{self.name}-{suffix or f'p{len(self.pools)}'}"
-        network = ip_network(self.subnets[version])
-        first = network.network_address + 0x10 + self._given[version]
-        self._given[version] += size
+        network = self.subnet(version, lan)
+        first = network.network_address + 0x10 + self._given.get((version, lan), 0)
+        self._given[version, lan] = self._given.get((version, lan), 0) + size
+        assert first + size - 1 in network
         body = {
             "ipVersion": version,
             "subnet": str(network),
-            "gateway": str(network.network_address + 1),
+            "gateway": self.gateway(version, lan),
             "ips": [f"{first}-{first + size - 1}" if size > 1 else str(first)],
             **spec,
         }
         self.request("POST", IPPOOLS, {**POOL_TYPE, "metadata": {"name": name}, "spec": body})
-        self.pools[name] = tuple(str(first + offset) for offset in range(min(size, 1000)))
+        self.pools[name] = tuple(str(first + offset) for offset in range(size))
         return name
 
-    def pair(self, size: int = 5, *, suffix: str = "", **spec: Any) -> dict[str, list[str]]:
+    def subnet(self, version: int = 4, lan: int = 0) -> IPv4Network | IPv6Network:
+        """The network of the case's pools of a family."""
+        text = f"10.{self._number}.{lan}.0/24" if version == 4 else f"fd00:{self._number:x}:0:{lan}::/64"
+        return ip_network(text)
+
+    def gateway(self, version: int = 4, lan: int = 0) -> str:
+        """The gateway in the subnet."""
+        return str(self.subnet(version, lan).network_address + 1)
+
+    def pair(self, size: int = 5, *, lan: int = 0, suffix: str = "", **spec: Any) -> dict[str, list[str]]:
         """A pool of each family, as the annotation `ippool` wants it."""
         stem = suffix or f"d{len(self.pools)}"
         return {
-            "ipv4": [self.pool(size, version=4, suffix=f"{stem}-v4", **spec)],
-            "ipv6": [self.pool(size, version=6, suffix=f"{stem}-v6", **spec)],
+            "ipv4": [self.pool(size, version=4, lan=lan, suffix=f"{stem}-v4", **spec)],
+            "ipv6": [self.pool(size, version=6, lan=lan, suffix=f"{stem}-v6", **spec)],
         }
 
     def change_pool(self, name: str, **spec: Any) -> None:
@@ -215,6 +225,48 @@ class World:
         assert held is not None
         return held
 
+    def pods(self, prefix: str = "") -> list[str]:
+        """The names of the first namespace's pods that stay."""
+        items = self.request("GET", path_of("Pod", self.namespace))["items"]
+        here = [item["metadata"] for item in items if "deletionTimestamp" not in item["metadata"]]
+        return [meta["name"] for meta in here if meta["name"].startswith(prefix)]
+
+    def held_names(self) -> list[str]:
+        """The names of the first namespace's pods that have addresses."""
+        return [name.partition("/")[2] for name in self.held() if name.startswith(f"{self.namespace}/")]
+
+    def replaced(self, before: Mapping[str, Held], *, namespace: str = "") -> None:
+        """Wait until none of these pods, by uid, has a sandbox, and each name has one again or is gone for good."""
+        uids = {held.uid for held in before.values()}
+        self.wait(lambda: not uids & {held.uid for held in self.held().values()}, "the old pods are gone")
+
+    def later(self, manifest: Callable[[str], dict[str, Any]], *pools: str) -> Held:
+        """Pod after pod until one has an address of each of these pools: what the product sees by a watch is late."""
+
+        def attempt() -> Held | None:
+            name = f"later-{next(self._names)}"
+            self.apply(manifest(name))
+            held = self.pod(name)
+            addresses = held.addresses["eth0"]
+            if len(addresses) == len(pools) and all(set(addresses) & set(self.pools[pool]) for pool in pools):
+                return held
+            self.delete("Pod", name)
+            return None
+
+        found = self.wait(attempt, f"a new pod has addresses of {pools}")
+        assert found is not None
+        return found
+
+    def later_refused(self, manifest: Callable[[str], dict[str, Any]], *, match: str) -> bool:
+        """Whether a pod that is made now is refused with `match`; it is deleted."""
+        name = f"later-{next(self._names)}"
+        full = f"{self.namespace}/{name}"
+        self.apply(manifest(name))
+        self.wait(lambda: full in self.kubelets.failures or full in self.kubelets.held(), f"{full} was tried")
+        self.delete("Pod", name)
+        self.gone(name)
+        return any(match in said for said in self.kubelets.failures.get(full, ()))
+
     def refusal(self, name: str, *, namespace: str = "", match: str = "") -> str:
         """What the latest failed ADD of a pod said, as soon as there is one that says `match`."""
         full = f"{namespace or self.namespace}/{name}"
@@ -302,9 +354,3 @@ class World:
                 self.control_plane.request("DELETE", path_of("Pod", namespace), check=False)
                 return False
         return True
-
-
-def following(address: str, offset: int = 1) -> str:
-    """The address so many further on."""
-    number: IPv4Address | IPv6Address = ip_address(address) + offset
-    return str(number)

@@ -124,7 +124,7 @@ class Residence:
         return self._supervisor.add_actor(
             "events",
             lambda: EventsActor(
-                store=store, pod=lambda: pod.reference, component="spiderpool-agent", node=settings.node_name
+                store=store, component="spiderpool-agent", host=settings.node_name, about=lambda: pod.reference
             ),
             capacity=EventsActor.capacity,
         )

@@ -430,6 +430,15 @@ POOL_ADDRESSES_WITHHELD = gauge(
     labels=("kind",),
 )
 
+# ---------------------------------------------------------------- ours: events and history
+
+EVENTS_DROPPED = counter(
+    "spiderpool_events_dropped_total",
+    "Events that are not written: more was said than can be (overload), or the API server does not take it (refused)",
+    program=Program.BOTH,
+    labels=("why",),
+)
+
 # ---------------------------------------------------------------- ours: store
 
 STORE_REQUESTS = counter(

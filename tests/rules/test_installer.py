@@ -7,7 +7,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from actors.events import REPEAT_SECONDS, EventsActor, Say
+from actors.events import EventsActor
 from actors.installer import InstallerActor, Report, Retire
 from actors.ownpod import OwnPod
 from api.core import Event, ObjectReference, Pod
@@ -70,7 +70,7 @@ class World:
         self.retiring = False
         self.events = self.supervisor.add_actor(
             "events",
-            lambda: EventsActor(store=self.store, pod=lambda: POD_REFERENCE, component="spiderpool-agent", node="n1"),
+            lambda: EventsActor(store=self.store, component="spiderpool-agent", host="n1", about=lambda: POD_REFERENCE),
         )
         self.installer = self.supervisor.add_actor(
             "installer",
@@ -80,7 +80,7 @@ class World:
         )
 
     def said(self) -> list[Event]:
-        return sorted(self.truth.peek(EVENT), key=lambda event: event.metadata.name)
+        return sorted(self.truth.peek(EVENT), key=lambda event: event.metadata.uid)
 
     def state(self) -> State:
         found = self.health.get("agent/installer/files")
@@ -249,46 +249,6 @@ def test_a_new_life_of_the_actor_does_not_install_again() -> None:
         assert [what for what, _ in files.calls] == ["withdraw"]
 
     world.play(script)
-
-
-# -- events ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_same_thing_is_not_said_twice_within_ten_minutes() -> None:
-    async def script(world: World) -> None:
-        for _ in range(5):
-            world.events.tell(Say("A", "the same"))
-        world.events.tell(Say("A", "another"))
-        await anyio.sleep(REPEAT_SECONDS / 2)
-        world.events.tell(Say("A", "the same"))
-        await anyio.sleep(1)
-        assert [event.message for event in world.said()] == ["the same", "another"]
-        await anyio.sleep(REPEAT_SECONDS / 2)
-        world.events.tell(Say("A", "the same"))
-        await anyio.sleep(1)
-        assert len(world.said()) == 3
-
-    World(FakeFiles(PLAIN)).play(script)
-
-
-def test_an_event_gets_through_a_bad_store_and_is_there_once() -> None:
-    async def script(world: World) -> None:
-        for number in range(20):
-            world.events.tell(Say("A", f"number {number}", warning=False))
-        await anyio.sleep(400)
-        assert sorted(event.message for event in world.said()) == sorted(f"number {number}" for number in range(20))
-
-    World(FakeFiles(PLAIN), chances=Chances(lost_request=0.3, lost_reply=0.3, unavailable=0.2)).play(script)
-
-
-def test_a_message_that_is_too_long_is_cut() -> None:
-    async def script(world: World) -> None:
-        world.events.tell(Say("A", "ä" * 2000))
-        await anyio.sleep(1)
-        assert len(world.said()[0].message.encode()) <= 1024
-        assert world.said()[0].message.endswith("...")
-
-    World(FakeFiles(PLAIN)).play(script)
 
 
 # -- the own pod -------------------------------------------------------------------------------------------------------

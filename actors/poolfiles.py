@@ -37,7 +37,7 @@ SOURCE = "spiderpool.spidernet.io/source-file"
 KINDS = (IPPOOL, RESERVEDIP, COORDINATOR)
 """What a file may hold."""
 LOOK_SECONDS = 0.5
-_AGAIN_LOOKS = 20
+_AGAIN_LOOKS = 6
 """Looks until what could not be done is tried again, though no file has changed."""
 _SUFFIXES = (".yaml", ".yml", ".json")
 _MOST_BYTES = 4 << 20

@@ -1,7 +1,10 @@
 """spiderpool-standalone for those without Kubernetes: the real program, cnitool, files of pools, spiderpoolctl."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +15,7 @@ import pytest
 import yaml
 from pyroute2 import IPRoute
 
+from ctl.main import main
 from tests.netns import Netns
 from tests.processes.lab import PROGRAMS, shim
 from tests.servers import CniBinaries, ServerProcess, free_port
@@ -61,7 +65,7 @@ class Host:
 
     def start(self) -> None:
         self.process.start()
-        self.wait_for(lambda: self.ctl("status", check=False).returncode == 0)
+        self.wait_for(lambda: self.state.exists() and self.ctl("status")[0] == 0)
 
     def container(self, name: str) -> Netns:
         return Netns(self.folder / "netns", name)
@@ -86,20 +90,15 @@ class Host:
         answer: dict[str, Any] = json.loads(done.stdout) if done.stdout.strip().startswith("{") else {}
         return answer if done.returncode == 0 else {"error": done.stdout + done.stderr}
 
-    def ctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [PROGRAMS / "spiderpoolctl", *arguments, "--state-dir", self.state],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done
+    def ctl(self, *arguments: str) -> tuple[int, str]:
+        """spiderpoolctl in this process, which saves its start: exit code, and what it printed."""
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            code = main([*arguments, "--state-dir", str(self.state)])
+        return code, out.getvalue()
 
     def shown(self, *arguments: str) -> Any:
-        return json.loads(self.ctl(*arguments, "-o", "json", check=False).stdout)
+        return json.loads(self.ctl(*arguments, "-o", "json")[1])
 
     def records(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
@@ -174,3 +173,45 @@ def test_files_come_change_and_go(host: Host) -> None:
         assert held in host.records()
         host.cnitool("del", one)
     host.wait_for(lambda: host.pool_names() == set())
+
+
+def test_what_neither_journal_nor_kernel_knows_is_collected(host: Host) -> None:
+    (host.pools / "lan.yaml").write_text(pool("lan", "10.9.0.10-10.9.0.12"))
+    host.start()
+    with host.container("one") as one:
+        host.cnitool("add", one)
+        assert host.ctl("doctor", "--settle", "0")[0] == 0
+        host.process.stop(kill=True)
+        shutil.rmtree(host.state / "journal")
+        host.start()
+        assert [f["check"] for f in host.shown("doctor", "--settle", "0")["findings"]] == ["orphan"]
+        gc = host.shown("gc", "--address", "10.9.0.10", "--wait", "3")
+        assert (gc["told"][0]["answer"], gc["released"]) == ("ok", False), "a link carries it"
+        assert "10.9.0.10" in host.records()
+    gc = host.shown("gc", "--address", "10.9.0.10", "--wait", "20")
+    assert gc["released"], gc
+    assert host.shown("get", "endpoints")["items"] == []
+    assert host.ctl("doctor", "--settle", "0")[0] == 0
+
+
+def test_a_container_whose_namespace_is_gone_is_released(host: Host) -> None:
+    (host.pools / "lan.yaml").write_text(pool("lan", "10.9.0.10-10.9.0.12"))
+    host.start()
+    with host.container("one") as one:
+        host.cnitool("add", one)
+        assert host.ctl("ip", "release", "10.9.0.10", "--yes")[0] == 1, "it lives"
+    host.wait_for(lambda: not host.records(), seconds=60)
+
+
+def test_an_address_set_by_hand_waits_for_its_container(host: Host) -> None:
+    (host.pools / "lan.yaml").write_text(pool("lan", "10.9.0.10-10.9.0.12"))
+    host.start()
+    code, said = host.ctl("ip", "set", "10.9.0.12", "--pod", "default/web", "--yes")
+    assert code == 0, said
+    host.shown("gc")
+    with host.container("one") as one:
+        assert addresses(host.cnitool("add", one, args="K8S_POD_NAME=web")) == ["10.9.0.12/16"]
+        seen = host.shown("status")["agents"][0]
+        assert (seen["node"], seen["last_pod"], seen["adds"]) == ("localhost", "default/web", 1)
+        host.cnitool("del", one, args="K8S_POD_NAME=web")
+        host.wait_for(lambda: not host.records())

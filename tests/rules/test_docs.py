@@ -7,13 +7,19 @@ from typing import Any
 import pytest
 
 from api import settings
+from ctl.main import VERBS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
 
 
 @pytest.mark.parametrize(
-    ("program", "known"), [("spiderpool-agent", settings.AGENT), ("spiderpool-controller", settings.CONTROLLER)]
+    ("program", "known"),
+    [
+        ("spiderpool-agent", settings.AGENT),
+        ("spiderpool-controller", settings.CONTROLLER),
+        ("spiderpool-standalone", settings.STANDALONE),
+    ],
 )
 def test_every_setting_has_its_row(program: str, known: tuple[Any, ...]) -> None:
     text = (CHECKOUT / "docs" / "configuration.md").read_text()
@@ -32,3 +38,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_folders_that_are_named_exist(page: Path) -> None:
     named = re.findall(r"`((?:api|ipam|telemetry|runtime|cni|actors|ctl|tests|helm)/[\w/.]*)`", page.read_text())
     assert [name for name in named if not (CHECKOUT / name).exists()] == []
+
+
+def test_every_verb_has_its_section_and_an_example() -> None:
+    text = (CHECKOUT / "docs" / "spiderpoolctl.md").read_text()
+    headings = {verb for line in re.findall(r"^## (.*)$", text, re.MULTILINE) for verb in re.split(r"[ ,]+", line)}
+    assert [verb for verb in VERBS if verb not in headings] == []
+    assert [verb for verb in VERBS if f"    spiderpoolctl {verb}" not in text] == []

@@ -39,6 +39,8 @@ _audit = logging.getLogger("spiderpool.audit")
 NO_CONTAINER = "0" * 12
 """Stands in a record that was made by hand until the container's ADD takes it over."""
 _FIRST_SECONDS = 5.0
+_GAP_SECONDS = 1.0
+"""Between two looks, at least: anybody who reaches the health port may ask for one."""
 _POOL_SECONDS = 60.0
 
 
@@ -110,16 +112,20 @@ class HostCollectorActor(Actor[Message]):
         kernel: Kernel,
         node: str,
         interval: float,
+        besides: Callable[[], None] = lambda: None,
     ) -> None:
-        """`interval` is in seconds, between two looks that nobody has asked for."""
+        """`interval` is in seconds, between two looks that nobody has asked for. `besides` is called with every look."""
         self._store = store
         self._pool = pools
         self._journal = journal
         self._kernel = kernel
         self._node = node
         self._interval = interval
+        self._besides = besides
         self._busy = False
-        self._again = False
+        self._asked = False
+        """For another look, while one was under way: it may have come too late for that one."""
+        self._ended = float("-inf")
 
     def __repr__(self) -> str:
         return f"<HostCollectorActor{' busy' if self._busy else ''}>"
@@ -131,11 +137,10 @@ class HostCollectorActor(Actor[Message]):
     def handle(self, message: Message, envelope: Envelope) -> object:  # noqa: ARG002 - the kernel's signature
         """Look, one time after the other."""
         match message:
+            case Scan() if self._busy:
+                self._asked = True
             case Scan() | Due():
-                self._again = self._busy
-                if not self._busy:
-                    self._busy = True
-                    self.pipe(self._sweep(), Swept, failed=SweepFailed)
+                self._look()
             case Swept():
                 self._over()
             case SweepFailed(error):
@@ -146,12 +151,19 @@ class HostCollectorActor(Actor[Message]):
                 assert_never(message)
         return None
 
+    def _look(self) -> None:
+        rest = self._ended + _GAP_SECONDS - self.system.clock.now()
+        if rest > 0:
+            self.timers.start("due", rest, Due())
+        elif not self._busy:
+            self._busy, self._asked = True, False
+            self._besides()
+            self.pipe(self._sweep(), Swept, failed=SweepFailed)
+
     def _over(self) -> None:
         self._busy = False
-        if self._again:
-            self._again = False
-            self.ref.tell(Scan())
-        self.timers.start("due", self._interval, Due())
+        self._ended = self.system.clock.now()
+        self.timers.start("due", _GAP_SECONDS if self._asked else self._interval, Due())
 
     async def _sweep(self) -> int:
         pools = (await self._store.list(IPPOOL)).items

@@ -12,7 +12,7 @@ cluster:
 """
 
 import os
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from http import HTTPStatus
 from pathlib import Path
 
@@ -101,10 +101,11 @@ def main(argv: list[str] | None = None) -> int:
                     kernel=kernel,
                     node=settings.agent.node_name,
                     interval=settings.controller.gc_interval,
+                    besides=lambda: _audit(agent),
                 ),
                 capacity=HostCollectorActor.capacity,
             )
-            routes["/v1/ipam/gc_ips"] = Post(lambda _query: _collect(collector, agent))
+            routes["/v1/ipam/gc_ips"] = Post(lambda _query: _collect(collector))
         root.add_supervisor(agent.supervisor, shutdown=STOP_SECONDS)
 
     return program.run(
@@ -128,11 +129,16 @@ def _status(controller: Controller, settings: StandaloneSettings) -> ReplicaStat
     return structs.replace(status, nodes=status.nodes or (NodeActivity(node=settings.agent.node_name),))
 
 
-def _collect(collector: Ref[CollectorMessage], agent: Agent) -> Response:
-    """Look now for records that nobody needs, and for containers that are gone."""
+def _audit(agent: Agent) -> None:
+    """Have the node actor look for containers that are gone."""
+    with suppress(ActorError):  # it is stopping
+        agent.node.tell(Audit())
+
+
+def _collect(collector: Ref[CollectorMessage]) -> Response:
+    """Look now for what nobody needs any more."""
     try:
         collector.tell(Scan())
-        agent.node.tell(Audit())
     except ActorError as error:
         return Response(f"{error}\n".encode(), HTTPStatus.SERVICE_UNAVAILABLE)
     return Response()

@@ -151,6 +151,14 @@ def test_it_looks_now_and_then_and_when_it_is_told() -> None:
     assert World(entries=[ENTRY]).play(10, lambda world: world.collector.tell(Scan())).order == ["journal"] * 2
 
 
+def test_a_flood_of_wishes_is_one_look_a_second() -> None:
+    def flood(world: World) -> None:
+        for _ in range(50):
+            world.collector.tell(Scan())
+
+    assert len(World(entries=[ENTRY]).play(10, flood).order) in {2, 3}
+
+
 def test_a_refusal_is_tried_again_with_the_next_look() -> None:
     world = World()
     world.answer = Refused(reason=Reason(predicate="store", pool="lan", wanted="a write", seen="none"))

@@ -114,7 +114,7 @@ class HostCollectorActor(Actor[Message]):
         interval: float,
         besides: Callable[[], None] = lambda: None,
     ) -> None:
-        """`interval` is in seconds, between two looks that nobody has asked for. `besides` is called with every look."""
+        """`interval` is in seconds, between two looks that nobody asked for; `besides` is called with every look."""
         self._store = store
         self._pool = pools
         self._journal = journal

@@ -167,8 +167,13 @@ class Lab:
         controllers: int = 1,
         nodes: Sequence[str] = NODES,
         apart: bool = False,
+        fallback: Sequence[str] = (),
     ) -> None:
-        """`environment` is added to that of every program. Controllers that are `apart` do not know of each other."""
+        """`environment` is added to that of every program. Controllers that are `apart` do not know of each other.
+
+        Agents of the nodes in `fallback`, the first one excepted, may allocate by themselves.
+        """
+        self._fallback = tuple(fallback)
         self.nodes = tuple(nodes)
         self.controllers = tuple(f"controller-{number}" if number else "controller" for number in range(controllers))
         self._apart = apart
@@ -245,7 +250,8 @@ class Lab:
 
     def _install_chart(self) -> None:
         """The chart's accounts and rights, as rendered, and what they are for."""
-        rendered = self.control_plane.helm("template", "spiderpool", str(CHART), "--namespace", self.namespace)
+        values = ("--set", "spiderpoolAgent.fallback.enabled=true") if self._fallback else ()
+        rendered = self.control_plane.helm("template", "spiderpool", str(CHART), "--namespace", self.namespace, *values)
         kinds = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
         documents = [d for d in yaml.safe_load_all(rendered) if d and d["kind"] in kinds]
         for document in documents:
@@ -347,6 +353,7 @@ class Lab:
                 "SPIDERPOOL_NODE_NAME": node,
                 "SPIDERPOOL_STATE_DIR": str(self.folder / node),
                 **self._way_to_controller(node),
+                **(_FALLBACK if node in self._fallback else {}),
                 "SPIDERPOOL_CONTROLLER_TOKEN_FILE": str(self.token(node)),
                 "SPIDERPOOL_CONTROLLER_CA_FILE": str(self.control_plane.ca_file),
             },
@@ -495,6 +502,7 @@ class Lab:
         return list((self.folder / node / "journal").glob("*.json"))
 
 
+_FALLBACK = {"SPIDERPOOL_AGENT_FALLBACK_ENABLED": "true", "SPIDERPOOL_AGENT_FALLBACK_AFTER": "1"}
 IPPOOLS = "/apis/spiderpool.spidernet.io/v2beta1/spiderippools"
 POOL_TYPE = {"apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": "SpiderIPPool"}
 

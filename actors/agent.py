@@ -301,4 +301,6 @@ def _store(settings: AgentSettings) -> KubernetesStore | None:
                 return None
             msg = f"no controller is known: SPIDERPOOL_CONTROLLER_ADDRESSES and KUBECONFIG are not set, and {error}"
             raise SettingsError(msg) from error
-    return KubernetesStore(credentials, connections=4, agent=f"{NAME}/{program.VERSION}")
+    # Every watch keeps one: the agent's own are few, those of a controller many.
+    connections = 64 if settings.fallback_enabled else 4
+    return KubernetesStore(credentials, connections=connections, agent=f"{NAME}/{program.VERSION}")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
+from api.configfile import shown
 from api.core import Pod
 from api.endpoint import SpiderEndpoint
 from api.ippool import AllocationRecord, SpiderIPPool
@@ -131,9 +132,14 @@ def _of_pool(book: Ledger, reserved: Sequence[SpiderReservedIP]) -> Iterator[Fin
     land = territory(pool)
     kept_out = addresses.ranges_of(reserved, land.version)
     if pool.spec.gateway:
-        _, gateway = parse_address(pool.spec.gateway)
-        if gateway in land.addresses and gateway not in kept_out:
-            yield Finding("gateway", name, f"its gateway {pool.spec.gateway} is among its addresses: a pod may get it")
+        try:
+            _, gateway = parse_address(pool.spec.gateway)
+        except ValueError as error:
+            yield Finding("gateway", name, f"spec.gateway: {shown(pool.spec.gateway)} {error}")
+        else:
+            if gateway in land.addresses and gateway not in kept_out:
+                text = f"its gateway {pool.spec.gateway} is among its addresses: a pod may get it"
+                yield Finding("gateway", name, text)
     for ip, record in sorted(book.records.items()):
         text = format_address(ip, book.version)
         if ip not in land.addresses:

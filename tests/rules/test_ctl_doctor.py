@@ -98,6 +98,7 @@ V6 = pool("six", {"fd00::12": RECORD}, subnet="fd00::/64", ips=["fd00::10-fd00::
         ({"endpoints": [endpoint(uid="u2")]}, [("endpoint", "default/web")] * 2),
         ({"endpoints": [endpoint(), endpoint(address="10.6.0.13/16")]}, [("endpoint", "default/web")]),
         ({"pools": [pool(gateway="10.6.0.10")]}, [("gateway", "lan")]),
+        ({"pools": [pool(gateway="router")]}, [("gateway", "lan")]),
         ({"pools": [pool(subnet="10.6.0.0")]}, [("endpoint", "default/web"), ("unreadable", "lan")]),
         (
             {"pools": [structs.replace(pool(), status=structs.replace(pool().status, allocated_ip_count=7))]},

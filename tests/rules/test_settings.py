@@ -247,6 +247,16 @@ def test_a_certificate_needs_its_key() -> None:
         load_controller(NEEDED, None, Flags(tls_server_key="/k"))
 
 
+def test_standalone_has_settings_of_its_own() -> None:
+    assert load_standalone({}).pool_dir == ""
+    found = load_standalone({"SPIDERPOOL_STANDALONE_POOL_DIR": "/etc/spiderpool/pools"})
+    assert (found.pool_dir, found.notes) == ("/etc/spiderpool/pools", ())
+    with pytest.raises(SettingsError, match=r"^SPIDERPOOL_STANDALONE_POOL_DIR='pools': expected an absolute path$"):
+        load_standalone({"SPIDERPOOL_STANDALONE_POOL_DIR": "pools"})
+    noted = agent({"SPIDERPOOL_STANDALONE_POOL_DIR": "/x"}).notes
+    assert noted == ("SPIDERPOOL_STANDALONE_POOL_DIR has no effect on spiderpool-agent",)
+
+
 def test_standalone_needs_no_pod() -> None:
     found = load_standalone({"SPIDERPOOL_WEBHOOK_PORT": "0", "SPIDERPOOL_GOPS_LISTEN_PORT": "1"})
     assert found.agent.node_name == "localhost"

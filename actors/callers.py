@@ -86,6 +86,17 @@ class Callers:
         pod = self._view.pod(ref.namespace, ref.name)
         return pod if pod is not None and _same(pod, ref.uid) else None
 
+    async def find_pod(self, ref: PodRef) -> Pod | None:
+        """The pod, wherever and however it is; None where it is gone for certain. Raises `StoreError`."""
+        pod = self.seen_pod(ref)
+        if pod is not None or not self._pods_exist:
+            return pod
+        try:
+            pod = await self._store.get(POD, ref.name, namespace=ref.namespace)
+        except NotFound:
+            return None
+        return pod if _same(pod, ref.uid) else None
+
     async def namespace(self, name: str) -> Namespace | None:
         """A namespace. Raises `StoreError`."""
         return await self._object(NAMESPACE, name, self._view.namespace)

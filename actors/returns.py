@@ -18,8 +18,11 @@ from actors.ippool import Disown as PoolDisown
 from actors.ippool import Refused, Surrender, Surrendered
 from actors.peers import Pool
 from actors.workloads import Workloads
+from api.core import Pod
+from api.ippool import SpiderIPPool
 from api.wire import Disown, Fixed, PodRef, Rejected, Release, Released
 from ipam import identity
+from ipam.garbage import held_in
 from runtime.transport.port import Peer
 
 _audit = logging.getLogger("spiderpool.audit")
@@ -37,10 +40,12 @@ class Returns:
         callers: Callers,
         view: View,
         quarantine: float | None,
+        conflict: Callable[[Pod, Disown], None] = lambda _pod, _request: None,
     ) -> None:
         """`pools` gives the way to a pool's owner by name, whether the pool exists or not.
 
         `quarantine` is for how many seconds nobody gets an address that somebody else uses; None: it is not put aside.
+        `conflict` is told of pods whose addresses are used by others; it may not raise and may not wait.
         """
         self._pool = pools
         self._endpoints = endpoints
@@ -48,6 +53,7 @@ class Returns:
         self._callers = callers
         self._view = view
         self._quarantine = quarantine
+        self._conflict = conflict
 
     def __repr__(self) -> str:
         return "<Returns>"
@@ -79,6 +85,9 @@ class Returns:
     async def disown(self, request: Disown, peer: Peer) -> Released:
         """The answer to a request. Raises `Refusal`, `StoreError`, `ActorError` and `EndpointContended`."""
         self._check(request)
+        seen = self._callers.seen_pod(request.pod)
+        if seen is not None and seen.spec.node_name == peer.node:
+            self._conflict(seen, request)
         if self._quarantine is None:
             text = (
                 f"pod {request.pod}: addresses in conflict are not put aside (SPIDERPOOL_ENABLED_RELEASE_CONFLICT_IPS)"
@@ -113,25 +122,27 @@ class Returns:
             raise Refusal(Rejected(message=f"pod {request.pod}: container_id is missing", cause="wrong_input"))
 
     def _identified(self, ref: PodRef) -> PodRef | None:
-        """The pod with its uid; None where nobody knows it any more: the collector finds what it had."""
-        if ref.uid:
-            return ref
+        """The pod with the uid that records have; None where nobody knows it any more: the collector finds what it had.
+
+        The runtime knows a static pod by another uid than the API server does.
+        """
         pod = self._callers.seen_pod(ref)
-        return structs.replace(ref, uid=pod.metadata.uid) if pod is not None else None
+        if pod is not None:
+            return structs.replace(ref, uid=pod.metadata.uid)
+        return ref if ref.uid else None
 
     async def _search(self, pod: PodRef) -> tuple[Fixed | None, frozenset[str]]:
         """Whose addresses these are, and all pools that may hold some."""
-        seen = self._callers.seen_pod(pod)
-        fixed = self._workloads.fixed(seen) if seen is not None else None
+        holding = {name: it for name, it in self._view.pools().items() if pod.uid in (it.status.allocated_ips or "")}
+        found = await self._callers.find_pod(pod)
+        fixed = self._workloads.fixed(found) if found is not None else _fixed_once(pod, holding.values())
         endpoint = await self._endpoints.read(pod.namespace, pod.name if fixed is None else fixed.holder)
-        names = {name for name, pool in self._view.pools().items() if pod.uid in (pool.status.allocated_ips or "")}
         if endpoint is None or endpoint.status.current.uid != pod.uid:
-            return fixed, frozenset(names)
-        status = endpoint.status
-        if fixed is None and status.owner_controller_type == identity.STATEFULSET:
-            fixed = Fixed(kind=identity.STATEFULSET, name=status.owner_controller_name, holder=pod.name)
-        names |= {pool for detail in status.current.ips for pool in (detail.ipv4_pool, detail.ipv6_pool) if pool}
-        return fixed, frozenset(names)
+            return fixed, frozenset(holding)
+        details = endpoint.status.current.ips
+        return fixed, frozenset(holding) | {
+            pool for detail in details for pool in (detail.ipv4_pool, detail.ipv6_pool) if pool
+        }
 
     async def _all(self, asks: Iterable[Awaitable[Surrendered]]) -> list[Surrendered]:
         answers: list[Surrendered] = []
@@ -162,3 +173,15 @@ class Returns:
                 raise Refusal(Rejected(message=f"pool {name}: {reason}", retry=True, cause="internal"))
             case _:
                 assert_never(answer)
+
+
+def _fixed_once(pod: PodRef, holding: Iterable[SpiderIPPool]) -> Fixed | None:
+    """The name that the addresses of a pod that is gone may have belonged to: whether they did, the workload says."""
+    statefulset = identity.statefulset_of(pod.name)
+    if statefulset:
+        return Fixed(kind=identity.STATEFULSET, name=statefulset, holder=pod.name)
+    for pool in holding:
+        for held in held_in(pool):
+            if held.record.pod_uid == pod.uid and held.namespace == pod.namespace and held.name != pod.name:
+                return Fixed(kind=identity.VIRTUAL_MACHINE_INSTANCE, name=held.name, holder=held.name)
+    return None

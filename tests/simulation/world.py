@@ -23,7 +23,7 @@ from actors.agent import Agent
 from actors.controller import Controller
 from api.core import Namespace, Node, Pod, PodSpec
 from api.ippool import AllocationRecord, IPPoolSpec, SpiderIPPool, decode_records
-from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NODE, POD, Kind
+from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NODE, POD
 from api.meta import ObjectMeta
 from api.settings import ControllerSettings
 from cni.config import CoordinatorConfig, IpamConfig, NetConfig
@@ -33,53 +33,19 @@ from cni.protocol import Invocation, PodArgs, Verb
 from cni.result import Result
 from runtime.actor import System
 from runtime.store.memory import MemoryStore
-from runtime.store.port import Store
 from runtime.supervision import Supervisor
 from runtime.testing import EventRecord, VirtualClock
 from runtime.testing.store import Chances, FaultyStore, Policy
 from runtime.testing.transport import SimulatedNetwork, Weather
 from runtime.transport.port import Peer
 from tests.simulation.node import MemoryDisk, MemoryJournal, MemoryKernel, Point, Violation
+from tests.simulation.observed import Ages, Watched
 
 NODES = ("n1", "n2", "n3")
 REPLICAS = ("c1", "c2")
 
 
-class Watched:
-    """A store that tells of every request before it is carried out, and before its answer is given."""
-
-    def __init__(self, store: Store, point: Point, *, fenced: bool) -> None:
-        """Without `fenced`, writes demand no resourceVersion: the negative control."""
-        self._store = store
-        self._point = point
-        self._fenced = fenced
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    async def get(self, kind: Kind[Any], *args: Any, **options: Any) -> Any:
-        return await self._tell(f"get {kind.plural}", self._store.get(kind, *args, **options))
-
-    async def create(self, kind: Kind[Any], *args: Any, **options: Any) -> Any:
-        return await self._tell(f"create {kind.plural}", self._store.create(kind, *args, **options))
-
-    async def delete(self, kind: Kind[Any], *args: Any, **options: Any) -> Any:
-        return await self._tell(f"delete {kind.plural}", self._store.delete(kind, *args, **options))
-
-    async def patch(self, kind: Kind[Any], *args: Any, **options: Any) -> Any:
-        if not self._fenced:
-            options.pop("resource_version", None)
-        return await self._tell(f"patch {kind.plural}", self._store.patch(kind, *args, **options))
-
-    async def _tell(self, what: str, work: Coroutine[Any, Any, Any]) -> Any:
-        try:
-            await self._point(f"before {what}")
-        except BaseException:
-            work.close()
-            raise
-        answer = await work
-        await self._point(f"after {what}")
-        return answer
+type Story = Callable[["World"], Coroutine[Any, Any, None]]
 
 
 class World:
@@ -99,6 +65,7 @@ class World:
         replicas: Sequence[str] = REPLICAS,
         spread: bool = False,
         forgetful: float = 0.0,
+        stories: Sequence["Story"] = (),
     ) -> None:
         """Say what goes wrong.
 
@@ -106,10 +73,12 @@ class World:
         resourceVersion; without `claims` two agents of a node do not keep away from each other. `crash_at` counts the
         points at which a crash leaves something: whoever reaches that one dies there. With `spread` every pool belongs
         to one of the `replicas`, else to each. `forgetful` is the chance that a pod's sandbox goes without a DEL.
+        `stories` are told beside the pods.
         """
         self.replicas = tuple(replicas)
         self._spread = spread
         self._forgetful = forgetful
+        self._stories = stories
         self.controllers: dict[str, Controller] = {}
         self.arrival = 0.05
         """The seconds over which pods arrive."""
@@ -120,6 +89,7 @@ class World:
         self.random = random.Random(seed)
         self.record = EventRecord(keep=400)
         self.truth = MemoryStore()
+        self.ages = Ages(self.truth)
         self.network = SimulatedNetwork(self.random, weather=weather or Weather(), record=self.record)
         self.segment: dict[str, str] = {}
         self.held: dict[str, tuple[str, tuple[str, ...]]] = {}
@@ -152,7 +122,9 @@ class World:
         """A controller process, with its own connection to the store."""
         policy: Policy = Chances() if self._calm else self._chances
         faulty = self.stores[name] = FaultyStore(
-            Watched(self.truth, self._point(name), fenced=self._fenced), policy=policy, random=self.random
+            Watched(self.truth, self._point(name), fenced=self._fenced, seen=self.ages.look),
+            policy=policy,
+            random=self.random,
         )
         settings = ControllerSettings(pod_namespace="spiderpool", pod_name=name)
         controller = self.controllers[name] = Controller(self._system(), faulty, settings=settings, path=name)
@@ -285,6 +257,8 @@ class World:
                 async with anyio.create_task_group() as kubelets:
                     for number in range(self.pods):
                         kubelets.start_soon(self._kubelet, number)
+                    for story in self._stories:
+                        kubelets.start_soon(story, self)
                 trouble.cancel()
                 await self.peace()
                 await self._settled()
@@ -329,35 +303,38 @@ class World:
         pod = await self.truth.create(
             POD, Pod(metadata=ObjectMeta(name=name, namespace="default"), spec=PodSpec(node_name=node))
         )
-        sandbox = 0
+        tries: list[str] = []
         while True:
-            sandbox += 1
-            cid = f"{number:06x}{sandbox:06x}".ljust(64, "f")
-            result = await self._call(node, self._invocation(Verb.ADD, pod, cid))
+            cid = f"{number:06x}{len(tries) + 1:06x}".ljust(64, "f")
+            result = await self.call(node, self.invocation(Verb.ADD, pod, cid))
             if result is not None:
                 break
-            await self._delete(node, pod, cid)
+            await self.delete(node, pod, cid)
+            tries.append(cid)
             await anyio.sleep(1.0)
         addresses = tuple(ip.address for ip in result.ips)
         self.held[cid] = (pod.metadata.uid, addresses)
         self.check()
         await anyio.sleep(self.random.uniform(*self.lifetime))
+        if tries and self.random.random() < 0.5:
+            await self.delete(node, pod, tries[-1])  # those of old sandboxes, too
         self.check()
         self.held.pop(cid, None)
         if self._forgetful and self.random.random() < self._forgetful:
             self._kernels[node].lose(f"/run/netns/{cid[:12]}", watched=self.random.random() < 0.5)
             await self.truth.delete(POD, name, namespace="default")
             return
-        await self._delete(node, pod, cid)
+        await self.delete(node, pod, cid)
         if self.random.random() < 0.3:
-            await self._delete(node, pod, cid)  # kubelet repeats DELs
+            await self.delete(node, pod, cid)  # kubelet repeats DELs
         await self.truth.delete(POD, name, namespace="default")
 
-    async def _delete(self, node: str, pod: Pod, cid: str) -> None:
-        while await self._call(node, self._invocation(Verb.DEL, pod, cid)) is None:  # noqa: ASYNC110
+    async def delete(self, node: str, pod: Pod, cid: str, *, ifname: str = "eth0") -> None:
+        """DEL until it succeeds."""
+        while await self.call(node, self.invocation(Verb.DEL, pod, cid, ifname=ifname)) is None:  # noqa: ASYNC110
             await anyio.sleep(1.0)
 
-    async def _call(self, node: str, invocation: Invocation) -> Result | None:
+    async def call(self, node: str, invocation: Invocation) -> Result | None:
         """One exec of the shim: a result, or None for any failure, an agent that dies meanwhile included."""
         agent = self._agents.get(node)
         scope = self._scopes[node]
@@ -386,14 +363,15 @@ class World:
             group.start_soon(watch)
         return outcome[0] if outcome else None
 
-    def _invocation(self, verb: Verb, pod: Pod, cid: str) -> Invocation:
+    def invocation(self, verb: Verb, pod: Pod, cid: str, *, ifname: str = "eth0") -> Invocation:
+        """What the shim would send."""
         meta = pod.metadata
         return Invocation(
             verb=verb,
             type="macvlan",
             container_id=cid,
             netns=f"/run/netns/{cid[:12]}",
-            ifname="eth0",
+            ifname=ifname,
             args=PodArgs(namespace=meta.namespace, name=meta.name, uid=meta.uid),
             conf=NetConfig(
                 cni_version="1.1.0",
@@ -401,7 +379,7 @@ class World:
                 type="macvlan",
                 master="eth0",
                 ipam=IpamConfig(type="spiderpool"),
-                coordinator=CoordinatorConfig(),
+                coordinator=CoordinatorConfig() if ifname == "eth0" else None,
             ),
         )
 
@@ -424,6 +402,8 @@ class World:
 
     def check(self, *, final: bool = False) -> None:
         """Acknowledged means stored; no address twice; in the end nothing is left."""
+        if self.ages.violations:
+            raise Violation(self.ages.violations[0])
         records = self.records()
         for cid, (uid, addresses) in self.held.items():
             for address in addresses:

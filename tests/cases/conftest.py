@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cases import kubevirt
 from tests.cases.kubelet import Kubelets
 from tests.cases.world import World
 from tests.processes.lab import Lab
@@ -24,6 +25,7 @@ def lab(control_plane: ControlPlane) -> Iterator[Lab]:
     """Controllers and agents as processes, with the rights that the chart gives them."""
     if os.geteuid() != 0:
         pytest.skip("needs root, or: unshare --map-root-user --net --mount")
+    kubevirt.install(control_plane)
     with Lab(control_plane, controllers=CONTROLLERS, nodes=NODES, environment=SETTINGS) as running:
         for node in NODES:
             # Admission taints a new node; who takes that off again does not run here.

@@ -3,9 +3,11 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import count
 from typing import Any, Final
+from urllib.request import Request, urlopen
 
 from tests.cases.audit import findings
 from tests.cases.kubelet import Held, Kubelets
@@ -165,6 +167,35 @@ class World:
             body["gracePeriodSeconds"] = grace
         self.request("DELETE", f"{path_of(kind, namespace or self.namespace)}/{name}", body)
 
+    def inject(self, pool: str, pod: str, uid: str) -> str:
+        """A record as somebody else would leave it, of the pool's last free address; returns the address."""
+        while True:
+            found = self.request("GET", f"{IPPOOLS}/{pool}")
+            status = found.get("status", {})
+            table = json.loads(status.get("allocatedIPs") or "{}")
+            address = next(ip for ip in reversed(self.pools[pool]) if ip not in table)
+            table[address] = {"pod": pod, "podUid": uid}
+            found["status"] = {**status, "allocatedIPs": json.dumps(table), "allocatedIPCount": len(table)}
+            answer = self.control_plane.request("PUT", f"{IPPOOLS}/{pool}/status", found, check=False)
+            if answer.status != HTTPStatus.CONFLICT:
+                assert answer.status == HTTPStatus.OK, answer
+                return address
+
+    def collect(self) -> None:
+        """Ask a controller to look at everything now, as an operator would."""
+        port = self.lab.health_ports[self.lab.controllers[0]]
+        request = Request(f"http://127.0.0.1:{port}/v1/ipam/gc_ips", method="POST", data=b"")
+        with urlopen(request, timeout=10) as answer:
+            assert answer.status in {HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT}
+
+    def restart(self, program: str) -> None:
+        """kill -9 of a controller or a node's agent, and a new one."""
+        self.lab.kill(program)
+        if program in self.lab.controllers:
+            self.lab.start_controller(program)
+        else:
+            self.lab.start_agent(program)
+
     # -- questions -----------------------------------------------------------------------------------------------------
 
     def wait[T](self, what: Callable[[], T], why: str, *, seconds: float = SETTLE_SECONDS) -> T:
@@ -224,6 +255,11 @@ class World:
         held = self.wait(lambda: self.kubelets.held().get(full), f"{full} runs")
         assert held is not None
         return held
+
+    def objects(self, kind: str) -> list[dict[str, Any]]:
+        """The objects of a kind in the first namespace."""
+        items: list[dict[str, Any]] = self.request("GET", path_of(kind, self.namespace))["items"]
+        return items
 
     def pods(self, prefix: str = "") -> list[str]:
         """The names of the first namespace's pods that stay."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,6 +103,38 @@ def test_apply_and_get(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
         "NAME   VERSION   SUBNET        ALLOCATED   TOTAL   DEFAULT   DISABLE",
         "lan    4         10.6.0.0/16   0           11      false     false",
     ]
+
+
+def test_a_pool_keeps_what_is_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, state = tmp_path / "p.yaml", ["--state-dir", str(tmp_path)]
+    file.write_text(POOL)
+    assert main(["apply", "-f", str(file), *state]) == 0
+    assert main(["ip", "set", "10.6.0.15", "--pod", "a/b", "--node", "n", "--yes", *state]) == 0
+    for old, new, error in (
+        ("10.6.0.10-10.6.0.20", "10.6.0.10-10.6.0.14", "spec.ips: would leave out what is in use: 10.6.0.15 of a/b"),
+        ("10.6.0.0/16", "10.6.0.0/24", "spec.subnet: '10.6.0.0/24': it is 10.6.0.0/16 and never changes"),
+    ):
+        file.write_text(POOL.replace(old, new))
+        capsys.readouterr()
+        assert main(["apply", "-f", str(file), *state]) == 1
+        assert capsys.readouterr().err == f"spiderpoolctl apply: {file}: SpiderIPPool lan: {error}\n"
+    file.write_text(POOL.replace("10.6.0.10-10.6.0.20", "10.6.0.15"))
+    assert main(["apply", "-f", str(file), *state]) == 0
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_objects_are_printed_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    file, state = tmp_path / "p.yaml", ["--state-dir", str(tmp_path)]
+    file.write_text(POOL)
+    assert main(["apply", "-f", str(file), *state]) == 0
+    capsys.readouterr()
+    assert main(["get", "pools", "-o", form, *state]) == 0
+    (item,) = yaml.safe_load(capsys.readouterr().out)["items"]
+    assert (item["kind"], item["metadata"]["name"]) == ("SpiderIPPool", "lan")
+    assert item["spec"]["podAffinity"] == {"matchLabels": {"app": "web"}}
+    for kind in ("endpoints", "reservedips", "subnets", "coordinators", "multusconfigs"):
+        assert main(["get", kind, *state]) == 0
+        assert capsys.readouterr().out.startswith("no ")
 
 
 @pytest.mark.parametrize(

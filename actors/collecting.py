@@ -119,6 +119,8 @@ class Collecting:
             nodes=cluster.nodes.snapshot,
             statefulsets=cluster.statefulsets.snapshot,
             machines=cluster.machines.snapshot,
+            keeps_statefulsets=settings.config.enable_stateful_set,
+            keeps_machines=settings.config.enable_kubevirt_static_ip,
             agents=lambda: cluster.nodes_with(settings.pod_namespace, settings.agent_name),
             fixed=workloads.fixed,
             mine=lambda: self._peers.mine(COLLECTOR),

@@ -39,7 +39,7 @@ from api.core import Pod
 from api.ippool import AllocationRecord
 from api.wire import Attachment, Look, Noted
 from ipam.garbage import Evidence, Held, Holdings, Known, NodeState, cause_of, overdue_at, state_of, unused, witnesses
-from ipam.inquiry import Inquiry
+from ipam.inquiry import REST_SECONDS, Inquiry
 from ipam.nodewatch import NodeWatch
 from runtime.actor import Actor, Question
 from runtime.envelope import Envelope
@@ -267,12 +267,16 @@ class CollectorActor(Actor[Message]):
         self._watch.heard(name, self._now)
         self._via[name] = report.via
         known = self._known[name] = Known(report.attachments)
-        cases = [
-            Case(denial.held, Evidence.DENIED, superseded=denial.superseded)
-            for denial in self._inquiry.answer(name, report.round, report.looked, known, foreign=self._foreign)
-            if denial.held.placed or self._all_deny(denial.held)
-        ]
-        self._close(cases)
+        answer = self._inquiry.answer(name, report.round, report.looked, known, now=self._now, foreign=self._foreign)
+        self._close(
+            [
+                Case(denial.held, Evidence.DENIED, superseded=denial.superseded)
+                for denial in answer.denials
+                if denial.held.placed or self._all_deny(denial.held)
+            ]
+        )
+        for held in answer.open:
+            self._agenda.add(OfPod(held.record.pod), at=self._now + REST_SECONDS)
         self._agenda.add(OfNode(name), at=self._now + _REPORT_SECONDS)
         self._look_at_agenda()
         return self._question(name)
@@ -301,7 +305,7 @@ class CollectorActor(Actor[Message]):
         )
         missing = self._inquiry.missing(held, needed)
         for name in missing:
-            self._inquiry.want(name, held)
+            self._inquiry.want(name, held, now=now)
         return bool(needed) and not missing
 
     # -- the agenda ----------------------------------------------------------------------------------------------------
@@ -390,7 +394,7 @@ class CollectorActor(Actor[Message]):
         nodes = self._holdings.nodes() | self._sight.nodes.objects.keys()
         self._look_at_nodes(nodes - self._sight.nodes.objects.keys())
         self._watch.keep(nodes | self._watch.speaking(self._now))
-        self._inquiry.keep(nodes, self._holdings.has)
+        self._inquiry.keep(nodes, self._holdings.has, now=self._now)
         self._via = {name: via for name, via in self._via.items() if name in nodes}
         self._foreign = {held for held in self._foreign if self._holdings.has(held)}
         if not self._auditing:
@@ -426,7 +430,7 @@ class CollectorActor(Actor[Message]):
         if held.placed and self._seems_dead(held.record.node):
             return Case(held, Evidence.DEAD)
         if held.placed:
-            self._inquiry.want(held.record.node, held)
+            self._inquiry.want(held.record.node, held, now=self._now)
         elif self._all_deny(held):
             return Case(held, Evidence.DENIED)
         return None

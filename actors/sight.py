@@ -3,7 +3,7 @@
 Snapshots lag. They say where to look, and never that something goes.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -40,6 +40,9 @@ class Sight(Struct, frozen=True, kw_only=True):
     nodes: Snapshot[Node]
     statefulsets: Snapshot[StatefulSet]
     machines: Snapshot[VirtualMachine]
+    keeps_statefulsets: bool
+    keeps_machines: bool
+    """Whether pods of these have fixed addresses."""
     agents: Callable[[], frozenset[str]]
     """The nodes on which an agent's pod is, as far as such pods are known."""
     fixed: Callable[[Pod], Fixed | None]
@@ -48,7 +51,7 @@ class Sight(Struct, frozen=True, kw_only=True):
     """Whether collecting is this replica's chore."""
     synced: Callable[[], Awaitable[None]]
     """Returns when the snapshots are filled."""
-    ask: Callable[[str, Wanted], Awaitable[None]]
+    ask: Callable[[str, Wanted], Coroutine[Any, Any, None]]
     """Puts a question to an agent by way of a replica."""
 
     def snapshots(self) -> Mapping[str, Snapshot[Any]]:
@@ -68,8 +71,9 @@ class Sight(Struct, frozen=True, kw_only=True):
         namespace, name = held.namespace, held.name
         above = identity.statefulset_of(name)
         statefulset = self.statefulsets.get(above, namespace=namespace) if above else None
-        machine = self.machines.get(name, namespace=namespace)
-        return identity.wants_pod(statefulset, name) or identity.wants_instance(None, machine)
+        if self.keeps_statefulsets and identity.wants_pod(statefulset, name):
+            return True
+        return self.keeps_machines and identity.wants_instance(None, self.machines.get(name, namespace=namespace))
 
     def stays(self, held: Held, pod: Pod | None) -> bool:
         """Whether a pod's addresses are fixed, and its name is wanted."""

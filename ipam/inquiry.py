@@ -3,6 +3,8 @@
 An answer counts only for the record that its address was of when the question was put, and only for that question: one
 that comes late, or twice, or was put by an earlier observer, could be older than the record. Questions are told apart
 by numbers that are not used twice.
+
+What an agent carries, or could not look for, is not asked for again at once. Times are the caller's, in seconds.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -12,6 +14,8 @@ from msgspec import Struct
 from api.wire import Look, Noted
 from ipam.garbage import Held, Known
 
+REST_SECONDS = 20.0
+"""Until an agent is asked for the same again."""
 _AT_A_TIME = 512
 """Addresses in one question."""
 
@@ -22,6 +26,14 @@ class Denial(Struct, frozen=True):
     held: Held
     superseded: bool
     """It knows a newer sandbox of the same pod and NIC."""
+
+
+class Answer(Struct, frozen=True):
+    """What came of a question."""
+
+    denials: tuple[Denial, ...] = ()
+    open: tuple[Held, ...] = ()
+    """Carried by a link, though the agent does not know the sandbox, or not seen: to be asked for again."""
 
 
 class _Question(Struct, frozen=True):
@@ -40,12 +52,16 @@ class Inquiry:
         self._questions: dict[str, _Question] = {}
         self._denied: dict[Held, set[str]] = {}
         """Of records that name no node: whose agents have denied them."""
+        self._rests: dict[tuple[str, Held], float] = {}
+        """Until when an agent is not asked for a record again."""
 
     def __repr__(self) -> str:
         return f"<Inquiry {sum(map(len, self._wanted.values()))} addresses at {len(self._wanted)} nodes>"
 
-    def want(self, node: str, held: Held) -> None:
-        """Have the agent of a node look for a record's address."""
+    def want(self, node: str, held: Held, *, now: float) -> None:
+        """Have the agent of a node look for a record's address, unless that was just done."""
+        if self._rests.get((node, held), now) > now:
+            return
         wanted = self._wanted.setdefault(node, {})
         if wanted.get(held.address) != held:
             wanted[held.address] = held
@@ -72,42 +88,52 @@ class Inquiry:
         return nodes
 
     def answer(
-        self, node: str, number: int, looked: Iterable[Look], known: Known, *, foreign: Collection[Held] = ()
-    ) -> list[Denial]:
-        """The records that an agent's answer denies; of those that name no node it is remembered, see `missing`.
+        self,
+        node: str,
+        number: int,
+        looked: Iterable[Look],
+        known: Known,
+        *,
+        now: float,
+        foreign: Collection[Held] = (),
+    ) -> Answer:
+        """Take in an agent's answer. That a record which names no node was denied is remembered too, see `missing`.
 
-        What the agent could not see it has left out, and is wanted still. `foreign` records are not the pods' whose
-        uid they have: that the agent knows such a pod says nothing.
+        `foreign` records are not the pods' whose uid they have: that the agent knows such a pod says nothing.
         """
         question = self._questions.get(node)
         if question is None or not number or number != question.round:
-            return []
+            return Answer()
         del self._questions[node]
+        carried = {look.address: look.carried for look in looked}
         denials: list[Denial] = []
+        unsettled: list[Held] = []
         wanted = self._wanted.get(node, {})
-        for look in looked:
-            held = question.held.get(look.address)
-            if held is None:
-                continue
-            if wanted.get(look.address) == held:
-                del wanted[look.address]
-            if look.carried or (held not in foreign and known.of(held.record)):
+        for address, held in question.held.items():
+            if wanted.get(address) == held:
+                del wanted[address]
+            if held not in foreign and known.of(held.record):
                 self._denied.pop(held, None)
-            elif held.placed:
-                denials.append(Denial(held, superseded=known.newer(held.record)))
+                self._rests[node, held] = now + REST_SECONDS
+            elif carried.get(address, True):
+                self._denied.pop(held, None)
+                self._rests[node, held] = now + REST_SECONDS
+                unsettled.append(held)
             else:
-                self._denied.setdefault(held, set()).add(node)
-                denials.append(Denial(held, superseded=False))
+                denials.append(Denial(held, superseded=held.placed and known.newer(held.record)))
+                if not held.placed:
+                    self._denied.setdefault(held, set()).add(node)
         if not wanted:
             self._wanted.pop(node, None)
-        return denials
+        return Answer(tuple(denials), tuple(unsettled))
 
     def missing(self, held: Held, needed: Collection[str]) -> Collection[str]:
         """Which of these nodes' agents have not denied a record that names no node."""
         return frozenset(needed) - self._denied.get(held, set())
 
-    def keep(self, nodes: Collection[str], has: Callable[[Held], bool]) -> None:
+    def keep(self, nodes: Collection[str], has: Callable[[Held], bool], *, now: float) -> None:
         """Forget what is wanted of other nodes, and of records that are not there any more."""
+        self._rests = {key: until for key, until in self._rests.items() if until > now}
         self._denied = {held: said for held, said in self._denied.items() if has(held)}
         left = {
             node: {address: held for address, held in wanted.items() if has(held)}
@@ -118,5 +144,5 @@ class Inquiry:
 
     def clear(self) -> None:
         """Want nothing any more."""
-        for memory in (self._wanted, self._new, self._questions, self._denied):
+        for memory in (self._wanted, self._new, self._questions, self._denied, self._rests):
             memory.clear()

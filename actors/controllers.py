@@ -80,7 +80,8 @@ class Controllers:
     async def ask(self, request: wire.Request, *, deadline: float, patient: bool = False) -> Answer:
         """Send a request to one replica after another until one answers, by `deadline` (clock port, seconds).
 
-        With `patient` a replica may hold its answer back, see `runtime.transport.port`.
+        With `patient` a replica may hold its answer back (`runtime.transport.port`), and the request is sent once only:
+        a minute later it would say what is not true any more.
         Raises `Unreachable` when none took the request, and another `TransportError` when it may have been carried out.
         """
         payload = wire.encode(request)
@@ -89,10 +90,10 @@ class Controllers:
         with traces.span(f"rpc {type(request).__name__}"):
             while True:
                 connected = self._connected()
-                if self._clock.now() >= deadline:
+                if self._clock.now() >= deadline or (patient and ambiguous is not None):
                     raise ambiguous or last or await self._why_not()
                 for channel in connected:
-                    if self._clock.now() >= deadline:
+                    if self._clock.now() >= deadline or (patient and ambiguous is not None):
                         break
                     if not channel.connected:
                         continue  # gone while another one was asked

@@ -26,6 +26,7 @@ from cni.journal import JournalEntry
 from cni.kernel import Kernel
 from runtime.actor import Actor
 from runtime.envelope import Envelope
+from runtime.transport.port import Unreachable
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ class ReporterActor(Actor[Message]):
                 self._asked = noted
                 if error is not None:
                     _log.info("no report: %s: %s", type(error).__name__, error)
-                    self._wait(_REPORT_SECONDS, spread=_SPREAD_SECONDS)
+                    pause = _FIRST_SECONDS if self._controllers.connections else _REPORT_SECONDS
+                    self._wait(pause, spread=_SPREAD_SECONDS)
                 else:
                     self._go_on(seconds)
             case _:
@@ -111,7 +113,8 @@ class ReporterActor(Actor[Message]):
         self._in_a_row = self._in_a_row + 1 if self._asked.look else 0
         if not self._asked.look:
             left = max(0.0, _REPORT_SECONDS - seconds)
-            self._wait(left, spread=_SPREAD_SECONDS if left else 0.0)
+            # One that was held back does not come at the same moment as everybody's.
+            self._wait(left, spread=_SPREAD_SECONDS if left > _REPORT_SECONDS / 2 else 0.0)
         elif self._in_a_row <= _AT_ONCE:
             self._begin()
         else:
@@ -121,6 +124,8 @@ class ReporterActor(Actor[Message]):
         self.timers.start("due", seconds + self.system.random.uniform(0, spread), Due())
 
     async def _report(self, asked: Noted) -> Done:
+        if not self._controllers.connections:
+            raise Unreachable("no controller answers: one that does will be told anew")
         carried = await self._kernel.carried(asked.look) if asked.look else frozenset()
         entries = await self._journal.load()
         report = Report(

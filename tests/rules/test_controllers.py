@@ -117,3 +117,33 @@ def test_listeners_hear_of_a_connection() -> None:
     controllers.on_connect(lambda: heard.append(1))
     controllers.connected()
     assert heard == [1]
+
+
+def test_the_last_resort_is_asked_only_where_no_replica_can_be() -> None:
+    for connected in (True, False):
+        replica, resort = Replica(connected=connected), Replica()
+        controllers = Controllers([replica], clock=VirtualClock())
+        controllers.resort_to(resort)
+        run(lambda asked=controllers: asked.ask(wire.Inquire(), deadline=5.0), seed=1)  # type: ignore[misc]
+        assert (replica.asked, resort.asked) == ((1, 0) if connected else (0, 1))
+        assert controllers.connections == int(connected), "it is no replica"
+    idle = Controllers([], clock=VirtualClock())
+    idle.resort_to(Replica(connected=False))
+    with pytest.raises(Unreachable):
+        run(lambda: idle.ask(wire.Inquire(), deadline=1.0), seed=1)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_what_may_be_held_back_is_sent_once(patient: bool) -> None:
+    broken, other = Replica(Disconnected("cut")), Replica()
+    controllers = Controllers([broken, other], clock=VirtualClock())
+
+    async def main() -> None:
+        await controllers.ask(wire.Report(), deadline=5.0, patient=patient)
+
+    if patient:
+        with pytest.raises(Disconnected):
+            run(main, seed=1)
+    else:
+        run(main, seed=1)
+    assert (broken.asked, other.asked) == ((1, 0) if patient else (1, 1))

@@ -84,6 +84,8 @@ class World:
         """The seconds over which pods arrive."""
         self.lifetime = (1.0, 3.0)
         """Of a pod, in seconds."""
+        self.collecting = True
+        """Whether there is a collector."""
         self.settle_seconds = 60.0
         """How long the last releases may take, once no journal has an entry any more."""
         self.random = random.Random(seed)
@@ -126,7 +128,7 @@ class World:
             policy=policy,
             random=self.random,
         )
-        settings = ControllerSettings(pod_namespace="spiderpool", pod_name=name)
+        settings = ControllerSettings(pod_namespace="spiderpool", pod_name=name, gc_ip_enabled=self.collecting)
         controller = self.controllers[name] = Controller(self._system(), faulty, settings=settings, path=name)
         if self._spread:
             peer = Peer(account="system:serviceaccount:spiderpool:spiderpool-controller", node="n1", role="controller")

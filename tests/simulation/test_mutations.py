@@ -1,0 +1,207 @@
+"""What the protocol would be without one of its rules: the simulation has to notice each that is taken away."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from actors.ippool import IPPoolActor
+from api.ippool import IPPoolStatus, SpiderIPPool
+from ipam.ledger import Ledger
+from ipam.operations import Claim, Disown, Refused, Surrender
+from runtime.testing import run
+from runtime.testing.loop import Deadlock
+from tests.simulation.node import Violation
+from tests.simulation.stories import closing, conflict, statefulset, two_nics
+from tests.simulation.world import ROUGH_NETWORK, ROUGH_STORE, World, crashes, hangs
+
+type Patch = Callable[[pytest.MonkeyPatch], None]
+
+THREE = ("c1", "c2", "c3")
+
+
+def caught(make: Callable[[int], World], disturb: Any, *, seeds: Iterable[int] = range(1, 25)) -> bool:
+    """Whether one of the seeds breaks an invariant."""
+    for seed in seeds:
+        world = make(seed)
+        try:
+            run(lambda world=world: world.run(disturb), seed=seed)  # type: ignore[misc]
+        except Violation:
+            return True
+        except BaseExceptionGroup as group:
+            if group.subgroup(Violation) is not None:
+                return True
+            raise
+        except (TimeoutError, Deadlock):
+            return True  # liveness is an invariant, too
+    return False
+
+
+def rough(seed: int, **options: Any) -> World:
+    return World(seed, chances=ROUGH_STORE, weather=ROUGH_NETWORK, **options)
+
+
+def names(seed: int) -> World:
+    return rough(seed, pods=2, stories=[statefulset("web", replicas=3, lives=4)])
+
+
+def duos(seed: int) -> World:
+    return rough(seed, pods=2, stories=[two_nics(number) for number in range(4)])
+
+
+def an_answer_from_memory(patch: pytest.MonkeyPatch) -> None:
+    """What needs no write is answered at once."""
+    real = IPPoolActor._try
+
+    def hasty(self: IPPoolActor) -> None:
+        if self._attempt is not None:
+            self._attempt.verified = self._ledger is not None
+        real(self)
+
+    patch.setattr(IPPoolActor, "_try", hasty)
+
+
+def no_uid_check(patch: pytest.MonkeyPatch) -> None:
+    """A release takes whatever the NIC's sandbox has, whichever pod it is."""
+
+    def going(self: Ledger, wanted: Surrender) -> list[int]:
+        return [ip for ip, record in self._records.items() if record.node == wanted.node]
+
+    def any_sandbox(_: Ledger, __: Surrender | Disown, ips: Iterable[int]) -> list[int] | Refused:
+        return list(ips)[:1]
+
+    patch.setattr(Ledger, "_going", going)
+    patch.setattr(Ledger, "_sandboxes", any_sandbox)
+
+
+def no_cid_check(patch: pytest.MonkeyPatch) -> None:
+    """A release of an old sandbox takes what a newer one of the pod has."""
+    real = Ledger._sandboxes
+
+    def any_cid(self: Ledger, wanted: Any, ips: Iterable[int]) -> list[int] | Refused:
+        return real(self, msgspec.structs.replace(wanted, cid=""), ips)
+
+    patch.setattr(Ledger, "_sandboxes", any_cid)
+
+
+def no_nic_in_the_key(patch: pytest.MonkeyPatch) -> None:
+    """A claim is answered with whatever the pod has."""
+
+    def matching(self: Ledger, uid: str, _: str) -> list[int]:
+        return sorted(self._table.of_uid(uid))
+
+    patch.setattr(Ledger, "_matching", matching)
+
+
+def reply_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """Who asked is answered when the write begins."""
+    real = IPPoolActor._write
+
+    def eager(self: IPPoolActor, attempt: Any) -> None:
+        assert self._pool is not None and self._ledger is not None
+        for ask, answer in zip(attempt.asks, attempt.outcome.answers, strict=True):
+            if ask.reply is not None:
+                ask.reply.resolve(self._translate(ask.message, answer))
+        real(self, attempt)
+
+    patch.setattr(IPPoolActor, "_write", eager)
+
+
+def a_replay_that_trusts_the_old_spec(patch: pytest.MonkeyPatch) -> None:
+    """After a conflict the records are read anew, and the spec is not."""
+    real = Ledger.load.__func__  # type: ignore[attr-defined]
+    known: dict[str, SpiderIPPool] = {}
+
+    def load(cls: type[Ledger], pool: SpiderIPPool, *args: Any, **options: Any) -> Ledger:
+        first = known.setdefault(pool.metadata.uid, pool)
+        ledger: Ledger = real(cls, msgspec.structs.replace(pool, spec=first.spec), *args, **options)
+        return ledger
+
+    patch.setattr(Ledger, "load", classmethod(load))
+
+
+def rest_and_quarantine_in_memory_only(patch: pytest.MonkeyPatch) -> None:
+    """What is withheld is not written down."""
+    real = Ledger.status
+
+    def status(self: Ledger) -> IPPoolStatus:
+        return msgspec.structs.replace(real(self), withheld_ips=None)
+
+    patch.setattr(Ledger, "status", status)
+
+
+def a_name_gets_its_address_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Whether a link still carries a fixed address is not asked."""
+    real = Ledger._claim
+
+    def claim(self: Ledger, claim: Claim) -> Any:
+        return real(self, msgspec.structs.replace(claim, moving=True))
+
+    patch.setattr(Ledger, "_claim", claim)
+
+
+def everything_is_freed(patch: pytest.MonkeyPatch) -> None:
+    """A name's addresses go with its pod."""
+    real = Ledger._release
+
+    def release(self: Ledger, ips: Iterable[int], *, retain: bool) -> Any:
+        del retain
+        return real(self, ips, retain=False)
+
+    patch.setattr(Ledger, "_release", release)
+
+
+def only_the_nic_that_was_deleted(patch: pytest.MonkeyPatch) -> None:
+    """What was granted along with it, and never fetched, is forgotten."""
+
+    def going(self: Ledger, wanted: Surrender) -> list[int]:
+        return self._matching(wanted.uid, wanted.nic)
+
+    patch.setattr(Ledger, "_going", going)
+
+
+def spread(seed: int) -> World:
+    world = rough(seed, replicas=THREE, spread=True)
+    world.arrival = 6.0
+    return world
+
+
+def closed(seed: int) -> World:
+    world = rough(seed, pods=16, stories=[closing])
+    world.arrival = 4.0
+    return world
+
+
+def rested(seed: int) -> World:
+    world = rough(seed, pods=10, addresses=60, stories=[conflict(number) for number in range(2)])
+    world.arrival, world.ages.rest = 10.0, 28.0
+    return world
+
+
+def hoarded(seed: int) -> World:
+    world = duos(seed)
+    world.collecting = False  # it would find it
+    return world
+
+
+MUTATIONS: Sequence[tuple[Patch, Callable[[int], World], Any]] = (
+    (an_answer_from_memory, spread, hangs),
+    (no_uid_check, rough, crashes),
+    (no_cid_check, rough, crashes),
+    (no_nic_in_the_key, duos, None),
+    (reply_before_commit, rough, crashes),
+    (a_replay_that_trusts_the_old_spec, closed, None),
+    (rest_and_quarantine_in_memory_only, rested, crashes),
+    (a_name_gets_its_address_at_once, names, None),
+    (everything_is_freed, names, None),
+    (only_the_nic_that_was_deleted, hoarded, None),
+)
+
+
+@pytest.mark.parametrize(("mutation", "make", "disturb"), MUTATIONS, ids=lambda it: getattr(it, "__name__", ""))
+def test_a_rule_that_is_taken_away_is_missed(
+    monkeypatch: pytest.MonkeyPatch, mutation: Patch, make: Callable[[int], World], disturb: Any
+) -> None:
+    mutation(monkeypatch)
+    assert caught(make, disturb), f"nothing happens without it: {mutation.__doc__}"

@@ -1,7 +1,6 @@
 """One lab for all cases, and a world for each, which is audited when the case has ended."""
 
 import os
-import re
 from collections.abc import Iterator
 
 import pytest
@@ -45,9 +44,9 @@ def kubelets(control_plane: ControlPlane, lab: Lab) -> Iterator[Kubelets]:
 @pytest.fixture
 def world(lab: Lab, kubelets: Kubelets, request: pytest.FixtureRequest) -> Iterator[World]:
     """Namespace and pools of one case. In the end pools, pods and endpoints agree; then all goes, and nothing stays."""
-    area, number = re.findall(r"test_([a-z]+)\b", request.node.path.stem)[0], request.node.name.split("_")[1]
-    variant = re.sub("[^a-z0-9]+", "-", request.node.name.partition("[")[2].lower()).strip("-")
-    case = World(lab, kubelets, "-".join(filter(None, (area, number.lower(), variant)))[:40])
+    area = request.node.path.stem.removeprefix("test_")
+    number = request.node.name.split("_")[1].lower()
+    case = World(lab, kubelets, f"{area}-{number}")
     failed_before = request.session.testsfailed
     try:
         yield case

@@ -36,9 +36,8 @@ def test_F00001_restart_keeps_the_addresses(world: World) -> None:
     world.kept.clear()
     world.settled()
 
-    # The machine itself goes: now the addresses are free.
+    # The machine itself goes, and its instance with it: now the addresses are free.
     world.delete("VirtualMachine", "vm")
-    world.delete("VirtualMachineInstance", "vm")
     world.gone(second)
     world.wait(lambda: not any(world.records(pool) for names in pools.values() for pool in names), "they are free")
     world.wait(lambda: not world.endpoints(), "the endpoint goes")

@@ -31,10 +31,9 @@ class World:
     """
 
     def __init__(self, lab: Lab, kubelets: Kubelets, name: str) -> None:
-        """`name` becomes part of the names of the case's objects."""
+        """`name`, with a number, becomes part of the names of the case's objects."""
         self.lab = lab
         self.kubelets = kubelets
-        self.name = name
         self.control_plane: ControlPlane = lab.control_plane
         self.pools: dict[str, tuple[str, ...]] = {}
         self.namespaces: list[str] = []
@@ -42,6 +41,7 @@ class World:
         self.holders: dict[str, str] = {}
         self.reserved: list[str] = []
         self._number = next(_numbers)
+        self.name = f"{name}-{self._number}"
         self._names = count()
         self._given: dict[tuple[int, int], int] = {}
         self.namespace = self.create_namespace()

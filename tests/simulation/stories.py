@@ -48,6 +48,9 @@ async def _two_nics(world: World, name: str, mark: str) -> None:
         if first is not None and world.random.random() < 0.5:
             await world.delete(node, pod, cid, ifname="net1")
         await world.delete(node, pod, cid)
+        if world.random.random() < 0.2:
+            await world.truth.delete(POD, name, namespace=NAMESPACE)  # it will never be
+            return
         await anyio.sleep(1.0)
     addresses = _addresses(first) + _addresses(second)
     if len(set(addresses)) != 4:

@@ -441,13 +441,7 @@ class CollectorActor(Actor[Message]):
         if known is None:
             return
         strange = frozenset(
-            held
-            for held in found
-            if held.record.node == node
-            and not held.kept
-            and not known.of(held.record)
-            and not self._inquiry.wants(node, held)
-            and held not in self._closing
+            held for held in found if held.record.node == node and not known.of(held.record) and self._lives(held)
         )
         before = self._strange.pop(node, frozenset())
         for held in strange & before:
@@ -455,6 +449,10 @@ class CollectorActor(Actor[Message]):
             metrics.IPAM_DRIFT.labels(kind="unknown_sandbox").inc()
         if strange:
             self._strange[node] = strange - before
+
+    def _lives(self, held: Held) -> bool:
+        pod = self._sight.pod(held)
+        return not held.kept and pod is not None and pod.alive and pod.metadata.uid == held.record.pod_uid
 
     def _close(self, cases: list[Case]) -> None:
         cases = [case for case in cases if case.held not in self._closing]

@@ -4,14 +4,18 @@ Free means that no link carries the address. Everywhere here the proof comes fro
 node that is dead.
 """
 
+from typing import Any
+
 import anyio
 import pytest
 
+from actors.reclaim import Reclaimer
 from api.configfile import ConfigFile
 from api.ippool import AllocationRecord
-from api.kinds import ENDPOINT, NODE, POD, STATEFULSET, VIRTUALMACHINE
+from api.kinds import ENDPOINT, NODE, POD, STATEFULSET, VIRTUALMACHINE, Kind
 from api.kubevirt import VirtualMachine
 from api.meta import ObjectMeta
+from api.wire import Look
 from tests.simulation.stage import CID, Stage, act, holding, legacy, nic
 
 SETTLE = 8.0
@@ -530,5 +534,51 @@ def test_a_list_that_lags_frees_nothing() -> None:
         assert await stage.left(after=60.0) == {"1"}
         await stage.store.delete(POD, "web", namespace="default")
         assert await stage.left(after=700.0) == set()
+
+    act(scene)
+
+
+def test_negative_control_a_collector_that_decides_from_its_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(stage: Stage) -> None:
+        cluster = stage.controller.cluster
+        snapshots: dict[Kind[Any], Any] = {POD: cluster.pods.snapshot, NODE: cluster.nodes.snapshot}
+
+        async def cached(_self: Reclaimer, kind: Kind[Any], name: str, *, namespace: str = "") -> Any:
+            return snapshots[kind].get(name, namespace=namespace)
+
+        monkeypatch.setattr(Reclaimer, "_read", cached)
+        uid = await stage.pod("web")
+        await stage.record(a1=holding("web", uid))
+        await anyio.sleep(SETTLE)
+        stage.silence("n1")
+        await stage.node("n1", ready=False, out=True)
+        stage.controller.cluster.pods.snapshot.remove("default/web")
+        assert await stage.left(after=60.0) == set(), "the mutation does nothing"
+
+    act(scene)
+
+
+@pytest.mark.parametrize("current", [False, True])
+def test_the_late_copy_of_an_answer_frees_nothing(current: bool) -> None:
+    """With the number of the question that is open now, the negative control, it would."""
+
+    async def scene(stage: Stage) -> None:
+        stage.silence("n1")
+        await anyio.sleep(SETTLE)
+        look = (Look("10.6.0.1", carried=False),)
+        await stage.record(a1=holding("one", "u1"))
+        await stage.agent.send()
+        await anyio.sleep(5.0)
+        first = await stage.agent.send()
+        assert first.look == ("10.6.0.1",)
+        await stage.agent.send(looked=look, round=first.round)
+        assert await stage.left() == set()
+        await stage.record(a1=holding("two", "u2", "b" * 12))
+        await stage.agent.send()
+        await anyio.sleep(5.0)
+        second = await stage.agent.send()
+        assert second.look == ("10.6.0.1",) and second.round != first.round
+        await stage.agent.send(looked=look, round=second.round if current else first.round)
+        assert await stage.left() == (set() if current else {"1"})
 
     act(scene)

@@ -28,6 +28,7 @@ from actors.controllers import Controllers
 from actors.disk import Journal
 from actors.outbox import Message as OutboxMessage
 from actors.outbox import Owe, Recall, Settle
+from actors.verification import verify
 from api.wire import Allocate, Allocated, PodRef, Rejected
 from cni import coordination
 from cni.coordination import CoordinationPlan, Pair, coordination_plan, host_veth
@@ -36,9 +37,8 @@ from cni.errors import (
     CniError,
     InterfaceExists,
     InternalError,
-    StateDiffers,
+    InvalidNetns,
     TryAgainLater,
-    UnknownContainer,
 )
 from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
@@ -143,7 +143,7 @@ class SandboxActor(Actor[Message]):
             case Attach(invocation):
                 work = self._alone(invocation.ifname, lambda known: self._attach(invocation, known))
             case Verify(invocation):
-                work = self._alone(invocation.ifname, lambda known: self._verify(invocation, known))
+                work = self._alone(invocation.ifname, lambda known: verify(self._kernel, invocation, known))
             case Detach(invocation):
                 work = self._alone(invocation.ifname, lambda known: self._detach(invocation, known))
             case Renounce(seen):
@@ -188,6 +188,9 @@ class SandboxActor(Actor[Message]):
             # Left over from an ADD that could not be undone, or of a namespace that was rebuilt: that goes first.
             await self._take_down(known)
         await self._settle(ifname)
+        if invocation.role is Role.IPAM and not await self._kernel.netns_exists(invocation.netns):
+            msg = f"CNI_NETNS: {invocation.netns} is no network namespace that the agent can see"
+            raise InvalidNetns(msg, "nobody could say later whether a link in there still has the address")
         if invocation.role is Role.MAIN and await self._kernel.inspect(invocation.netns, ifname) is not None:
             msg = f"CNI_IFNAME: {ifname} exists already in {invocation.netns}"
             raise InterfaceExists(msg, "an interface of that name was made by somebody else")
@@ -319,35 +322,6 @@ class SandboxActor(Actor[Message]):
         except ActorError as error:
             msg = f"the release of {ifname} of an earlier DEL of this container is not over"
             raise TryAgainLater(msg, str(error)) from error
-
-    # -- CHECK ---------------------------------------------------------------------------------------------------------
-
-    async def _verify(self, invocation: Invocation, entry: JournalEntry | None) -> None:
-        if entry is None or entry.state is not State.ADDED:
-            msg = f"CNI_CONTAINERID: no interface {invocation.ifname} was added for container {invocation.container_id}"
-            raise UnknownContainer(msg)
-        if entry.role is Role.IPAM:
-            return
-        seen = await self._kernel.inspect(entry.netns, entry.ifname)
-        if seen is None:
-            msg = f"interface {entry.ifname} is gone from {entry.netns}"
-            raise StateDiffers(msg)
-        if seen.link.mac != entry.mac:
-            msg = f"interface {entry.ifname}: MAC is {seen.link.mac}, expected {entry.mac}"
-            raise StateDiffers(msg)
-        missing = [address for address in entry.addresses if address not in seen.addresses]
-        if missing:
-            msg = f"interface {entry.ifname} lacks {', '.join(missing)}"
-            raise StateDiffers(msg, f"it has {', '.join(seen.addresses) or 'no address'}")
-        lost = [dst for dst, gw in _expected_routes(entry) if (dst, gw) not in seen.routes]
-        if lost:
-            msg = f"interface {entry.ifname} lacks the route to {', '.join(lost)}"
-            raise StateDiffers(msg, f"it has {', '.join(dst for dst, _ in seen.routes) or 'no route'}")
-        if entry.coordination is not None:
-            differences = await self._kernel.differences(entry.coordination)
-            if differences:
-                msg = f"the connection of interface {entry.ifname} with its node is not what ADD made"
-                raise StateDiffers(msg, "; ".join(differences))
 
     # -- DEL -----------------------------------------------------------------------------------------------------------
 
@@ -519,10 +493,6 @@ def _host_veth(invocation: Invocation) -> str:
 
 def _pod(args: PodArgs) -> PodRef:
     return PodRef(namespace=args.namespace, name=args.name, uid=args.uid)
-
-
-def _expected_routes(entry: JournalEntry) -> tuple[tuple[str, str], ...]:
-    return () if entry.result is None else address_plan(entry.result).routes
 
 
 def _result(invocation: Invocation, link: LinkState | None, allocated: Allocated) -> Result:

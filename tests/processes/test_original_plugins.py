@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import pytest
 from pyroute2 import IPRoute
 
-from tests.processes.lab import NODES, Lab, Pod, call
+from tests.processes.lab import NODES, CniError, Lab, Pod, call
 from tests.processes.test_cni import gone
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
@@ -140,6 +140,10 @@ def test_what_is_refused_leaves_nothing(lab: Lab, pod: Pod) -> None:
     ):
         status, text = ask(lab, pod.node, "POST", "/ipam/ip", {**arguments(pod), **wrong})
         assert (status, named in text) == (400, True)
+    environment = {**pod.environment(), "CNI_NETNS": "/nowhere"}
+    with pytest.raises(CniError) as caught:
+        call(lab.plugins / "spiderpool", "ADD", lab.config(pod.node), environment)
+    assert caught.value.document["code"] == 8
     status, text = ask(lab, NODES[1], "POST", "/ipam/ip", arguments(pod))
     assert status == 500
     assert f"runs on node {pod.node}, not on {NODES[1]}" in text

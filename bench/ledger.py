@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import msgspec
 from msgspec import structs
 
 from api.ippool import IPPoolSpec, SpiderIPPool
@@ -46,7 +47,24 @@ def main() -> int:
         ("fd00::/64", _pool("fd00::/64", "fd00::-fd00::ffff:ffff:ffff:ffff")),
     ):
         _row(name, pool, records)
+    _sizes()
     return 0
+
+
+def _sizes() -> None:
+    """How big a pool of 5,000 records is, by how long the names in it are; goal: below 1,200 kB."""
+    print(f"\n{'5,000 records':34}{'pod':>12}{'node':>10}{'granted':>12}{'object kB':>11}")
+    for name, pod, node in (
+        ("short names", "shop/web-12345", "n1"),
+        ("long names", "payments-production/checkout-frontend-6d4cf56db6-x7k2p", "worker-17.rack-3.example.internal"),
+        ("as long as a label may be", f"{'n' * 63}/{'p' * 63}", "w" * 63),
+    ):
+        ledger = Ledger.load(_pool("10.0.0.0/16", "10.0.0.0-10.0.255.255"), Ranges(4), max_records=5000, cooldown=30)
+        ledger.apply(
+            [Claim(pod=pod, uid=f"{at:036}", nic="eth0", node=node, cid=f"{at:012x}") for at in range(5000)], now=1.8e9
+        )
+        encoded = len(msgspec.json.encode(structs.replace(ledger.pool, status=ledger.status())))
+        print(f"{name:34}{len(pod):12}{len(node):10}{len(ledger.records):12}{encoded / 1e3:11.0f}")
 
 
 def _pool(subnet: str, ips: str, *, exclude: list[str] | None = None) -> SpiderIPPool:
@@ -83,7 +101,7 @@ def _row(name: str, pool: SpiderIPPool, records: int) -> None:
 
     def operations(batch: list[Claim] | list[Surrender], status: SpiderIPPool) -> float:
         ledger = _load(status, reserved)
-        return _seconds(lambda: ledger.apply(batch))
+        return _seconds(lambda: ledger.apply(batch, now=1.8e9))
 
     full = _load(pool, reserved)
     full.apply(claims)
@@ -101,7 +119,7 @@ def _row(name: str, pool: SpiderIPPool, records: int) -> None:
 
 
 def _load(pool: SpiderIPPool, reserved: Ranges) -> Ledger:
-    return Ledger.load(pool, reserved, max_records=1_000_000)
+    return Ledger.load(pool, reserved, max_records=1_000_000, cooldown=30)
 
 
 def _best(run: Callable[[], float]) -> float:

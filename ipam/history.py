@@ -5,7 +5,7 @@ from typing import Literal
 from msgspec import Struct
 
 
-class Change(Struct, frozen=True):
+class Change(Struct, frozen=True, gc=False):
     """One address that is held otherwise than before.
 
     Attributes:

@@ -406,8 +406,8 @@ class Ledger:
     # -- claims --------------------------------------------------------------------------------------------------------
 
     def _claim(self, claim: Claim) -> Granted | Refused:
-        missing = [name for name in _NEEDED if not getattr(claim, name)]
-        if missing:
+        if not (claim.pod and claim.uid and claim.nic and claim.node and claim.cid):
+            missing = [name for name in _NEEDED if not getattr(claim, name)]
             return self._refused("claim", wanted=", ".join(_NEEDED), seen=f"no {', no '.join(missing)}")
         held = self._matching(claim.uid, claim.nic)
         mine = next((ip for ip in held if ip in self._allocatable), None)

@@ -6,6 +6,7 @@ are taken in and asked nothing.
 
 import logging
 from contextlib import suppress
+from http import HTTPStatus
 
 from actors.audit import EndpointAudit
 from actors.cluster import Cluster
@@ -24,6 +25,7 @@ from runtime.errors import ActorError
 from runtime.store.port import Store
 from runtime.supervision import Supervisor
 from runtime.transport.port import TransportError
+from telemetry.http import Response
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ class Collecting:
         self._peers = peers
         self._collector: Ref[Message] | None = None
         self.reports = Reports(peers, clock=system.clock, collect=self._collect)
-        peers.chores = Chores(heard=self._collect, wanted=self.reports.ask, sweep=self._scan)
+        peers.chores = Chores(heard=self._collect, wanted=self.reports.ask, sweep=self._sweep_here)
         if not enabled:
             return
         rules = _rules(settings)
@@ -86,19 +88,30 @@ class Collecting:
         """Whether anything is collected."""
         return self._collector is not None
 
-    async def scan(self) -> None:
-        """Have the replica that collects look at everything now. Raises `ActorError`."""
-        if self._collector is not None:
-            await self._peers.ask(COLLECTOR, Sweep(), self._scan_here, timeout=_ASK_SECONDS)
+    def scan(self, query: str = "") -> Response:  # noqa: ARG002 - a route's signature
+        """`POST /v1/ipam/gc_ips`: the replica that collects looks at everything, now or a moment later."""
+        if self._collector is None:
+            return Response(b"nothing is collected: SPIDERPOOL_GC_IP_ENABLED is false\n", HTTPStatus.CONFLICT)
+        try:
+            self._collector.tell(Scan())
+        except ActorError as error:
+            return Response(f"{error}\n".encode(), HTTPStatus.SERVICE_UNAVAILABLE)
+        return Response(b"everything is looked at\n")
 
-    async def _scan_here(self, deadline: float) -> Noted:  # noqa: ARG002 - told, not asked
-        self._scan()
-        return Noted()
-
-    def _scan(self) -> None:
+    def _sweep_here(self) -> None:
         if self._collector is not None:
             with suppress(ActorError):  # it is stopping
-                self._collector.tell(Scan())
+                self._collector.tell(Scan(here=True))
+
+    async def _sweep(self) -> None:
+        async def here(deadline: float) -> Noted:  # noqa: ARG001 - told, not asked
+            self._sweep_here()
+            return Noted()
+
+        try:
+            await self._peers.ask(COLLECTOR, Sweep(), here, timeout=_ASK_SECONDS)
+        except ActorError as error:
+            _log.warning("the replica that collects was not told to look at everything: %s", error)
 
     async def _collect(self, heard: Heard, deadline: float) -> Noted:
         if self._collector is None:
@@ -126,6 +139,7 @@ class Collecting:
             mine=lambda: self._peers.mine(COLLECTOR),
             synced=cluster.synced,
             ask=self._ask,
+            sweep=self._sweep,
         )
 
 

@@ -81,7 +81,10 @@ class Reported(Question[Noted], frozen=True, tag=True):
 
 
 class Scan(Struct, frozen=True, tag=True):
-    """Look at everything now."""
+    """Look at everything now, or have the replica do it whose chore it is."""
+
+    here: bool = False
+    """Another replica says that it is ours."""
 
 
 class Synced(Struct, frozen=True, tag=True):
@@ -167,9 +170,8 @@ class CollectorActor(Actor[Message]):
         match message:
             case Reported():
                 return self._reported(message)
-            case Scan():
-                self._agenda.add(Everything(), at=max(self._now, self._scanned + self._rules.scan_gap))
-                self._look_at_agenda()
+            case Scan(here):
+                self._scan(here=here)
             case Synced():
                 self._synced = True
                 for kind, snapshot in self._sight.snapshots().items():
@@ -385,6 +387,14 @@ class CollectorActor(Actor[Message]):
         for name in self._watch.in_trouble:
             dies = self._watch.dies_at(name, self._now)
             self._agenda.add(OfNode(name), at=dies if dies > self._now else self._now + _TROUBLE_SECONDS)
+
+    def _scan(self, *, here: bool) -> None:
+        self._own()
+        if self._mine:
+            self._agenda.add(Everything(), at=max(self._now, self._scanned + self._rules.scan_gap))
+            self._look_at_agenda()
+        elif not here:
+            self.pipe(self._sight.sweep(), lambda _: Due(), failed=lambda _: Due())
 
     def _begin_scan(self) -> None:
         self._scanned = self._now

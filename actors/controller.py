@@ -53,7 +53,7 @@ from runtime.transport.identity import TokenAuthenticator
 from runtime.transport.port import Call, Overloaded
 from runtime.transport.server import TlsServer, is_own_address
 from telemetry import metrics, traces
-from telemetry.http import Response, Route
+from telemetry.http import Post, Response, Route
 
 _log = logging.getLogger(__name__)
 _audit = logging.getLogger("spiderpool.audit")
@@ -307,6 +307,7 @@ def main(argv: list[str] | None = None) -> int:
         routes["/debug/status"] = lambda _query: Response(
             msgspec.json.encode(controller.status()) + b"\n", content_type="application/json"
         )
+        routes["/v1/ipam/gc_ips"] = Post(controller.collecting.scan)
         root.add_supervisor(controller.supervisor)
         connections = Supervisor("controller/peers", system)
         root.add_supervisor(connections)

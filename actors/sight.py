@@ -53,6 +53,8 @@ class Sight(Struct, frozen=True, kw_only=True):
     """Returns when the snapshots are filled."""
     ask: Callable[[str, Wanted], Coroutine[Any, Any, None]]
     """Puts a question to an agent by way of a replica."""
+    sweep: Callable[[], Coroutine[Any, Any, None]]
+    """Has the replica whose chore it is look at everything."""
 
     def snapshots(self) -> Mapping[str, Snapshot[Any]]:
         """Those whose changes matter."""

@@ -163,6 +163,7 @@ def test_with_the_switch_off_nothing_is_collected() -> None:
     async def scene(stage: Stage) -> None:
         await stage.record(a1=holding("gone", "u1"), a2=holding("db-0", "u2", kept=True), a3=legacy("old", "u3"))
         await stage.node("n1", ready=False, out=True)
+        assert stage.controller.collecting.scan().status == 409
         assert await stage.left(after=700.0) == {"1", "2", "3"}
         assert stage.agent.asked == []
 
@@ -455,7 +456,7 @@ def test_everything_is_looked_at_when_somebody_asks_and_not_more_often_than_the_
         await stage.record(a1=holding("gone", "u1"))
         lists = stage.store.requests["list spiderendpoints"]
         for _ in range(20):
-            await stage.controller.collecting.scan()
+            assert stage.controller.collecting.scan().status == 200
             await anyio.sleep(0.05)
         assert await stage.freed_within("10.6.0.1", 5.0) < 1.0
         await anyio.sleep(30.0)
@@ -507,7 +508,7 @@ def test_an_audit_leaves_alone_what_comes_right_by_itself() -> None:
         uid = await stage.pod("web")
         stage.agent.known.add((uid, "eth0", CID))
         await stage.record(a1=holding("web", uid))
-        await stage.controller.collecting.scan()
+        assert stage.controller.collecting.scan().status == 200
         await anyio.sleep(5.0)
         await stage.endpoint("web", uid, nic("eth0", "10.6.0.1"))
         before = stage.store.requests.copy()

@@ -137,6 +137,7 @@ class Collecting:
             agents=lambda: cluster.nodes_with(settings.pod_namespace, settings.agent_name),
             fixed=workloads.fixed,
             mine=lambda: self._peers.mine(COLLECTOR),
+            complete=self._peers.complete,
             synced=cluster.synced,
             ask=self._ask,
             sweep=self._sweep,

@@ -315,6 +315,8 @@ class CollectorActor(Actor[Message]):
     def _own(self) -> None:
         """Notice whose chore it is."""
         mine = self._synced and self._sight.mine()
+        if not self._sight.complete():
+            self._watch.deaf(self._now)
         if mine == self._mine:
             return
         self._mine = mine

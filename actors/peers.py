@@ -209,6 +209,11 @@ class Peers:
         """Whether a key is dealt with here."""
         return self.owner(key) == self.me
 
+    def complete(self) -> bool:
+        """Whether all other replicas that are ready would hear us now."""
+        channels = (self._channels.get(name) for name in self._members if name != self.me)
+        return all(channel is not None and channel.connected for channel in channels)
+
     def _choose(self, key: str, passed: frozenset[str]) -> str:
         for name in ranking(key, self._members):
             channel = self._channels.get(name)

@@ -49,6 +49,8 @@ class Sight(Struct, frozen=True, kw_only=True):
     """The name that a pod's addresses belong to."""
     mine: Callable[[], bool]
     """Whether collecting is this replica's chore."""
+    complete: Callable[[], bool]
+    """Whether all replicas can be heard, and through them all agents."""
     synced: Callable[[], Awaitable[None]]
     """Returns when the snapshots are filled."""
     ask: Callable[[str, Wanted], Coroutine[Any, Any, None]]

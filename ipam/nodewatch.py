@@ -27,6 +27,10 @@ class NodeWatch:
         self._heard.clear()
         self._trouble.clear()
 
+    def deaf(self, now: float) -> None:
+        """Until now an agent may have spoken without being heard: nobody's silence before counts."""
+        self._began = now
+
     def heard(self, name: str, now: float) -> None:
         """The agent of a node spoke."""
         self._heard[name] = now

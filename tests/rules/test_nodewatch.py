@@ -56,3 +56,12 @@ def test_who_speaks_and_who_is_remembered() -> None:
     assert watch.saw("n3", NodeState.GONE, 100.0) and set(watch.in_trouble) == {"n3"}
     watch.keep(["n1"])
     assert watch.speaking(100.0) == {"n1"} and not watch.in_trouble
+
+
+def test_silence_counts_only_while_an_agent_would_have_been_heard() -> None:
+    watch = NodeWatch(grace=GRACE)
+    watch.begin(0.0)
+    watch.saw("n1", NodeState.NOT_READY, 0.0)
+    watch.deaf(100.0)
+    assert not watch.is_dead("n1", NodeState.NOT_READY, 219.0)
+    assert watch.is_dead("n1", NodeState.NOT_READY, 220.0)

@@ -12,7 +12,7 @@ import pytest
 from actors.reclaim import Reclaimer
 from api.configfile import ConfigFile
 from api.ippool import AllocationRecord
-from api.kinds import ENDPOINT, NODE, POD, STATEFULSET, VIRTUALMACHINE, Kind
+from api.kinds import ENDPOINT, NAMESPACE, NODE, POD, STATEFULSET, VIRTUALMACHINE, Kind
 from api.kubevirt import VirtualMachine
 from api.meta import ObjectMeta
 from api.wire import Look
@@ -247,6 +247,40 @@ def test_records_of_a_node_that_never_existed_are_found() -> None:
         await stage.record(a1=holding("gone", "u1", node="n9"))
         assert await stage.left(after=500.0) == {"1"}
         assert await stage.left(after=400.0) == set()
+
+    act(scene)
+
+
+def test_a_replica_that_does_not_hear_another_one_takes_no_agent_for_silent() -> None:
+    """The agent may speak to that one. An operator's word is enough all the same."""
+
+    async def scene(stage: Stage) -> None:
+        await stage.record(a1=holding("gone", "u1"))
+        stage.controller.peers.members(["c1", "c2"])
+        stage.controller.peers.mine = lambda key: bool(key)  # type: ignore[method-assign]  # noqa: PLW0108
+        stage.silence("n1")
+        await stage.node("n1", ready=False)
+        assert await stage.left(after=500.0) == {"1"}
+        await stage.node("n1", ready=False, out=True)
+        assert await stage.left() == set()
+
+    act(scene)
+
+
+def test_a_namespace_goes_with_its_pods_and_endpoints() -> None:
+    async def scene(stage: Stage) -> None:
+        uid, old = await stage.pod("web"), await stage.pod("old")
+        await stage.record(a1=holding("web", uid), b1=holding("web", uid), a2=legacy("old", old))
+        await stage.endpoint("web", uid, nic("eth0", "10.6.0.1", "fd00:6::1"))
+        await stage.endpoint("old", old, nic("eth0", "10.6.0.2"))
+        await anyio.sleep(SETTLE)
+        for name in ("web", "old"):
+            await stage.store.delete(ENDPOINT, name, namespace="default")
+            await stage.delete(name)
+        await stage.store.delete(NAMESPACE, "default")
+        assert await stage.left(after=5.0) == set()
+        assert await stage.records("v6") == {}
+        assert await stage.shown() == {}
 
     act(scene)
 

@@ -62,6 +62,9 @@ NAME = "spiderpool-controller"
 COMMANDS = {"crds": "actors.crds", "clean": "actors.clean"}
 """Besides `daemon`: what the chart's hooks run."""
 
+_IN_FLIGHT = 16384
+"""Requests that a replica has in hand. Most wait for nothing: a report of each node, until there is something to ask."""
+
 AUDIENCE = "spiderpool-controller"
 """Of the tokens that agents show."""
 
@@ -253,17 +256,23 @@ async def _rpc(system: System, controller: Controller, settings: ControllerSetti
         authenticate=authenticator,
         handler=controller.serve,
         name=settings.pod_name,
+        max_in_flight=_IN_FLIGHT,
     )
     connections = metrics.RPC_CONNECTIONS.labels(side="server")
     with contextlib.ExitStack() as stack:
         stack.callback(metrics.on_scrape(lambda: connections.set(server.statistics().connections)))
-        await _run(server)
+        await _run(server, ended=controller.collecting.reports.release)
 
 
-async def _run(server: TlsServer) -> None:
+async def _run(server: TlsServer, *, ended: Callable[[], None]) -> None:
+    """Serve until cancelled; `ended` lets go of what is held, so that nothing is waited for in vain."""
     async with anyio.create_task_group() as group:
         group.start_soon(server.run)
         _log.info("serving agents on port %d", await server.listening())
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended()
 
 
 async def _node_of_pod(store: Store, namespace: str, name: str, uid: str) -> str:

@@ -72,6 +72,12 @@ class Reports:
             if not held and self._held.get(node) is held:
                 del self._held[node]
 
+    def release(self) -> None:
+        """Hold nothing any more: this replica ends, and the agents turn to another one."""
+        for held in self._held.values():
+            for future in held:
+                _give_up(future)
+
     def ask(self, wanted: Wanted) -> None:
         """The collector wants to know something of a node."""
         for future in self._held.get(wanted.node, ()):

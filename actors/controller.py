@@ -63,7 +63,7 @@ COMMANDS = {"crds": "actors.crds", "clean": "actors.clean"}
 """Besides `daemon`: what the chart's hooks run."""
 
 _IN_FLIGHT = 16384
-"""Requests that a replica has in hand. Most wait for nothing: a report of each node, until there is something to ask."""
+"""Requests that a replica has in hand. Most are the reports of nodes, held until there is something to ask."""
 
 AUDIENCE = "spiderpool-controller"
 """Of the tokens that agents show."""

@@ -91,6 +91,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         residence = agent.reside(settings.agent)
         residence.install(settings.agent, None)
+        routes["/v1/ipam/gc_ips"] = Post(
+            lambda _query: Response(b"nothing is collected: SPIDERPOOL_GC_IP_ENABLED is false\n", HTTPStatus.CONFLICT)
+        )
         if settings.controller.gc_ip_enabled:
             collector = root.add_actor(
                 "collector",

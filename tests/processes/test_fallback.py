@@ -1,10 +1,11 @@
 """A node allocates by itself while no controller answers, with the rights that the chart gives it for that."""
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tests.processes.lab import NODES, Lab
+from tests.processes.lab import NODES, PROGRAMS, Lab
 from tests.servers import ControlPlane
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
@@ -48,3 +49,19 @@ def test_pods_come_and_go_without_a_controller_and_a_controller_takes_over_again
     after.stop()
     lab.wait_for(lambda: not lab.records())
     lab.wait_for(lambda: not lab.endpoints())
+
+
+def test_an_agent_that_cannot_allocate_says_so_instead_of_starting() -> None:
+    environment = {
+        "SPIDERPOOL_POD_NAMESPACE": "spiderpool",
+        "SPIDERPOOL_POD_NAME": "agent",
+        "SPIDERPOOL_NODE_NAME": "n1",
+        "SPIDERPOOL_CONTROLLER_ADDRESSES": "127.0.0.1:1",
+        "SPIDERPOOL_AGENT_FALLBACK_ENABLED": "true",
+    }
+    done = subprocess.run(
+        [str(PROGRAMS / "spiderpool-agent")], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "SPIDERPOOL_AGENT_FALLBACK_ENABLED=true: there are no credentials for the API server" in line

@@ -174,7 +174,7 @@ def test_a_process_that_goes_on_in_it_keeps_its_addresses(lab: Lab, pod: Pod) ->
         lab.wait_for(lambda: "still carries" in lab.processes[pod.node].tail(50))
         assert len(of(lab, pod)) == 2
         call(lab.plugins / "macvlan", "DEL", lab.config(pod.node), pod.environment())
-        lab.wait_for(lambda: f"{pod.netns.path} is gone, and a link" in lab.processes[pod.node].tail(20))  # type: ignore[union-attr]
+        lab.wait_for(lambda: f"{pod.netns.path} is gone, and a link" in lab.processes[pod.node].tail(20))
         assert len(of(lab, pod)) == 2
     finally:
         process.kill()

@@ -11,3 +11,10 @@ def test_an_agent_starts_without_what_it_does_not_need() -> None:
     assert loaded & {"kubernetes_asyncio", "pyroute2", "cryptography", "requests", "sqlite3", "hypothesis"} == set()
     assert "aiohttp" in loaded, "the control: what it does need is seen"
     assert "opentelemetry.exporter" not in done.stdout.split()
+
+
+def test_only_an_agent_that_may_allocate_loads_what_that_takes() -> None:
+    code = "import actors.agent, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"actors.agent", "actors.doors"} <= set(done.stdout.split())
+    assert not {"actors.fallback", "actors.controller", "actors.allocator"} & set(done.stdout.split())

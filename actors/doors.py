@@ -107,12 +107,11 @@ class Doors:
             raise BadRequest(f"netNamespace: {shown(asked.netns)} is no network namespace that the agent can see")
         await self._invoke(asked.invocation())
         entries = [one for one in await self._journal.of(asked.container_id) if one.state is State.ADDED]
-        grants = openapi.grants_of(asked.ifname, entries)
-        if not grants or grants[0].nic != asked.ifname:
+        if asked.ifname not in {one.ifname for one in entries}:
             raise _Failed(f"container {asked.container_id[:12]}: {asked.ifname} was deleted while it was added")
         return Answer(
             body=openapi.add_body(
-                grants,
+                openapi.grants_of(asked.ifname, entries),
                 gateway_detection=self._switches.gateway_detection,
                 conflict_detection=self._switches.conflict_detection,
             )

@@ -335,7 +335,8 @@ def test_what_stands_wins_over_what_was_granted_along() -> None:
 
 
 def test_an_interface_that_went_meanwhile_is_no_success() -> None:
-    for entries in ((), (entry("eth0", "10.6.0.5/16", state=State.RELEASING),), (entry("net9", "10.6.0.5/16"),)):
+    along = entry("net9", "10.6.0.5/16", others=(NicGrant(nic="eth0", addresses=()),))
+    for entries in ((), (entry("eth0", "10.6.0.5/16", state=State.RELEASING),), (along,)):
         status, text = Spy(entries=entries).knock("POST", openapi.IP, body(ADD))
         assert status == 500 and "eth0 was deleted" in text
 

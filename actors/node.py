@@ -35,6 +35,7 @@ from actors.outbox import Owe
 from actors.sandbox import Attach, Detach, Mend, Renounce, SandboxActor, Verify
 from actors.sandbox import Message as SandboxMessage
 from api.wire import Inquire, Ready
+from cni.coordination import Pair
 from cni.errors import CniError, InvalidConfig, NotReady, TryAgainLater
 from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
@@ -54,7 +55,7 @@ _CALL_SECONDS = 60.0
 _STATUS_SECONDS = 2.0
 _MENDING = 32
 """Containers of an earlier life that are dealt with at a time: their journal entries are synced to disk in parallel."""
-_MEND_PAUSES_SECONDS = (1.0, 60.0)
+_MEND_PAUSES_SECONDS = (0.25, 60.0)
 """Before an interface that could not be taken down is tried again: the first pause, and the longest."""
 _AUDIT_SECONDS = 15.0
 """Between two looks at the journal and the namespaces: 50 microseconds an interface."""
@@ -412,6 +413,9 @@ class NodeActor(Actor[Message]):
         """Whether the namespace is there. Raises `TryAgainLater` where only its mount has gone."""
         if await self._kernel.netns_exists(entry.netns):
             return True
+        if entry.host_veth and await self._kernel.paired(Pair(entry.host_veth, entry.container_id)):
+            msg = f"{entry.netns} is gone, and {entry.host_veth} still leads into the namespace"
+            raise TryAgainLater(msg)
         carried = await still_carried(entry, kernel=self._kernel, journal=self._journal)
         if carried:
             msg = f"{entry.netns} is gone, and a link still carries {', '.join(sorted(carried))}"

@@ -95,6 +95,16 @@ class Kernel(Protocol):
         """
         ...
 
+    async def paired(self, pair: Pair) -> bool:
+        """Whether the node's end of a container's veth pair is there.
+
+        It goes with the namespace of the other end: as long as it is there so is that one, whoever can see it.
+
+        Raises:
+            KernelRefused: the kernel does not say.
+        """
+        ...
+
     async def carried(self, addresses: Sequence[str]) -> frozenset[str]:
         """Those of the addresses that a link of this node carries, whichever namespace it is in.
 
@@ -195,6 +205,10 @@ class LinuxKernel:
     async def carries(self, netns: str, ifname: str, addresses: Sequence[str] = ()) -> bool:
         """See `Kernel.carries`."""
         return await self._run(attachment.carries, netns, ifname, addresses)
+
+    async def paired(self, pair: Pair) -> bool:
+        """See `Kernel.paired`."""
+        return await self._run(attachment.is_paired, pair)
 
     async def carried(self, addresses: Sequence[str]) -> frozenset[str]:
         """See `Kernel.carried`."""

@@ -141,6 +141,13 @@ def carries(netns_path: str, ifname: str, addresses: Sequence[str]) -> bool:
         return any(ip_interface(text).ip in wanted for text in address.listed(sockets))
 
 
+def is_paired(pair: Pair) -> bool:
+    """See `cni.kernel.Kernel.paired`."""
+    with route_socket() as node:
+        near = link.get(node, pair.host_veth)
+        return near is not None and veth.is_ours(near, pair.container_id)
+
+
 def _enter(stack: ExitStack, netns_path: str) -> RouteSocket | None:
     try:
         return stack.enter_context(route_socket(stack.enter_context(Netns.open(netns_path))))

@@ -7,6 +7,8 @@ code runs inside, as it does on a real node.
 import errno
 import os
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -275,6 +277,30 @@ async def test_a_namespace_that_is_gone_takes_its_pair_with_it(node: Node) -> No
     node.delete(other)
     after = node.netns.run(_everything)
     assert {one for one in after if not one.startswith("rule")} == {one for one in before if not one.startswith("rule")}
+
+
+def test_the_nodes_end_lives_as_long_as_the_namespace(node: Node) -> None:
+    """Whoever cannot see the processes in there sees by it that the pod's link still answers."""
+    pod = node.pod()
+
+    def paired(pair: Pair | None = None) -> bool:
+        return node.netns.run(lambda: attachment.is_paired(pair or pod.pair))
+
+    assert not paired()
+    node.coordinate(pod)
+    assert paired()
+    assert not paired(Pair(pod.host_veth, "f" * 32)), "another container's"
+    process = pod.netns.run(lambda: subprocess.Popen(["sleep", "60"]))
+    try:
+        pod.netns.__exit__(None, None, None)
+        assert paired(), "the mount is gone, and a process goes on in it"
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 10
+    while paired():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_repeated_try_replaces_what_an_earlier_one_left(node: Node) -> None:

@@ -139,8 +139,9 @@ class MemoryKernel:
         """The namespace goes, with all that is in it, and nobody says a word but, with `watched`, the kernel."""
         self._lost.add(netns)
         for key in [key for key in self._links if key[0] == netns]:
-            for address in self._links.pop(key)[1]:
-                del self._segment[address]
+            del self._links[key]
+        for what in [what for what, where in self._segment.items() if where == netns]:
+            del self._segment[what]
         if watched:
             for watch in self._watches:
                 watch.tell(netns)
@@ -221,6 +222,10 @@ class MemoryKernel:
     async def vanished(self, paths: Sequence[str]) -> frozenset[str]:
         await anyio.lowlevel.checkpoint()
         return frozenset(self._lost.intersection(paths))
+
+    async def paired(self, pair: Pair) -> bool:
+        await anyio.lowlevel.checkpoint()
+        return pair.host_veth in self._segment
 
     async def carried(self, addresses: Sequence[str]) -> frozenset[str]:
         await anyio.lowlevel.checkpoint()

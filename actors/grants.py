@@ -241,6 +241,9 @@ class Grants:
         recorded = set() if had is None else {pool for nic, pool in _held(had) if nic == need.nic}
         key = claim.pod if claim.fixed else ""
         peek = Peek(uid=claim.uid, nic=claim.nic, pod=key)
+        # What an owner remembers may be older than what somebody has set by hand.
+        pools = self._view.pools()
+        recorded |= {n for n in need.pools if n in pools and claim.uid in (pools[n].status.allocated_ips or "")}
         holding = [
             name for name in need.pools if name in recorded or await self._pool(name).ask(peek, timeout=POOL_SECONDS)
         ]

@@ -1,6 +1,7 @@
 """spiderpoolctl against a real API server, with real controllers, agents and sandboxes behind it."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,23 @@ def test_a_pod_gets_the_address_that_was_set_for_it(lab: Lab, ctl: Ctl, pod: Pod
     assert code == 1 and "there is no pod" in said
     pod.stop()
     lab.wait_for(lambda: "10.6.0.200" not in lab.records())
+
+
+def test_what_was_set_counts_though_another_pool_comes_first(lab: Lab, ctl: Ctl) -> None:
+    names = [f"{lab.namespace}-{word}" for word in ("first", "second")]
+    for number, name in enumerate(names):
+        lab.create_pool(name, subnet="10.7.0.0/16", ips=[f"10.7.{number}.10-10.7.{number}.19"])
+    for name in names:
+        used = lab.pod(f"uses-{name[-6:].strip('-')}", pools={"ipv4": [name]})
+        used.start()  # the owner has read the pool
+        used.stop()
+    pod = lab.pod("gets-what-was-set", pools={"ipv4": names})
+    code, said = ctl("ip", "set", "10.7.1.15", "--pod", f"{lab.namespace}/{pod.name}", "--yes")
+    assert code == 0, said
+    time.sleep(0.5)  # for the replica's watch to see it: people are slower
+    pod.start()
+    assert "10.7.1.15" in pod.addresses
+    pod.stop()
 
 
 def test_what_a_link_carries_is_not_collected_and_then_it_is(proxied: Lab, ctl: Ctl, pod: Pod) -> None:

@@ -139,6 +139,20 @@ def test_status_shows_one_screen_and_an_exit_code(product: Product, steady: Depl
     assert sum(agent["adds"] for agent in shown["agents"]) >= len(steady.pods())
 
 
+def test_addresses_records_and_collector_can_be_looked_at(product: Product, steady: Deployment) -> None:
+    cluster = product.cluster
+    done = _spiderpoolctl(cluster, "doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for item in steady.pods()[:1]:
+        for address in addresses(item):
+            (seen,) = json.loads(_spiderpoolctl(cluster, "ip", "show", address, "-o=json").stdout)["addresses"]
+            assert (seen["state"], seen["uid"]) == ("used", item["metadata"]["uid"])
+    told = json.loads(_spiderpoolctl(cluster, "gc", "-o=json").stdout)["told"]
+    assert [one["answer"] for one in told] == ["ok"] * len(told) and told
+    refused = _spiderpoolctl(cluster, "ip", "release", addresses(steady.pods()[0])[0], "--yes")
+    assert refused.returncode == 1 and "Deleting the pod releases it" in refused.stderr
+
+
 def test_status_says_what_is_wrong(product: Product) -> None:
     cluster = product.cluster
     patch = '{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/hostname":"n1"}}}}}'

@@ -33,7 +33,7 @@ class Finding(Struct, frozen=True, order=True):
 
     check: str
     """One word: unreadable, overlap, duplicate, orphan, endpoint, journal, size, count, gateway, reserved, outside,
-    withheld, kept."""
+    withheld, kept, owed."""
     subject: str
     """The pool, address, pod or file that it is about."""
     text: str

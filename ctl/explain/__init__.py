@@ -1,0 +1,1 @@
+"""`spiderpoolctl explain`: why a pod gets its addresses where it does, and why a pool gives none."""

@@ -306,3 +306,20 @@ def test_over_the_budget_batches_grow_and_nothing_fails() -> None:
     play(20_000.0)
     assert sizes[20_000.0][0] < sizes[0.0][0] / 3
     assert sizes[20_000.0][1] < 30.0
+
+
+def test_after_a_pause_everything_that_has_waited_goes_in_one_write() -> None:
+    async def scene(owners: Owners) -> None:
+        await owners.pool("lan", "10.6.0.1-10.6.9.250")
+        owner = await owners.replica("c1")
+
+        async def pods(first: int, last: int) -> int:
+            async with anyio.create_task_group() as group:
+                for at in range(first, last):
+                    group.start_soon(owner.claim, f"u{at}")
+            return sum(count for call, count in owner.store.outcomes.items() if call[0] == "patch")
+
+        assert await pods(0, 512) == 1
+        assert await pods(512, 1800) == 2
+
+    act(scene, rate=20_000.0)

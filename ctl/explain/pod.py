@@ -14,7 +14,7 @@ from ctl.output import table
 from ipam.candidates import VERSIONS, SelectionRequest, pool_version
 from ipam.ledger import Ledger
 from ipam.operations import Claim, Granted, Refused
-from ipam.selection import NicSelection, Selection, SelectionError, select
+from ipam.selection import Selection, SelectionError, select
 from ipam.territory import PoolError
 
 _UNKNOWN = "unknown"
@@ -58,6 +58,8 @@ class NicExplained(Struct, frozen=True, kw_only=True):
     source: str = ""
     candidates: tuple[Candidate, ...] = ()
     error: str = ""
+    whole: bool = False
+    """Whether it gets its addresses together with the pod's other NICs, or none of them does."""
     cause: str = ""
     """As in the answer to an ADD: `wrong_input`, `no_available_pool`, `ip_used_out`."""
     notes: tuple[str, ...] = ()
@@ -82,6 +84,10 @@ def explain(scene: Scene, subject: Subject, plugins: Sequence[Plugin]) -> PodExp
     books = Books(scene)
     nics = tuple(_nic(scene, subject, plugin, books) for plugin in plugins)
     meta, pod = subject.pod.metadata, subject.pod
+    without = [nic.nic for nic in nics if nic.whole and nic.error]
+    together = (
+        (f"its NICs get addresses together or not at all, and {', '.join(without)} gets none",) if without else ()
+    )
     return PodExplained(
         pod=f"{meta.namespace}/{meta.name}",
         uid=meta.uid,
@@ -91,7 +97,7 @@ def explain(scene: Scene, subject: Subject, plugins: Sequence[Plugin]) -> PodExp
         fixed=subject.fixed is not None,
         nics=nics,
         holds=tuple(_holdings(subject, nics)),
-        notes=(*subject.notes, *scene.installation.notes),
+        notes=(*subject.notes, *scene.installation.notes, *together),
     )
 
 
@@ -169,6 +175,7 @@ def _nic(scene: Scene, subject: Subject, plugin: Plugin, books: Books) -> NicExp
     return structs.replace(
         shown,
         source=selection.source,
+        whole=selection.whole,
         candidates=tuple(candidates),
         error=f"no {' and '.join(missing)} address" if missing else "",
         cause="ip_used_out" if missing else "",
@@ -323,6 +330,3 @@ def _rendered(nic: NicExplained, *, wide: bool) -> str:
             )
         lines.append(table(rows))
     return "\n".join(lines)
-
-
-__all__ = ["Candidate", "Holding", "NicExplained", "NicSelection", "PodExplained", "explain", "render"]

@@ -32,66 +32,84 @@ _CONTROLLER = "spiderpool-controller"
 _MAX_RECORDS = 5000
 
 
-class _Variable(Struct, frozen=True):
+class Variable(Struct, frozen=True):
+    """An environment variable of a container; one that is taken from elsewhere has no value here."""
+
     name: str
     value: str = ""
 
 
-class _Container(Struct, frozen=True):
-    env: list[_Variable] = []
+class Container(Struct, frozen=True):
+    """What we read of a container."""
+
+    env: list[Variable] = []
 
 
-class _ConfigMapVolume(Struct, frozen=True):
+class ConfigMapVolume(Struct, frozen=True):
+    """Which ConfigMap a volume shows."""
+
     name: str = ""
 
 
-class _Volume(Struct, frozen=True, rename="camel"):
-    config_map: _ConfigMapVolume | None = None
+class Volume(Struct, frozen=True, rename="camel"):
+    """What we read of a volume."""
+
+    config_map: ConfigMapVolume | None = None
 
 
-class _Template(Struct, frozen=True):
-    containers: list[_Container] = []
-    volumes: list[_Volume] = []
+class Template(Struct, frozen=True):
+    """What a Deployment's pods are made of."""
+
+    containers: list[Container] = []
+    volumes: list[Volume] = []
 
 
-class _PodTemplate(Struct, frozen=True):
-    spec: _Template = _Template()
+class PodTemplate(Struct, frozen=True):
+    """The pods of a Deployment."""
+
+    spec: Template = Template()
 
 
-class _DeploymentSpec(Struct, frozen=True):
-    template: _PodTemplate = _PodTemplate()
+class DeploymentSpec(Struct, frozen=True):
+    """What we read of a Deployment's specification."""
+
+    template: PodTemplate = PodTemplate()
 
 
-class _Deployment(Struct, frozen=True):
+class Deployment(Struct, frozen=True):
+    """The controller's."""
+
     metadata: ObjectMeta
-    spec: _DeploymentSpec = _DeploymentSpec()
+    spec: DeploymentSpec = DeploymentSpec()
 
 
-class _ConfigMap(Struct, frozen=True):
+class ConfigMap(Struct, frozen=True):
+    """Settings as files."""
+
     metadata: ObjectMeta
     data: dict[str, str] = {}
 
 
-class _AttachmentSpec(Struct, frozen=True):
+class AttachmentSpec(Struct, frozen=True):
+    """A network's configuration for its plugins, as JSON."""
+
     config: str = ""
 
 
-class _Attachment(Struct, frozen=True):
+class Attachment(Struct, frozen=True):
     """A NetworkAttachmentDefinition."""
 
     metadata: ObjectMeta
-    spec: _AttachmentSpec = _AttachmentSpec()
+    spec: AttachmentSpec = AttachmentSpec()
 
 
 def _namespaced[T](cls: type[T], group: str, plural: str, kind: str) -> Kind[T]:
     return Kind(group=group, version="v1", plural=plural, kind=kind, namespaced=True, status=False, type=cls)
 
 
-_DEPLOYMENT = _namespaced(_Deployment, "apps", "deployments", "Deployment")
-_CONFIGMAP = _namespaced(_ConfigMap, "", "configmaps", "ConfigMap")
-_ATTACHMENT = _namespaced(
-    _Attachment, "k8s.cni.cncf.io", "network-attachment-definitions", "NetworkAttachmentDefinition"
-)
+DEPLOYMENT = _namespaced(Deployment, "apps", "deployments", "Deployment")
+CONFIGMAP = _namespaced(ConfigMap, "", "configmaps", "ConfigMap")
+ATTACHMENT = _namespaced(Attachment, "k8s.cni.cncf.io", "network-attachment-definitions", "NetworkAttachmentDefinition")
 
 
 class Installation(Struct, frozen=True):
@@ -174,7 +192,7 @@ async def read(store: Store, namespace: str, *, cluster: bool, now: float) -> Sc
 
 
 async def _installation(store: Store, namespace: str) -> Installation:
-    deployment = await _found(store, _DEPLOYMENT, _CONTROLLER, namespace)
+    deployment = await _found(store, DEPLOYMENT, _CONTROLLER, namespace)
     if deployment is None:
         note = f"Deployment {namespace}/{_CONTROLLER} cannot be read: settings are taken at their defaults (see -n)"
         return Installation(namespace=namespace, notes=(note,))
@@ -183,7 +201,7 @@ async def _installation(store: Store, namespace: str) -> Installation:
     notes: list[str] = []
     config = ConfigFile()
     for name in (volume.config_map.name for volume in template.volumes if volume.config_map is not None):
-        held = await _found(store, _CONFIGMAP, name, namespace)
+        held = await _found(store, CONFIGMAP, name, namespace)
         try:
             config = parse(None if held is None else held.data.get("conf.yml"))
         except SettingsError as error:
@@ -297,7 +315,7 @@ def _networks(scene: Scene, subject: Subject) -> tuple[dict[str, Network], str]:
 async def _plugin(store: Store, nic: str, network: Network | None) -> Plugin:
     if network is None:
         return Plugin(nic=nic)
-    found = await _found(store, _ATTACHMENT, network.name, network.namespace)
+    found = await _found(store, ATTACHMENT, network.name, network.namespace)
     if found is None:
         return Plugin(nic=nic, network=str(network), notes=(f"network attachment {network} cannot be read",))
     try:

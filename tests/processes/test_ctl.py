@@ -152,3 +152,22 @@ def test_what_a_link_carries_is_not_collected_and_then_it_is(proxied: Lab, ctl: 
     assert pod.netns is not None
     pod.netns.__exit__(None, None, None)  # the sandbox dies without a DEL
     proxied.wait_for(lambda: ctl(*gc, "--wait", "1")[1] == f"spiderpoolctl gc: --address: {address}: {NONE}\n")
+
+
+def test_what_is_explained_is_what_happens(lab: Lab, ctl: Ctl, pod: Pod) -> None:
+    name = f"{lab.namespace}/{pod.name}"
+    _, before = ctl("explain", "pod", name, "-n", lab.namespace, "-o", "json")
+    (nic,) = before["nics"]
+    foretold = [it["address"].partition("/")[0] for it in nic["candidates"] if it["address"]]
+    assert foretold and before["holds"] == []
+    pod.start()
+    assert sorted(pod.addresses) == sorted(foretold)
+    _, after = ctl("explain", "pod", name, "-n", lab.namespace, "-o", "json")
+    assert sorted(it["address"] for it in after["holds"]) == sorted(foretold)
+    assert {it["why"] for it in after["holds"]} == {f"the first of {nic['source']}"}
+    pool = next(it["pool"] for it in after["holds"])
+    _, said = ctl("explain", "pool", pool, "-n", lab.namespace, "-o", "json")
+    used = next(part for part in said["parts"] if part["state"] == "used")
+    assert used["count"] >= 1 and said["refuses"] is None
+    assert said["next_address"].partition("/")[0] not in pod.addresses
+    pod.stop()

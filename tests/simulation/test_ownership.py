@@ -71,7 +71,7 @@ def test_a_hung_owner_costs_no_more_than_a_second() -> None:
     world = spread(5)
     longest = 0.0
 
-    original = world._call
+    original = world.call
 
     async def timed(node: str, invocation: object) -> object:
         nonlocal longest
@@ -82,7 +82,7 @@ def test_a_hung_owner_costs_no_more_than_a_second() -> None:
             longest = max(longest, anyio.current_time() - begun)
         return result
 
-    world._call = timed  # type: ignore[method-assign,assignment]
+    world.call = timed  # type: ignore[method-assign,assignment]
     play(world, 5, disturb)
     assert 0.25 < longest < 1.0
 

@@ -238,10 +238,16 @@ async def pod(store: Store, scene: Scene, namespace: str, name: str, *, cluster:
             raise Failure(msg)
         found, note = _remembered(namespace, name, [record for mine in records.values() for _, record in mine])
         notes.append(note)
+    of_namespace = await _found(store, NAMESPACE, namespace)
+    node = await _found(store, NODE, found.spec.node_name) if found.spec.node_name else None
+    if cluster:
+        unread = [f"namespace {namespace}"] if of_namespace is None else []
+        unread += [f"node {found.spec.node_name}"] if node is None and found.spec.node_name else []
+        notes += [f"{what} cannot be read: nothing is known of its labels and annotations" for what in unread]
     return Subject(
         pod=found,
-        namespace=await _found(store, NAMESPACE, namespace),
-        node=await _found(store, NODE, found.spec.node_name) if found.spec.node_name else None,
+        namespace=of_namespace,
+        node=node,
         workload=await workloads.top(found),
         fixed=fixed,
         moving=fixed is not None and await workloads.moving(found),

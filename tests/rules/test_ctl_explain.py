@@ -307,6 +307,14 @@ def test_the_settings_of_the_release_count() -> None:
     )
 
 
+def test_what_may_not_be_read_is_said() -> None:
+    """The labels of a node decide, and not to know them is not the same as that there are none."""
+    found = explained_with_uid(web(), lan(default=True, node_affinity=LabelSelector(match_labels={"zone": "a"})))
+    assert "namespace default cannot be read" in found.notes[0] and "node n1 cannot be read" in found.notes[1]
+    (rejected,) = first(found).candidates
+    assert rejected.reason is not None and rejected.reason.seen == "an unknown object"
+
+
 def test_a_broken_networks_annotation_is_said_and_stops_no_explanation() -> None:
     items = [*installed(), lan(default=True), web({a.MULTUS_NETWORKS: "a/b/c"})]
     assert asked(first(explained(*items))) == [(1, "lan", "10.6.0.10/16")]

@@ -54,7 +54,7 @@ class NetnsWatch:
         return frozenset(name for names in self._folders.values() for name in names)
 
     def cover(self, path: str) -> None:
-        """Watch the folder that holds this namespace from now on; one that is not there, or below /proc, is left out."""
+        """Watch the folder that holds this namespace from now on; one that is missing, or below /proc, is left out."""
         folder = str(PurePosixPath(path).parent)
         if not path.startswith("/") or folder.startswith("/proc/") or folder in self.folders:
             return

@@ -273,9 +273,9 @@ def test_selector_in_words() -> None:
 # -- reasons
 
 
-def rejected(pool: str, predicate: str = "full") -> Verdict:
+def rejected(pool: str, predicate: str = "full", nic: str = "") -> Verdict:
     reason = Reason(predicate=predicate, pool=pool, wanted="a free address", seen="10 of 10 in use")
-    return Verdict(pool=pool, accepted=False, reason=reason)
+    return Verdict(pool=pool, accepted=False, reason=reason, nic=nic)
 
 
 def test_explanation_prints_a_line_per_pool() -> None:
@@ -295,6 +295,15 @@ def test_later_verdict_on_a_pool_wins_in_its_place() -> None:
     first = Explanation(considered=(Verdict(pool="a", accepted=True), Verdict(pool="b", accepted=True)))
     merged = first.merged(Explanation(considered=(rejected("a"), rejected("c"))))
     assert [(v.pool, v.accepted) for v in merged.considered] == [("a", False), ("b", True), ("c", False)]
+
+
+def test_what_is_said_of_a_pool_is_said_for_one_nic() -> None:
+    accepted = tuple(Verdict(pool="a", accepted=True, nic=nic) for nic in ("eth0", "net1"))
+    merged = Explanation(considered=accepted).merged(Explanation(considered=(rejected("a", nic="net1"),)))
+    assert [(v.nic, v.pool, v.accepted) for v in merged.considered] == [("eth0", "a", True), ("net1", "a", False)]
+    assert str(merged).startswith("eth0 a: accepted; net1 a: rejected by full")
+    assert merged.summary().splitlines()[0] == "eth0 a: accepted"
+    assert str(Explanation(considered=accepted[1:])) == "a: accepted", "one NIC needs no name"
 
 
 def test_explanation_survives_json_and_msgpack() -> None:

@@ -224,6 +224,10 @@ def test_a_fixed_address_that_is_not_free_yet_is_waited_for() -> None:
         assert (found.fixed, found.workload) == (True, "StatefulSet default/we")
         assert asked(first(found)) == seen
         assert [(it.address, it.kept) for it in found.holds] == [("10.6.0.12", kept)]
+    spare = lan("spare", ips=["10.6.1.1"], default=True)
+    found = explained(*installed(), lan(records={"10.6.0.12": record("old")}, default=True), spare, web(owner=owner))
+    assert asked(first(found)) == [(1, "lan", "held"), (2, "spare", "free")], "it is not to get a second address"
+    assert first(found).error == "no IPv4 address"
 
 
 def test_an_automatic_pool_is_compared_with_what_the_pod_belongs_to() -> None:

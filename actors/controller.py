@@ -28,20 +28,23 @@ from actors.callers import Callers
 from actors.cluster import Cluster
 from actors.collecting import Collecting
 from actors.endpoint import Endpoints
+from actors.events import EventsActor
+from actors.events import Message as EventsMessage
 from actors.governor import Governor
 from actors.grants import Grants, Policy
 from actors.ippools import IPPools
 from actors.lookups import Lookups, Scene
+from actors.notices import Notices
 from actors.peers import Peers, pool_key
 from actors.replicas import PeerReplicas, Replicas, named
 from actors.returns import Returns
-from actors.terms import Terms
+from actors.terms import Terms, Witnesses
 from actors.workloads import Workloads
 from api import wire
 from api.kinds import POD
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import ReplicaStatus
-from runtime.actor import System
+from runtime.actor import Ref, System
 from runtime.errors import ActorError, MailboxFull
 from runtime.store.cluster_credentials import credentials_of
 from runtime.store.credentials import Credentials, CredentialsError
@@ -82,6 +85,9 @@ class Controller:
         reflectors = Supervisor(f"{path}/cluster", system, intensity=Intensity(failures=50, seconds=10.0))
         self.cluster.supervise(reflectors)
         self.supervisor.add_supervisor(reflectors)
+        self._notices = Notices(
+            self._make_events(settings.pod_name) if pods_exist else None, pool=self.cluster.pools.snapshot.get
+        )
         self.pools = IPPools(
             f"{path}/ippools",
             system,
@@ -93,6 +99,7 @@ class Controller:
             ),
             governor=Governor(system.clock, rate=settings.pool_write_rate, replicas=lambda: self.peers.replicas),
             snapshot=self.cluster.pools.snapshot,
+            witnesses=Witnesses(exhausted=self._notices.exhausted, overlapping=self._notices.overlapping),
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
         self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools)
@@ -126,6 +133,13 @@ class Controller:
             capacity=AllocatorActor.capacity,
         )
 
+    def _make_events(self, replica: str) -> Ref[EventsMessage]:
+        return self.supervisor.add_actor(
+            "events",
+            lambda: EventsActor(store=self.store, component=NAME, host=replica),
+            capacity=EventsActor.capacity,
+        )
+
     def _make_allocator(
         self, settings: ControllerSettings, endpoints: Endpoints, *, pods_exist: bool
     ) -> Callable[[], AllocatorActor]:
@@ -144,6 +158,7 @@ class Controller:
                 cluster_network=settings.multus_cluster_network,
                 namespace=settings.pod_namespace,
             ),
+            failed=self._notices.failed,
         )
         returns = Returns(
             pools=self.peers,
@@ -152,6 +167,7 @@ class Controller:
             callers=callers,
             view=view,
             quarantine=settings.ip_quarantine if settings.enabled_release_conflict_ips else None,
+            conflict=self._notices.conflict,
         )
         return lambda: AllocatorActor(grants, returns)
 

@@ -81,14 +81,19 @@ class Grants:
         callers: Callers,
         view: View,
         policy: Policy,
+        failed: Callable[[Pod, Rejected], None] = lambda _pod, _rejected: None,
     ) -> None:
-        """`pools` gives the way to a pool's owner by name, whether the pool exists or not."""
+        """`pools` gives the way to a pool's owner by name, whether the pool exists or not.
+
+        `failed` is told of pods that are refused; it may not raise and may not wait.
+        """
         self._pool = pools
         self._endpoints = endpoints
         self._workloads = workloads
         self._callers = callers
         self._view = view
         self._policy = policy
+        self._failed = failed
 
     def __repr__(self) -> str:
         return "<Grants>"
@@ -96,6 +101,13 @@ class Grants:
     async def allocate(self, request: Allocate, peer: Peer) -> Allocated:
         """The answer to a request. Raises `Refusal`, `StoreError`, `ActorError` and `EndpointContended`."""
         pod = await self._callers.live_pod(request.pod, peer)
+        try:
+            return await self._allocate(request, pod, peer)
+        except Refusal as refusal:
+            self._failed(pod, refusal.rejected)
+            raise
+
+    async def _allocate(self, request: Allocate, pod: Pod, peer: Peer) -> Allocated:
         routes = _routes(pod, request.pod)
         holder = Holder(pod=pod, workload=await self._workloads.top(pod), fixed=self._workloads.fixed(pod))
         had = await self._endpoints.read(pod.metadata.namespace, holder.name) if holder.fixed is not None else None

@@ -400,6 +400,7 @@ class CollectorActor(Actor[Message]):
 
     def _begin_scan(self) -> None:
         self._scanned = self._now
+        self._inquiry.rouse()
         self._agenda.add(Everything(), at=self._now + self._rules.interval)
         for number, name in enumerate(self._holdings.pools()):
             self._agenda.add(OfPool(name), at=self._now + number * _SCAN_STEP_SECONDS)

@@ -67,6 +67,10 @@ class Inquiry:
             wanted[held.address] = held
             self._new.add(node)
 
+    def rouse(self) -> None:
+        """Ask for everything that is wanted again, though it was asked for just now."""
+        self._rests.clear()
+
     def wants(self, node: str, held: Held) -> bool:
         """Whether the agent of a node is to look for it, or was asked."""
         return self._wanted.get(node, {}).get(held.address) == held

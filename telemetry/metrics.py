@@ -314,7 +314,7 @@ IP_GC_FAILURE_COUNTS = counter(
     documented=True,
 )
 IPAM_DRIFT = counter(
-    "spiderpool_ipam_drift",
+    "spiderpool_ipam_drift_total",
     "Differences between pools, SpiderEndpoints and what agents know, found at two looks in a row",
     program=Program.CONTROLLER,
     labels=("kind",),

@@ -92,6 +92,31 @@ def test_records_planted_in_a_busy_cluster_are_found(seed: int) -> None:
     play(world, seed, disturb)
 
 
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_a_question_finds_its_agent_at_whichever_replica_that_waits(seed: int) -> None:
+    """Three nodes' agents are connected to two of three replicas; one collects. Below a second for each node."""
+    took: list[float] = []
+
+    async def story(world: World) -> None:
+        for number, node in enumerate(NODES):
+            meta = ObjectMeta(name=f"ghost-{number}", namespace="default")
+            pod = await world.truth.create(POD, Pod(metadata=meta, spec=PodSpec(node_name=node)))
+            record = AllocationRecord(
+                pod=f"default/ghost-{number}", pod_uid=pod.metadata.uid, nic="eth0", node=node, cid="0" * 12
+            )
+            await plant(world, record)
+        await anyio.sleep(30.0)
+        begun = anyio.current_time()
+        for number in range(len(NODES)):
+            await world.truth.delete(POD, f"ghost-{number}", namespace="default")
+        while any("ghost" in record.pod for record in world.committed().values()):  # noqa: ASYNC110 - virtual time
+            await anyio.sleep(0.01)
+        took.append(anyio.current_time() - begun)
+
+    play(World(seed, replicas=THREE, spread=True, stories=[story]), seed)
+    assert took and took[0] < 1.0
+
+
 async def plant(world: World, record: AllocationRecord) -> None:
     while True:
         pool = await world.truth.get(IPPOOL, "v4")

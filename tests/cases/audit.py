@@ -1,6 +1,7 @@
 """Whether nothing is too much and nothing is missing: what pools record, pods hold and endpoints say. Pure."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,7 +28,6 @@ def findings(
     *,
     kept: Iterable[str] = (),
     holders: Mapping[str, str] | None = None,
-    strangers: Iterable[str] = (),
 ) -> list[str]:
     """What is wrong, a line each.
 
@@ -37,7 +37,6 @@ def findings(
         endpoints: SpiderEndpoints of the pods' namespaces.
         kept: names of pods that need not be there for their addresses to be kept.
         holders: under which ``namespace/name`` the addresses of a pod are kept, where it is not the pod's own.
-        strangers: addresses that the test had recorded for nobody.
     """
     holders = holders or {}
     wanted = {
@@ -68,17 +67,16 @@ def findings(
         for key in ("ipv4", "ipv6")
         if detail.get(key)
     }
-    spared, ignored = set(kept), set(strangers)
-    found += [f"a pool holds {use}, the pod does not" for use in _beyond(records, wanted, spared, ignored)]
+    spared = set(kept)
+    found += [f"a pool holds {use}, the pod does not" for use in _beyond(records, wanted, spared)]
     found += [f"no pool holds {use}" for use in sorted(wanted - records)]
-    found += [f"a SpiderEndpoint says {use}, the pod does not" for use in _beyond(said, wanted, spared, ignored)]
+    found += [f"a SpiderEndpoint says {use}, the pod does not" for use in _beyond(said, wanted, spared)]
     found += [f"the SpiderEndpoint lacks {use}" for use in sorted(wanted - said)]
-    addresses = [address for pod in pods.values() for ips in pod.addresses.values() for address in ips]
-    # Two pods of one holder share its addresses while a virtual machine moves.
-    shared = {a for a in addresses if addresses.count(a) > len([u for u in wanted if u.address == a])}
-    found += [f"{address} is carried twice" for address in sorted(shared) if not holders]
+    carried = Counter(address for pod in pods.values() for ips in pod.addresses.values() for address in ips)
+    if not holders:  # pods of one holder share its addresses while a virtual machine moves
+        found += [f"{address} is carried twice" for address, times in sorted(carried.items()) if times > 1]
     return found
 
 
-def _beyond(seen: set[Use], wanted: set[Use], kept: set[str], ignored: set[str]) -> list[Use]:
-    return sorted(use for use in seen - wanted if use.pod not in kept and use.address not in ignored)
+def _beyond(seen: set[Use], wanted: set[Use], kept: set[str]) -> list[Use]:
+    return sorted(use for use in seen - wanted if use.pod not in kept)

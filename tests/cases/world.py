@@ -341,18 +341,18 @@ class World:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def audit(self, *, strangers: Sequence[str] = ()) -> list[str]:
+    def audit(self) -> list[str]:
         """What is wrong now."""
         pools = [self.request("GET", f"{IPPOOLS}/{name}") for name in self.pools]
         endpoints = [item for namespace in self.namespaces for item in self.endpoints(namespace).values()]
-        return findings(self.held(), pools, endpoints, kept=self.kept, holders=self.holders, strangers=strangers)
+        return findings(self.held(), pools, endpoints, kept=self.kept, holders=self.holders)
 
-    def settled(self, *, strangers: Sequence[str] = (), seconds: float = SETTLE_SECONDS) -> None:
+    def settled(self, *, seconds: float = SETTLE_SECONDS) -> None:
         """Wait until an audit finds nothing."""
         last: list[str] = []
 
         def clean() -> bool:
-            last[:] = self.audit(strangers=strangers)
+            last[:] = self.audit()
             return not last
 
         try:
@@ -372,6 +372,7 @@ class World:
             self.wait(lambda: self._empty(mine), "no pod is left")
             self.kept.clear()
             self.settled()
+            self.wait(lambda: not self._journalled(mine), "no agent's journal has an interface left")
         finally:
             for name in self.reserved:
                 self.control_plane.request("DELETE", f"{_GROUP}/spiderreservedips/{name}", check=False)
@@ -379,6 +380,19 @@ class World:
                 self.control_plane.request("DELETE", f"{IPPOOLS}/{name}", check=False)
             for namespace in self.namespaces:
                 self.control_plane.request("DELETE", f"/api/v1/namespaces/{namespace}", check=False)
+
+    def _journalled(self, namespaces: frozenset[str]) -> list[str]:
+        """Interfaces of the case that an agent believes to be there. What it still owes a release is not one."""
+        found = []
+        for node in self.lab.nodes:
+            for path in self.lab.journal(node):
+                try:
+                    entry = json.loads(path.read_bytes())
+                except FileNotFoundError:
+                    continue
+                if entry["pod"]["namespace"] in namespaces and entry["state"] != "releasing":
+                    found.append(path.name)
+        return found
 
     def _empty(self, namespaces: frozenset[str]) -> bool:
         if self.kubelets.known(namespaces):

@@ -4,7 +4,7 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 TESTS ?=
 
-.PHONY: help setup demo test lint format generate shim image image-lock servers cluster-up cluster-down cluster-shell bench chaos lock clean
+.PHONY: help setup demo test lint format generate shim image image-lock servers cluster-up cluster-down cluster-shell bench simulate chaos lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,8 +52,11 @@ cluster-down: setup ## take it down: no process, mount, namespace or cgroup stay
 cluster-shell: setup ## a shell in it with kubectl and helm; CMD='kubectl get nodes' runs one command
 	@$(PYTHON) -m tests.cluster shell $(if $(CMD),'$(subst ','\'',$(value CMD))')
 
-bench: setup shim servers ## figures of this machine, never asserted; BENCH=cluster: pods by a real kubelet, against the reference CNI
+bench: setup shim servers ## figures of this machine, never asserted; BENCH=core: allocation; BENCH=cluster: a real kubelet, against the reference CNI
 	@$(PYTHON) -m bench $(BENCH)
+
+simulate: setup ## random worlds of the real actors on a virtual clock, with faults and the invariants; SEEDS=300 FIRST=1 PLAN='{"seed":7}'
+	@$(PYTHON) -m tests.simulation --seeds $(or $(SEEDS),300) --first $(or $(FIRST),1) $(if $(PLAN),--plan '$(PLAN)')
 
 chaos: setup shim servers ## random faults on a cluster under pods that come and go, then an audit; SECONDS=600 SEED=...
 	@$(PYTHON) -m tests.cluster.chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))

@@ -13,12 +13,15 @@ from cni.protocol import Invocation, PodArgs, Verb
 ID = "4f5c1d0e9b8a7766554433221100ffeeddccbbaa99887766554433221100ffee"
 
 
-def call(verb: Verb = Verb.ADD, *, container_id: str = ID, **args: str) -> Invocation:
-    return Invocation(verb=verb, type="macvlan", container_id=container_id, ifname="eth0", args=PodArgs(**args))
+def call(
+    verb: Verb = Verb.ADD, *, container_id: str = ID, namespace: str = "", name: str = "", uid: str = ""
+) -> Invocation:
+    args = PodArgs(namespace=namespace, name=name, uid=uid)
+    return Invocation(verb=verb, type="macvlan", container_id=container_id, ifname="eth0", args=args)
 
 
-def named(**args: str) -> tuple[str, str, str]:
-    seen = named_somehow(call(**args)).args
+def named(*, container_id: str = ID, namespace: str = "", name: str = "", uid: str = "") -> tuple[str, str, str]:
+    seen = named_somehow(call(container_id=container_id, namespace=namespace, name=name, uid=uid)).args
     return seen.namespace, seen.name, seen.uid
 
 

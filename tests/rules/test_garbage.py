@@ -109,7 +109,8 @@ def expected_cause(name: str, *, stays: bool, early: bool, overdue: bool, withou
 
 def test_the_cause_of_every_state_of_a_pod_under_every_switch() -> None:
     rows = 0
-    for name, stays, ready, on_ready, on_not_ready, without, wall in product(PODS, *[(False, True)] * 5, (69.0, 71.0)):
+    flags = product((False, True), repeat=5)
+    for name, (stays, ready, on_ready, on_not_ready, without), wall in product(PODS, flags, (69.0, 71.0)):
         switches = Switches(
             on_ready_node=on_ready, on_not_ready_node=on_not_ready, without_addresses=without, extra_grace=10.0
         )
@@ -172,9 +173,8 @@ def expected_verdict(
 
 
 def test_the_verdict_on_every_record_in_every_state() -> None:
-    for record, name, evidence, superseded, fixed, wanted in product(
-        (RECORD, LEGACY, KEPT), PODS, Evidence, *[(False, True)] * 3
-    ):
+    flags = product((False, True), repeat=3)
+    for record, name, evidence, (superseded, fixed, wanted) in product((RECORD, LEGACY, KEPT), PODS, Evidence, flags):
         ruling, cause = expected_verdict(
             record, name, evidence=evidence, superseded=superseded, fixed=fixed, wanted=wanted
         )

@@ -17,7 +17,7 @@ from tests.simulation.world import (
     hangs,
 )
 
-SEEDS = range(1, 31)
+SEEDS = range(1, 9)
 THREE = ("c1", "c2", "c3")
 
 

@@ -1,8 +1,12 @@
-"""Figures of this machine: ``make bench`` (an ADD and the rules), ``make bench BENCH=cluster`` (a real cluster)."""
+"""Figures of this machine: ``make bench`` (an ADD and the rules).
+
+``make bench BENCH=core``: what is promised of allocation, a thousand pods on ten agents first of all. ``make bench
+BENCH=cluster``: a real cluster.
+"""
 
 import sys
 
-from bench import add, ledger
+from bench import add, core, ledger
 from bench.kubelet import program
 
 
@@ -14,8 +18,10 @@ def main() -> int:
             return add.main()
         case ["cluster", *rest]:
             return program.main(rest)
+        case ["core", *rest]:
+            return core.main(rest)
         case _:
-            sys.stderr.write("usage: python -m bench [cluster [--help]]\n")
+            sys.stderr.write("usage: python -m bench [core [--help] | cluster [--help]]\n")
             return 2
 
 

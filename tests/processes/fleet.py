@@ -40,6 +40,8 @@ class Sandbox(Struct):
     cid: str = ""
     addresses: tuple[str, ...] = ()
     """Of the acknowledged ADD, without prefix length."""
+    netns: Path | None = None
+    """Its own; without one it is in the namespace that its node's sandboxes share."""
 
 
 class Fleet(Lab):
@@ -170,7 +172,7 @@ class Fleet(Lab):
             "cni-start": str(time.time_ns()),
             "cni-command": verb,
             "cni-containerid": pod.cid,
-            "cni-netns": quote(str(self.netns[pod.node]), safe="/"),
+            "cni-netns": quote(str(pod.netns or self.netns[pod.node]), safe="/"),
             "cni-ifname": "eth0",
             "cni-args": quote(";".join(f"{key}={value}" for key, value in args.items())),
             "cni-path": "/opt/cni/bin",

@@ -103,6 +103,11 @@ class ControlPlane:
     def __repr__(self) -> str:
         return f"<ControlPlane {self.url} {self.etcd!r} {self.api_server!r}>"
 
+    @property
+    def etcd_port(self) -> int:
+        """Where etcd serves clients and its metrics, on loopback without TLS."""
+        return self._etcd_port
+
     def _assign_ports(self) -> None:
         self._port = free_port(self._address)
         self._etcd_port, self._peer_port = free_port(), free_port()

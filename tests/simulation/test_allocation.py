@@ -62,6 +62,7 @@ def test_what_an_agent_left_after_its_successor_had_read_the_journal(seed: int) 
     play(world, seed, disturb)  # and nobody starts again after that
 
 
+@pytest.mark.timeout(600)
 def test_a_crash_at_every_await_that_leaves_something() -> None:
     calm = World(7, pods=4)
     play(calm, 7)

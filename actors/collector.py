@@ -57,8 +57,6 @@ _AGAIN_SECONDS = 3.0
 """After a change its records are looked at once more: the pools' reflector may lag behind the pods'."""
 _REPORT_SECONDS = 2.0
 """From a report to the comparison with the records."""
-_TROUBLE_SECONDS = 10.0
-"""Between two looks at what pods of a dead node still speak for."""
 _FAILED_SECONDS = 5.0
 """Until what could not be decided is looked at again."""
 _TICK_SECONDS = 1.0
@@ -386,9 +384,17 @@ class CollectorActor(Actor[Message]):
         self._close([case for held in found if (case := self._consider(held)) is not None])
         for name in nodes:
             self._compared(name, found)
+        self._probe()
+
+    def _probe(self) -> None:
+        """Have the agents of nodes in trouble say something, so that only those are silent that cannot."""
+        names = self._watch.to_probe(self._now)
+        if names:
+            samples = {held.record.node: held for held in self._holdings.pick(lambda record: record.node in names)}
+            for name, held in samples.items():
+                self._inquiry.insist(name, held)
         for name in self._watch.in_trouble:
-            dies = self._watch.dies_at(name, self._now)
-            self._agenda.add(OfNode(name), at=dies if dies > self._now else self._now + _TROUBLE_SECONDS)
+            self._agenda.add(OfNode(name), at=self._watch.look_at(name, self._now))
 
     def _scan(self, *, here: bool) -> None:
         self._own()

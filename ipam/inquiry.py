@@ -67,6 +67,12 @@ class Inquiry:
             wanted[held.address] = held
             self._new.add(node)
 
+    def insist(self, node: str, held: Held) -> None:
+        """As `want`, even if that was just done: only an agent that lives answers."""
+        self._rests.pop((node, held), None)
+        self._wanted.setdefault(node, {})[held.address] = held
+        self._new.add(node)
+
     def rouse(self) -> None:
         """Ask for everything that is wanted again, though it was asked for just now."""
         self._rests.clear()

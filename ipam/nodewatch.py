@@ -7,6 +7,9 @@ from collections.abc import Collection, Iterable
 
 from ipam.garbage import NodeState, dead
 
+_LONGEST_PAUSE_SECONDS = 10.0
+_SHORTEST_PAUSE_SECONDS = 0.5
+
 
 class NodeWatch:
     """What one observer has seen of nodes since it began to look."""
@@ -14,6 +17,8 @@ class NodeWatch:
     def __init__(self, *, grace: float) -> None:
         """`grace` is how many seconds a node is waited for."""
         self._grace = grace
+        self._pause = min(_LONGEST_PAUSE_SECONDS, max(grace / 4, _SHORTEST_PAUSE_SECONDS))
+        self._probed: dict[str, float] = {}
         self._began = 0.0
         self._heard: dict[str, float] = {}
         self._trouble: dict[str, float] = {}
@@ -24,6 +29,7 @@ class NodeWatch:
     def begin(self, now: float) -> None:
         """Look from now on: whoever was not heard before may have been silent since now, and no longer."""
         self._began = now
+        self._probed.clear()
         self._heard.clear()
         self._trouble.clear()
 
@@ -47,6 +53,24 @@ class NodeWatch:
         """Whether the kernel of a node in that state can be taken to carry nothing any more."""
         since = self._trouble.get(name, now)
         return dead(state, not_ready_for=now - since, silent_for=now - self._last_word(name, since), grace=self._grace)
+
+    def to_probe(self, now: float) -> frozenset[str]:
+        """Nodes in trouble whose agents should be made to say something now: else who only has nothing to say is dead.
+
+        Each is returned once in a while only, and many times within the grace.
+        """
+        due = frozenset(
+            name for name in self._trouble if self._probed.get(name, now - self._pause) <= now - self._pause
+        )
+        self._probed = {name: at for name, at in self._probed.items() if name in self._trouble} | dict.fromkeys(
+            due, now
+        )
+        return due
+
+    def look_at(self, name: str, now: float) -> float:
+        """When to look at a node in trouble again."""
+        dies = self.dies_at(name, now)
+        return min(dies, now + self._pause) if dies > now else now + self._pause
 
     def dies_at(self, name: str, now: float) -> float:
         """When a node in trouble will be dead if nothing changes; in the past where it is."""

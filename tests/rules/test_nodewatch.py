@@ -65,3 +65,15 @@ def test_silence_counts_only_while_an_agent_would_have_been_heard() -> None:
     watch.deaf(100.0)
     assert not watch.is_dead("n1", NodeState.NOT_READY, 219.0)
     assert watch.is_dead("n1", NodeState.NOT_READY, 220.0)
+
+
+def test_who_is_in_trouble_is_made_to_speak_many_times_within_the_grace() -> None:
+    watch = NodeWatch(grace=20.0)
+    watch.begin(0.0)
+    assert watch.to_probe(0.0) == frozenset()
+    watch.saw("n1", NodeState.NOT_READY, 0.0)
+    probes = [now / 2 for now in range(40) if watch.to_probe(now / 2)]
+    assert probes == [0.0, 5.0, 10.0, 15.0]
+    assert watch.look_at("n1", 17.0) == 20.0 and watch.look_at("n1", 30.0) == 35.0
+    watch.saw("n1", NodeState.ALIVE, 31.0)
+    assert watch.to_probe(100.0) == frozenset()

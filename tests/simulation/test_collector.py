@@ -228,6 +228,21 @@ def test_an_agent_that_speaks_outweighs_a_node_that_is_not_ready() -> None:
     act(scene)
 
 
+def test_an_agent_that_speaks_once_a_minute_is_not_silent_for_a_short_grace() -> None:
+    """It is asked, and what answers is alive."""
+
+    async def scene(stage: Stage) -> None:
+        await stage.record(a1=holding("gone", "u1"))
+        stage.agent.carried.add("10.6.0.1")
+        await anyio.sleep(SETTLE)
+        await stage.node("n1", ready=False)
+        assert await stage.left(after=100.0) == {"1"}
+        stage.silence("n1")
+        assert await stage.left(after=5.0) == set()
+
+    act(scene, gc_node_grace=2.0)
+
+
 @pytest.mark.parametrize("switch", [True, False])
 def test_a_pod_on_a_dead_node_past_its_grace(switch: bool) -> None:
     async def scene(stage: Stage) -> None:

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import count
 from typing import Any, Final
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tests.cases.audit import findings
@@ -182,11 +183,21 @@ class World:
                 return address
 
     def collect(self) -> None:
-        """Ask a controller to look at everything now, as an operator would."""
-        port = self.lab.health_ports[self.lab.controllers[0]]
-        request = Request(f"http://127.0.0.1:{port}/v1/ipam/gc_ips", method="POST", data=b"")
-        with urlopen(request, timeout=10) as answer:
-            assert answer.status in {HTTPStatus.OK, HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT}
+        """Ask the controllers to look at everything now, as an operator would; the first that is there hears it."""
+
+        def heard() -> bool:
+            for name in self.lab.controllers:
+                url = f"http://127.0.0.1:{self.lab.health_ports[name]}/v1/ipam/gc_ips"
+                try:
+                    with urlopen(Request(url, method="POST", data=b""), timeout=10):
+                        return True
+                except HTTPError:
+                    raise
+                except OSError:  # it restarts
+                    continue
+            return False
+
+        self.wait(heard, "a controller is there")
 
     def restart(self, program: str) -> None:
         """kill -9 of a controller or a node's agent, and a new one."""

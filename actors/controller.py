@@ -4,6 +4,8 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
 
     controller
       cluster      reflectors of pools, pods, namespaces, nodes, reserved addresses
+      events       what there is to say about pods and pools
+      history      who had which address when; its last pages are written when all below have ended
       ippools      one actor per pool that this replica owns, made when first asked for
       allocator    selection, and claims on pools, all or nothing
       collector    gives up records that nobody needs any more
@@ -32,6 +34,7 @@ from actors.events import EventsActor
 from actors.events import Message as EventsMessage
 from actors.governor import Governor
 from actors.grants import Grants, Policy
+from actors.history import DRAIN_SECONDS, Histories, HistoryActor, keep_swept
 from actors.ippools import IPPools
 from actors.lookups import Lookups, Scene
 from actors.notices import Notices
@@ -88,6 +91,7 @@ class Controller:
         self._notices = Notices(
             self._make_events(settings.pod_name) if pods_exist else None, pool=self.cluster.pools.snapshot.get
         )
+        histories = self._keep_histories(settings.pod_namespace, collected=pods_exist)
         self.pools = IPPools(
             f"{path}/ippools",
             system,
@@ -99,7 +103,9 @@ class Controller:
             ),
             governor=Governor(system.clock, rate=settings.pool_write_rate, replicas=lambda: self.peers.replicas),
             snapshot=self.cluster.pools.snapshot,
-            witnesses=Witnesses(exhausted=self._notices.exhausted, overlapping=self._notices.overlapping),
+            witnesses=Witnesses(
+                noted=histories.noted, exhausted=self._notices.exhausted, overlapping=self._notices.overlapping
+            ),
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
         self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools)
@@ -139,6 +145,20 @@ class Controller:
             lambda: EventsActor(store=self.store, component=NAME, host=replica),
             capacity=EventsActor.capacity,
         )
+
+    def _keep_histories(self, namespace: str, *, collected: bool) -> Histories:
+        """`collected`: the store itself removes what belongs to an object that goes."""
+        histories = Histories()
+
+        def make() -> HistoryActor:
+            spend = self.pools.governor.spend
+            return HistoryActor(self.store, namespace=namespace, spend=spend, missed=histories.missed)
+
+        histories.ref = self.supervisor.add_actor("history", make, capacity=HistoryActor.capacity)
+        self.supervisor.add_service("drain", histories.run, shutdown=DRAIN_SECONDS + 0.5)
+        if not collected:
+            self.supervisor.add_service("sweep", lambda: keep_swept(self.store, namespace))
+        return histories
 
     def _make_allocator(
         self, settings: ControllerSettings, endpoints: Endpoints, *, pods_exist: bool
@@ -218,7 +238,7 @@ class Controller:
         metrics.RPC_REQUEST_SECONDS.labels(side="server", method=method).observe(self._clock.now() - begun)
         self._activity.record(request, answer, call.peer, at=self._clock.wall())
         if isinstance(request, wire.Report) and answer == wire.Noted() and self.collecting.enabled:
-            answer = await self.collecting.reports.hold(call.peer.node, seconds=request.wait, deadline=call.deadline)
+            answer = await self.collecting.reports.hold(call.peer.node, request, deadline=call.deadline)
         return wire.encode(answer)
 
     def _scene(self) -> Scene:

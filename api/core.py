@@ -237,6 +237,16 @@ class CronJob(Struct, frozen=True, omit_defaults=True, rename="camel"):
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
 
 
+class ConfigMap(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Texts and bytes by name."""
+
+    api_version: str = "v1"
+    kind: str = "ConfigMap"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    binary_data: dict[str, bytes] = {}
+    """Base64 where it is written down."""
+
+
 class ServiceCIDRSpec(Struct, frozen=True, omit_defaults=True):
     """What a ServiceCIDR says."""
 

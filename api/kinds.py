@@ -122,6 +122,9 @@ VIRTUALMACHINEINSTANCEMIGRATION = Kind(
     status=True,
     type=kubevirt.VirtualMachineInstanceMigration,
 )
+CONFIGMAP = Kind(
+    group="", version="v1", plural="configmaps", kind="ConfigMap", namespaced=True, status=False, type=core.ConfigMap
+)
 EVENT = Kind(group="", version="v1", plural="events", kind="Event", namespaced=True, status=False, type=core.Event)
 
 

@@ -439,6 +439,21 @@ EVENTS_DROPPED = counter(
     labels=("why",),
 )
 
+HISTORY_WRITES = counter(
+    "spiderpool_history_writes_total",
+    "Writes of a pool's history by what became of them: written, conflict, failed",
+    program=Program.CONTROLLER,
+    labels=("outcome",),
+)
+HISTORY_BYTES = counter(
+    "spiderpool_history_bytes_total", "Bytes of history written, in base64", program=Program.CONTROLLER
+)
+HISTORY_CHANGES_DROPPED = counter(
+    "spiderpool_history_changes_dropped_total",
+    "Changes that the history does not get when they happen; what they came to is found later",
+    program=Program.CONTROLLER,
+)
+
 # ---------------------------------------------------------------- ours: store
 
 STORE_REQUESTS = counter(

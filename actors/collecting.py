@@ -78,6 +78,7 @@ class Collecting:
             )
             return CollectorActor(sight=sight, rules=rules, reclaimer=reclaimer, audit=audit)
 
+        supervisor.add_service("reports", self.reports.follow)
         self._collector = supervisor.add_actor("collector", collector, capacity=CollectorActor.capacity)
 
     def __repr__(self) -> str:

@@ -9,6 +9,8 @@ from ipam.garbage import NodeState, dead
 
 _LONGEST_PAUSE_SECONDS = 10.0
 _SHORTEST_PAUSE_SECONDS = 0.5
+_FIRST_WORD_SECONDS = 30.0
+"""For agents to find the way to an observer that has just begun, whatever the grace."""
 
 
 class NodeWatch:
@@ -93,4 +95,5 @@ class NodeWatch:
         self._heard = {name: at for name, at in self._heard.items() if name in known}
 
     def _last_word(self, name: str, since: float) -> float:
-        return max(self._heard.get(name, self._began), since)
+        first = self._began + max(0.0, _FIRST_WORD_SECONDS - self._grace)
+        return max(self._heard.get(name, first), since)

@@ -71,9 +71,19 @@ def test_who_is_in_trouble_is_made_to_speak_many_times_within_the_grace() -> Non
     watch = NodeWatch(grace=20.0)
     watch.begin(0.0)
     assert watch.to_probe(0.0) == frozenset()
+    watch.heard("n1", 0.0)
     watch.saw("n1", NodeState.NOT_READY, 0.0)
     probes = [now / 2 for now in range(40) if watch.to_probe(now / 2)]
     assert probes == [0.0, 5.0, 10.0, 15.0]
     assert watch.look_at("n1", 17.0) == 20.0 and watch.look_at("n1", 30.0) == 35.0
     watch.saw("n1", NodeState.ALIVE, 31.0)
     assert watch.to_probe(100.0) == frozenset()
+
+
+def test_who_was_never_heard_has_half_a_minute_for_a_first_word() -> None:
+    watch = NodeWatch(grace=2.0)
+    watch.begin(0.0)
+    watch.saw("n1", NodeState.NOT_READY, 0.0)
+    assert not watch.is_dead("n1", NodeState.NOT_READY, 29.9)
+    assert watch.is_dead("n1", NodeState.NOT_READY, 30.0)
+    assert watch.is_dead("n1", NodeState.OUT_OF_SERVICE, 0.0)

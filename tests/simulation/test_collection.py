@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
+from actors.peers import COLLECTOR
 from api.core import Pod, PodSpec
 from api.ippool import AllocationRecord, decode_records, encode_records
 from api.kinds import IPPOOL, POD
@@ -17,6 +18,7 @@ from api.wire import Look
 from cni.journal import State
 from cni.protocol import Verb
 from ipam.inquiry import Answer, Inquiry
+from runtime.ownership import ranking
 from runtime.store.port import Conflict
 from runtime.testing import run
 from tests.simulation.node import Violation
@@ -93,8 +95,9 @@ def test_records_planted_in_a_busy_cluster_are_found(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(1, 4))
-def test_a_question_finds_its_agent_at_whichever_replica_that_waits(seed: int) -> None:
-    """Three nodes' agents are connected to two of three replicas; one collects. Below a second for each node."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_question_finds_its_agent_at_whichever_replica_that_waits(seed: int, killed: bool) -> None:
+    """Three nodes' agents are connected to some of three replicas; one collects, or the next after it was killed."""
     took: list[float] = []
 
     async def story(world: World) -> None:
@@ -106,6 +109,9 @@ def test_a_question_finds_its_agent_at_whichever_replica_that_waits(seed: int) -
             )
             await plant(world, record)
         await anyio.sleep(30.0)
+        if killed:
+            world.crash(ranking(COLLECTOR, THREE)[0])
+            await anyio.sleep(13.0)  # its own agents turn to another replica, the others' reports are passed on
         begun = anyio.current_time()
         for number in range(len(NODES)):
             await world.truth.delete(POD, f"ghost-{number}", namespace="default")

@@ -70,6 +70,8 @@ class Surrender(Question["Surrendered | Refused"], frozen=True, tag=True):
     """What goes is kept for the next pod of the same name."""
     kept_only: bool = False
     """What a link may still carry stays."""
+    successor: str = ""
+    """First 12 hex digits of the pod's living sandbox: what matches becomes its, and nothing is freed."""
 
 
 class Disown(Question["Surrendered | Refused"], frozen=True, tag=True):
@@ -115,8 +117,17 @@ def operation(message: Request) -> rules.Operation:
     match message:
         case Claim(pod, uid, nic, node, cid, fixed, moving):
             return rules.Claim(pod=pod, uid=uid, nic=nic, node=node, cid=cid, fixed=fixed, moving=moving)
-        case Surrender(uid, nic, cid, node, keep, retain, kept_only):
-            return rules.Surrender(uid=uid, nic=nic, cid=cid, node=node, keep=keep, retain=retain, kept_only=kept_only)
+        case Surrender(uid, nic, cid, node, keep, retain, kept_only, successor):
+            return rules.Surrender(
+                uid=uid,
+                nic=nic,
+                cid=cid,
+                node=node,
+                keep=keep,
+                retain=retain,
+                kept_only=kept_only,
+                successor=successor,
+            )
         case Disown(uid, nic, cid, node, addresses, seen, seconds):
             return rules.Disown(uid=uid, nic=nic, cid=cid, node=node, addresses=addresses, seen=seen, seconds=seconds)
         case Reclaim(address, record, retain):

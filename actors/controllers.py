@@ -21,7 +21,9 @@ from telemetry import traces
 _log = logging.getLogger(__name__)
 
 _ROUND_SECONDS = 0.05
-"""Pause after a round in which no replica answered, or none was connected."""
+"""Pause after a round in which no replica answered."""
+_LOOK_SECONDS = 0.5
+"""While none is connected: a look whether one is, should nobody say so. Hundreds of requests may wait like this."""
 
 
 class Answer(Struct, frozen=True):
@@ -43,6 +45,7 @@ class Controllers:
         self._names: dict[Channel, str] = {}
         self._listeners: list[Callable[[], None]] = []
         self._last_resort: Channel | None = None
+        self._news = anyio.Event()
 
     def resort_to(self, channel: Channel) -> None:
         """Have `channel` asked where no replica can be."""
@@ -60,6 +63,8 @@ class Controllers:
 
     def connected(self) -> None:
         """A channel is up: to be called by whoever keeps the channels."""
+        self._news.set()
+        self._news = anyio.Event()
         for listener in self._listeners:
             listener()
 
@@ -120,8 +125,16 @@ class Controllers:
                     except msgspec.DecodeError as error:
                         msg = f"a controller replica answered what cannot be read: {error}"
                         raise TransportError(msg) from error
-                # Not on the channels themselves: whichever comes up first is the one to ask.
-                await anyio.sleep(min(_ROUND_SECONDS, max(0.0, deadline - self._clock.now())))
+                await self._pause(deadline, after_a_round=bool(connected))
+
+    async def _pause(self, deadline: float, *, after_a_round: bool) -> None:
+        """Until it is worth asking again: whichever channel comes up first is the one to ask."""
+        left = max(0.0, deadline - self._clock.now())
+        if after_a_round:
+            await anyio.sleep(min(_ROUND_SECONDS, left))
+            return
+        with anyio.move_on_after(min(_LOOK_SECONDS, left)):
+            await self._news.wait()
 
     def _connected(self) -> list[Channel]:
         """Whom to ask, in this order."""

@@ -22,6 +22,11 @@ does not know of it.
 A copy of an ADD that was never answered may still be on its way to a pool when the release arrives there by another
 replica. So a doubtful entry is released twice, the second time when that copy's writes can no longer land.
 
+By then the pod may live in a newer sandbox, whose record such a copy takes over, since to a pool a claim that comes
+later is a newer one. Which is the newer one only this node knows: so a doubtful release names the pod's living sandbox,
+and what the copy took becomes that one's again. While a newer one is being added the release waits, for a record that
+was passed on to an ADD that then fails would have no holder.
+
 What a crash leaves: the journal entry. The next agent puts it back into its outbox. A release that was carried out
 twice finds nothing the second time.
 """
@@ -30,13 +35,14 @@ import logging
 from collections import OrderedDict
 from typing import assert_never
 
+import anyio
 from msgspec import Struct
 
 from actors.carried import still_carried
 from actors.controllers import Controllers
 from actors.departures import SETTLE_SECONDS
 from actors.disk import Journal
-from api.wire import Rejected, Release, Released
+from api.wire import PodRef, Rejected, Release, Released
 from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
 from runtime.actor import LATER, Actor, Question
@@ -47,6 +53,9 @@ from telemetry import metrics
 _log = logging.getLogger(__name__)
 
 _REQUEST_SECONDS = 10.0
+_AT_ONCE = 16
+"""Releases under way. A node that drains owes hundreds: all at once they would time out in the controller's queue, be
+sent again and queue up behind themselves. The pools' owners still find enough of them for big batches."""
 _CLAIM_SECONDS = 1.0
 """How long an attempt waits for another agent of this node; the next one comes soon enough."""
 _FIRST_PAUSE_SECONDS = 0.05
@@ -157,6 +166,7 @@ class OutboxActor(Actor[Message]):
         self._owed: dict[Key, _Owed] = {}
         self._waiting: list[tuple[Key, Envelope]] = []
         self._released: OrderedDict[Key, None] = OrderedDict()
+        self._limit = anyio.CapacityLimiter(_AT_ONCE)
 
     def __repr__(self) -> str:
         return f"<OutboxActor {len(self._owed)} owed>"
@@ -285,7 +295,7 @@ class OutboxActor(Actor[Message]):
 
     async def _attempt(self, key: Key, *, acknowledged: JournalEntry | None) -> Done | Echo:
         """Release once, by what the journal says now."""
-        async with self._journal.claim(key.container_id, seconds=_CLAIM_SECONDS):
+        async with self._limit, self._journal.claim(key.container_id, seconds=_CLAIM_SECONDS):
             entry = await self._journal.get(key)
             if entry is None or entry.state is not State.RELEASING:
                 return Done(key, over=entry is None)
@@ -306,10 +316,11 @@ class OutboxActor(Actor[Message]):
             if carried:
                 msg = f"{entry.netns} is gone, and a link still carries {', '.join(sorted(carried))}"
                 raise _NotYet(msg)
+        successor = await self._successor(entry) if entry.doubtful else ""
         begun = self.system.clock.now()
         metrics.IPAM_RELEASE_COUNTS.inc()
         try:
-            await release(self._controllers, entry, keep=keep, deadline=begun + _REQUEST_SECONDS)
+            await release(self._controllers, entry, keep=keep, successor=successor, deadline=begun + _REQUEST_SECONDS)
         except DeadlineExceeded:
             metrics.IPAM_RELEASE_ERR_RETRIES_EXHAUSTED_COUNTS.inc()
             metrics.IPAM_RELEASE_FAILURE_COUNTS.inc()
@@ -320,9 +331,32 @@ class OutboxActor(Actor[Message]):
             raise
         metrics.IPAM_RELEASE_DURATION.observe(self.system.clock.now() - begun)
 
+    async def _successor(self, entry: JournalEntry) -> str:
+        """The container that the entry's pod lives in now; empty where it lives in none. Raises `_NotYet`."""
+        others = [
+            other
+            for other in await self._journal.load()
+            if _same_pod(other.pod, entry.pod)
+            and other.ifname == entry.ifname
+            and other.container_id != entry.container_id
+        ]
+        if any(other.state is State.ADDING for other in others):
+            msg = f"a newer sandbox of pod {entry.pod} is being added"
+            raise _NotYet(msg)
+        living = [other for other in others if other.state is State.ADDED]
+        return max(living, key=lambda other: other.changed_ns).container_id if living else ""
 
-async def release(controllers: Controllers, entry: JournalEntry, *, keep: tuple[str, ...], deadline: float) -> Released:
-    """Have the controller free what an entry's container holds, but for the NICs in `keep`.
+
+def _same_pod(one: PodRef, other: PodRef) -> bool:
+    """Older runtimes do not say the uid; whoever has been given addresses has it."""
+    named = (one.namespace, one.name) == (other.namespace, other.name)
+    return named and (one.uid == other.uid or not (one.uid and other.uid))
+
+
+async def release(
+    controllers: Controllers, entry: JournalEntry, *, keep: tuple[str, ...], deadline: float, successor: str = ""
+) -> Released:
+    """Have the controller free what an entry's container holds, but for the NICs in `keep`, or pass it on.
 
     Raises `TransportError` when that has to be tried again.
     """
@@ -335,6 +369,7 @@ async def release(controllers: Controllers, entry: JournalEntry, *, keep: tuple[
             pools=tuple(dict.fromkeys(pools)),
             keep=keep,
             fixed=entry.fixed,
+            successor=successor,
         ),
         deadline=deadline,
     )

@@ -76,9 +76,10 @@ class Returns:
             node=peer.node,
             keep=request.keep,
             retain=fixed is not None and await self._workloads.wanted(pod.namespace, fixed),
+            successor=request.successor[:CONTAINER_PREFIX],
         )
         answers = await self._all(self._ask(name, surrender, peer) for name in sorted(names))
-        if not surrender.retain and not any(answer.held for answer in answers):
+        if not surrender.retain and not surrender.successor and not any(answer.held for answer in answers):
             await self._endpoints.forget(pod.namespace, holder, uid=pod.uid, gone=lambda nic: nic not in request.keep)
         return Released(addresses=tuple(sorted(address for answer in answers for address in answer.addresses)))
 

@@ -68,6 +68,9 @@ class Release(Struct, frozen=True, tag=True):
     """The sandbox's other NICs that the agent knows of."""
     fixed: Fixed | None = None
     """As `Allocated.fixed`; None also where the agent does not remember, which it then does of no pool either."""
+    successor: str = ""
+    """The container id of the sandbox that the pod has on this node now, with the same NIC. What a late copy of the old
+    sandbox's ADD may have taken over from it becomes its again, and nothing is freed."""
 
 
 class Disown(Struct, frozen=True, tag=True):

@@ -51,6 +51,8 @@ class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):
             for any other goes; `nic` then only decides about records that name none.
         retain: what matches is not freed but kept for the next pod of the same name.
         kept_only: only what is kept is freed: what a link may still carry stays.
+        successor: the cid of the pod's living sandbox on that node, where there is one. What matches is not freed but
+            becomes its: a claim of the old sandbox that came late, after the new one's, had taken it over.
     """
 
     uid: str
@@ -60,6 +62,7 @@ class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):
     keep: tuple[str, ...] | None = None
     retain: bool = False
     kept_only: bool = False
+    successor: str = ""
 
 
 class Disown(Struct, frozen=True, tag="disown", kw_only=True):

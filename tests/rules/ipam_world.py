@@ -60,8 +60,9 @@ def surrender(
     *,
     keep: tuple[str, ...] | None = None,
     retain: bool = False,
+    successor: str = "",
 ) -> Surrender:
-    return Surrender(uid=uid, nic=nic, cid=cid, node=node, keep=keep, retain=retain)
+    return Surrender(uid=uid, nic=nic, cid=cid, node=node, keep=keep, retain=retain, successor=successor)
 
 
 def disown(

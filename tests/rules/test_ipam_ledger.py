@@ -78,6 +78,18 @@ def test_a_newer_sandbox_takes_the_record_over() -> None:
     assert one(ledger, surrender(cid="c2")) == Surrendered(ips=("10.0.0.1",))
 
 
+def test_a_claim_of_the_old_sandbox_that_comes_late_is_undone_by_its_release() -> None:
+    ledger = load()
+    ledger.apply([claim(cid="c2", node="n1"), claim("u9", cid="c1")])
+    ledger.apply([claim(cid="c1", node="n1")])
+    outcome = ledger.apply([surrender(cid="c1", node="n1", successor="c2")])
+    assert (outcome.answers, outcome.changed) == ((Surrendered(),), True)
+    assert stored(ledger)["10.0.0.1"]["cid"] == "c2"
+    assert stored(ledger)["10.0.0.2"]["podUid"] == "u9"
+    assert not ledger.apply([surrender(cid="c1", node="n1", successor="c2")]).changed, "twice is no error"
+    assert one(ledger, surrender(cid="c2")) == Surrendered(ips=("10.0.0.1",))
+
+
 def test_an_address_freed_in_a_batch_serves_a_claim_before_it_in_the_same_batch() -> None:
     ledger = load(make_pool(["10.0.0.1"]))
     ledger.apply([claim("u1")])

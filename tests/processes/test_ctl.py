@@ -171,3 +171,20 @@ def test_what_is_explained_is_what_happens(lab: Lab, ctl: Ctl, pod: Pod) -> None
     assert used["count"] >= 1 and said["refuses"] is None
     assert said["next_address"].partition("/")[0] not in pod.addresses
     pod.stop()
+
+
+def test_who_had_an_address_is_known_after_the_owner_is_gone(lab: Lab, ctl: Ctl, pod: Pod) -> None:
+    pod.start()
+    address, name = pod.addresses[0], f"{lab.namespace}/{pod.name}"
+    _, said = ctl("history", "ip", address, "-n", lab.namespace, "-o", "json")
+    assert (said["holders"][-1]["pod"], said["holders"][-1].get("until")) == (name, None)
+    pod.stop()
+    lab.wait_for(lambda: pod.uid not in {record["podUid"] for record in lab.records().values()})
+    lab.processes["controller"].stop()  # it writes down what it has noted
+    _, said = ctl("history", "ip", address, "-n", lab.namespace, "-o", "json")
+    (mine,) = [line for line in said["holders"] if line["uid"] == pod.uid]
+    assert (mine["pod"], mine["how"], mine["end"], mine["container"]) == (name, "granted", "released", pod.cid[:12])
+    assert (mine["node"], mine.get("noticed")) == (pod.node, None), "both ends were noted when they happened"
+    assert mine["from"] <= mine["until"]
+    lab.start_controller()
+    lab.wait_ready()

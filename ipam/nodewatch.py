@@ -9,7 +9,7 @@ from ipam.garbage import NodeState, dead
 
 _LONGEST_PAUSE_SECONDS = 10.0
 _SHORTEST_PAUSE_SECONDS = 0.5
-_FIRST_WORD_SECONDS = 30.0
+_FIRST_WORD_SECONDS = 15.0
 """For agents to find the way to an observer that has just begun, whatever the grace."""
 
 

@@ -80,10 +80,10 @@ def test_who_is_in_trouble_is_made_to_speak_many_times_within_the_grace() -> Non
     assert watch.to_probe(100.0) == frozenset()
 
 
-def test_who_was_never_heard_has_half_a_minute_for_a_first_word() -> None:
+def test_who_was_never_heard_has_a_moment_for_a_first_word() -> None:
     watch = NodeWatch(grace=2.0)
     watch.begin(0.0)
     watch.saw("n1", NodeState.NOT_READY, 0.0)
-    assert not watch.is_dead("n1", NodeState.NOT_READY, 29.9)
-    assert watch.is_dead("n1", NodeState.NOT_READY, 30.0)
+    assert not watch.is_dead("n1", NodeState.NOT_READY, 14.9)
+    assert watch.is_dead("n1", NodeState.NOT_READY, 15.0)
     assert watch.is_dead("n1", NodeState.OUT_OF_SERVICE, 0.0)

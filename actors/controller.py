@@ -42,11 +42,13 @@ from actors.peers import Peers, pool_key
 from actors.replicas import PeerReplicas, Replicas, named
 from actors.returns import Returns
 from actors.terms import Terms, Witnesses
+from actors.throughput import Throughput, work
 from actors.workloads import Workloads
 from api import wire
 from api.kinds import POD
 from api.settings import ControllerSettings, SettingsError, load_controller
-from api.status import ReplicaStatus
+from api.status import Budget, ReplicaStatus
+from ipam.history import Change
 from runtime.actor import Ref, System
 from runtime.errors import ActorError, MailboxFull
 from runtime.store.cluster_credentials import credentials_of
@@ -91,7 +93,8 @@ class Controller:
         self._notices = Notices(
             self._make_events(settings.pod_name) if pods_exist else None, pool=self.cluster.pools.snapshot.get
         )
-        histories = self._keep_histories(settings.pod_namespace, collected=pods_exist)
+        self._throughput = Throughput()
+        self._histories = self._keep_histories(settings.pod_namespace, collected=pods_exist)
         self.pools = IPPools(
             f"{path}/ippools",
             system,
@@ -104,7 +107,9 @@ class Controller:
             governor=Governor(system.clock, rate=settings.pool_write_rate, replicas=lambda: self.peers.replicas),
             snapshot=self.cluster.pools.snapshot,
             witnesses=Witnesses(
-                noted=histories.noted, exhausted=self._notices.exhausted, overlapping=self._notices.overlapping
+                noted=self._noted,
+                exhausted=self._notices.exhausted,
+                overlapping=self._notices.overlapping,
             ),
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
@@ -145,6 +150,10 @@ class Controller:
             lambda: EventsActor(store=self.store, component=NAME, host=replica),
             capacity=EventsActor.capacity,
         )
+
+    def _noted(self, pool: str, changes: tuple[Change, ...]) -> None:
+        self._throughput.noted(pool, changes)
+        self._histories.noted(pool, changes)
 
     def _keep_histories(self, namespace: str, *, collected: bool) -> Histories:
         """`collected`: the store itself removes what belongs to an object that goes."""
@@ -193,10 +202,14 @@ class Controller:
 
     def measure(self, *, debug: bool) -> None:
         """Set the gauges of pools; those of single pools only with `debug`."""
-        pools = self.cluster.pools.snapshot.values()
-        metrics.TOTAL_IPPOOL_COUNTS.set(len(tuple(pools)))
+        pools = self.cluster.pools.snapshot.objects
+        metrics.TOTAL_IPPOOL_COUNTS.set(len(pools))
         self.pools.measure()
-        for pool in pools if debug else ():
+        self._throughput.measure()
+        # A pool that is gone has no addresses, not the last ones that it had.
+        metrics.DEBUG_IPPOOL_TOTAL_IP_COUNTS.clear()
+        metrics.DEBUG_IPPOOL_AVAILABLE_IP_COUNTS.clear()
+        for pool in pools.values() if debug else ():
             total, used = pool.status.total_ip_count or 0, pool.status.allocated_ip_count or 0
             metrics.DEBUG_IPPOOL_TOTAL_IP_COUNTS.labels(SpiderIPPool=pool.metadata.name).set(total)
             metrics.DEBUG_IPPOOL_AVAILABLE_IP_COUNTS.labels(SpiderIPPool=pool.metadata.name).set(total - used)
@@ -257,6 +270,10 @@ class Controller:
             pools={name: self.peers.owner(pool_key(name)) for name in self.cluster.pools.snapshot.objects},
             nodes=self._activity.nodes(),
             problems=self._activity.problems(now=self._clock.wall()),
+            work=work(self.pools.supervisor.status().children),
+            budget=Budget(rate=self.pools.governor.rate, balance=self.pools.governor.balance),
+            writes=self._throughput.writes,
+            granted=self._throughput.granted,
         )
 
 

@@ -174,7 +174,8 @@ def _measure_actors(root: Supervisor) -> None:
             counts[status.kind] += 1
             depths[status.kind] = max(depths.get(status.kind, 0), status.mailbox.depth)
             ages[status.kind] = max(ages.get(status.kind, 0.0), status.mailbox.oldest_age)
-    metrics.ACTORS.clear()
+    for gauge in (metrics.ACTORS, metrics.MAILBOX_DEPTH, metrics.MAILBOX_OLDEST_AGE_SECONDS):
+        gauge.clear()
     for kind, count in counts.items():
         metrics.ACTORS.labels(actor=kind).set(count)
         metrics.MAILBOX_DEPTH.labels(actor=kind).set(depths[kind])

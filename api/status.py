@@ -35,6 +35,31 @@ class Problem(Struct, frozen=True):
     message: str
 
 
+class PoolWork(Struct, frozen=True):
+    """What one pool's actor has in hand, and what it has done since it began."""
+
+    waiting: int = 0
+    """Requests in its mailbox."""
+    oldest: float = 0.0
+    """For how long the first of them has waited, in seconds."""
+    busy: bool = False
+    """Whether a batch is being written, or the pool pauses for the byte budget."""
+    batches: int = 0
+    requests: int = 0
+    """In all batches."""
+    largest: int = 0
+    """Requests in the largest one."""
+
+
+class Budget(Struct, frozen=True):
+    """A replica's share of the bytes that may be written of pools."""
+
+    rate: float = 0.0
+    """Bytes a second; 0: there is no limit."""
+    balance: float = 0.0
+    """What may be written at once; negative while pools pause."""
+
+
 class ReplicaStatus(Struct, frozen=True):
     """One replica."""
 
@@ -48,3 +73,10 @@ class ReplicaStatus(Struct, frozen=True):
     nodes: tuple[NodeActivity, ...] = ()
     problems: tuple[Problem, ...] = ()
     """Those of the last hour, the latest first."""
+    work: dict[str, PoolWork] = {}
+    """By pool, where this replica has an actor for it."""
+    budget: Budget = Budget()
+    writes: int = 0
+    """Of pools, that changed who has an address, since the replica started."""
+    granted: int = 0
+    """Addresses that nobody had before, by those writes."""

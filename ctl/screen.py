@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct, field
 
-from api.status import Problem
+from api.status import Budget, PoolWork, Problem
 from ctl.output import table
 
 _ROWS = 12
@@ -47,6 +47,11 @@ class Replica(Struct, frozen=True):
     owns: int = 0
     answer: str = "ok"
     """Or why it did not give one."""
+    writes: int = 0
+    granted: int = 0
+    """Writes of pools since it started, and the addresses that they granted."""
+    budget: Budget = Budget()
+    """Of the bytes that it may write of pools."""
 
 
 class Pool(Struct, frozen=True):
@@ -58,6 +63,8 @@ class Pool(Struct, frozen=True):
     owner: str = ""
     withheld: int = 0
     """Addresses that nobody gets for a while."""
+    work: PoolWork = PoolWork()
+    """Of its owner's actor."""
 
 
 class Status(Struct, frozen=True):
@@ -111,11 +118,33 @@ def _replicas(status: Status, rows: int) -> str:
     if not status.namespace:
         return ""
     return _table(
-        ("REPLICA", "NODE", "STATE", "VERSION", "OWNS"),
-        [(r.pod, r.node, r.state, r.version, str(r.owns) if r.answer == "ok" else "?") for r in status.replicas],
+        ("REPLICA", "NODE", "STATE", "VERSION", "OWNS", "GRANTED", "WRITES/ADDRESS", "MAY-WRITE"),
+        [
+            (
+                *(r.pod, r.node, r.state, r.version),
+                *(_done(r) if r.answer == "ok" else ("?", "", "", "")),
+            )
+            for r in status.replicas
+        ],
         "replicas",
         rows,
     )
+
+
+def _done(replica: Replica) -> Sequence[str]:
+    ratio = _ratio(replica.writes, replica.granted)
+    return str(replica.owns), str(replica.granted), ratio, _budget(replica.budget)
+
+
+def _ratio(one: int, other: int) -> str:
+    return f"{one / other:.2f}" if other else ""
+
+
+def _budget(budget: Budget) -> str:
+    """What may be written now, and how much a second comes to it."""
+    if not budget.rate:
+        return "unlimited"
+    return f"{budget.balance / 1e6:.1f} MB, {budget.rate / 1e6:.1f} MB/s{', pools pause' if budget.balance < 0 else ''}"
 
 
 def _agents(status: Status, rows: int, *, now: float, wide: bool) -> str:
@@ -135,11 +164,26 @@ def _agents(status: Status, rows: int, *, now: float, wide: bool) -> str:
 
 
 def _pools(status: Status, rows: int, *, wide: bool) -> str:
+    more = ("WITHHELD", "BATCHES", "MEAN", "LARGEST", "WAITING", "OLDEST") if wide else ()
     return _table(
-        ("POOL", "USED", "TOTAL", "OWNER", *(("WITHHELD",) if wide else ())),
-        [(p.name, str(p.used), str(p.total), p.owner, *((str(p.withheld),) if wide else ())) for p in status.pools],
+        ("POOL", "USED", "TOTAL", "OWNER", *more),
+        [
+            (
+                *(p.name, str(p.used), str(p.total), p.owner),
+                *((str(p.withheld), *_work(p.work)) if wide else ()),
+            )
+            for p in status.pools
+        ],
         "pools",
         rows,
+    )
+
+
+def _work(work: PoolWork) -> Sequence[str]:
+    """Batches and the requests in them, then what waits and for how long."""
+    return (
+        *(str(work.batches), _ratio(work.requests, work.batches), str(work.largest)),
+        *(str(work.waiting), f"{work.oldest:.1f}s" if work.waiting else ""),
     )
 
 

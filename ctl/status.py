@@ -17,7 +17,7 @@ from msgspec import Struct
 from api.ippool import SpiderIPPool
 from api.kinds import IPPOOL, Kind
 from api.meta import ObjectMeta
-from api.status import NodeActivity, ReplicaStatus
+from api.status import NodeActivity, PoolWork, ReplicaStatus
 from ctl import addresses, output, programs, stores
 from ctl.errors import Failure
 from ctl.programs import Program, Silent
@@ -28,6 +28,8 @@ from telemetry.health import Node, State
 
 _COMPONENT = "app.kubernetes.io/component"
 _VERSION = "app.kubernetes.io/version"
+_PATIENCE_SECONDS = 5.0
+"""For which a request may wait at its pool; what asks gives up after 20."""
 
 
 class _Counts(Struct, frozen=True, rename="camel"):
@@ -184,7 +186,17 @@ def alone(state_dir: str, said: ReplicaStatus | str, health: Node | str, pools: 
         components=(
             Component(name=name, kind="Program", desired=1, ready=int(ready), updated=1, version=known.version),
         ),
-        replicas=(Replica(pod=known.replica, state=state, version=known.version, owns=len(known.pools)),),
+        replicas=(
+            Replica(
+                pod=known.replica,
+                state=state,
+                version=known.version,
+                owns=len(known.pools),
+                writes=known.writes,
+                granted=known.granted,
+                budget=known.budget,
+            ),
+        ),
         agents=(
             Agent(
                 node=seen.node or known.replica,
@@ -197,7 +209,7 @@ def alone(state_dir: str, said: ReplicaStatus | str, health: Node | str, pools: 
                 failures=seen.failures,
             ),
         ),
-        pools=tuple(_pools(pools, known.pools)),
+        pools=tuple(_pools(pools, known.pools, known.work)),
         problems=known.problems,
         wrong=(*wrong, *parts),
     )
@@ -211,7 +223,7 @@ def _unwell(node: Node, path: str = "") -> Iterable[str]:
         yield from _unwell(child, f"{path}/{child.name}".lstrip("/"))
 
 
-def _pools(pools: Sequence[SpiderIPPool], owners: Mapping[str, str]) -> Iterable[Pool]:
+def _pools(pools: Sequence[SpiderIPPool], owners: Mapping[str, str], work: Mapping[str, PoolWork]) -> Iterable[Pool]:
     books, _ = addresses.books(pools)
     for pool in sorted(pools, key=lambda pool: pool.metadata.name):
         name = pool.metadata.name
@@ -221,6 +233,7 @@ def _pools(pools: Sequence[SpiderIPPool], owners: Mapping[str, str]) -> Iterable
             total=pool.status.total_ip_count or 0,
             owner=owners.get(name, ""),
             withheld=len(addresses.waiting(books[name])) if name in books else 0,
+            work=work.get(name, PoolWork()),
         )
 
 
@@ -251,6 +264,7 @@ def assemble(
     for answer in said:
         # The owner's own word counts: a replica that is just taking over knows better than the one that lags.
         owners |= {pool: owner for pool, owner in answer.pools.items() if owner == answer.replica or pool not in owners}
+    work = {pool: done for answer in said for pool, done in answer.work.items() if owners.get(pool) == answer.replica}
     replicas = tuple(_summary(pod, answer, owners) for pod, answer in controllers)
     rows = tuple(_agents(agents, nodes, said))
     status = Status(
@@ -258,7 +272,7 @@ def assemble(
         components=tuple(components),
         replicas=replicas,
         agents=rows,
-        pools=tuple(_pools(pools, owners)),
+        pools=tuple(_pools(pools, owners, work)),
         problems=tuple(sorted((p for answer in said for p in answer.problems), key=lambda p: -p.at)),
     )
     return msgspec.structs.replace(status, wrong=tuple(_wrong(status)))
@@ -266,14 +280,12 @@ def assemble(
 
 def _summary(pod: _Pod, answer: ReplicaStatus | str, owners: Mapping[str, str]) -> Replica:
     name = pod.metadata.name
-    known = isinstance(answer, ReplicaStatus)
-    return Replica(
-        pod=name,
-        node=pod.spec.node_name,
-        state=pod.state,
-        version=answer.version if isinstance(answer, ReplicaStatus) else "",
-        owns=sum(owner == name for owner in owners.values()),
-        answer="ok" if known else str(answer),
+    owns = sum(owner == name for owner in owners.values())
+    replica = Replica(pod=name, node=pod.spec.node_name, state=pod.state, owns=owns)
+    if isinstance(answer, str):
+        return msgspec.structs.replace(replica, answer=answer)
+    return msgspec.structs.replace(
+        replica, version=answer.version, writes=answer.writes, granted=answer.granted, budget=answer.budget
     )
 
 
@@ -312,6 +324,9 @@ def _wrong(status: Status) -> Iterable[str]:
     for agent in status.agents:
         if agent.state != "Ready":
             yield f"node {agent.node}: its agent is {agent.state}"
+    for pool in status.pools:
+        if pool.work.oldest > _PATIENCE_SECONDS:
+            yield f"pool {pool.name}: {pool.work.waiting} requests wait, the first for {pool.work.oldest:.0f} s"
     versions = sorted({c.version for c in status.components} | {a.version for a in status.agents if a.version})
     if len(versions) > 1:
         yield f"several versions at once: {', '.join(versions)}"

@@ -415,6 +415,12 @@ POOL_WRITE_BALANCE_BYTES = gauge(
 POOL_ADDRESSES_GRANTED = counter(
     "spiderpool_pool_addresses_granted_total", "Addresses granted and committed", program=Program.CONTROLLER
 )
+POOL_WRITES_PER_GRANT = gauge(
+    "spiderpool_pool_writes_per_grant",
+    "Writes of pools for each address granted, releases among them, since the process started; a pod has one address of"
+    " each family",
+    program=Program.CONTROLLER,
+)
 POOL_ADDRESSES_RELEASED = counter(
     "spiderpool_pool_addresses_released_total", "Addresses released and committed", program=Program.CONTROLLER
 )

@@ -91,7 +91,7 @@ def test_a_program_that_is_well() -> None:
     rows = [line.split() for line in text.splitlines()]
     assert ["localhost", "spiderpool-standalone", "Ready", "0", "10s", "default/web", "2", "1"] in rows
     assert ["lan", "1", "1", "spiderpool-standalone"] in rows
-    assert ["lan", "1", "1", "spiderpool-standalone", "1"] in [
+    assert ["lan", "1", "1", "spiderpool-standalone", "1", "0", "-", "0", "0", "-"] in [
         line.split() for line in render(found, now=100.0, wide=True).splitlines()
     ]
     assert "full " * 40 not in text and "full " * 40 in render(found, now=100.0, wide=True)

@@ -1,22 +1,32 @@
 """What a replica remembers for `spiderpoolctl status`, and what the verb makes of the answers."""
 
+from random import Random
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
 from actors.activity import Activity
+from actors.claims import Claim
+from actors.controller import Controller
 from api.core import EndpointSlice
 from api.ippool import IPPoolSpec, IPPoolStatus, SpiderIPPool
+from api.kinds import CONFIGMAP, IPPOOL
 from api.meta import ObjectMeta
 from api.reasons import Explanation
-from api.status import NodeActivity, Problem, ReplicaStatus
+from api.settings import ControllerSettings
+from api.status import Budget, NodeActivity, PoolWork, Problem, ReplicaStatus
 from api.wire import Allocate, Allocated, Inquire, PodRef, Ready, Rejected, Release
 from ctl import status
 from ctl.programs import health_ports
-from ctl.screen import Component, ago, render
+from ctl.screen import Component, Status, ago, render
 from ctl.status import assemble
+from runtime.actor import System
+from runtime.store.memory import MemoryStore
+from runtime.testing import VirtualClock, run
 from runtime.transport.port import Peer
+from telemetry import metrics
 
 PEER = Peer(
     account="system:serviceaccount:spiderpool:spiderpool-agent", node="n1", pod="spiderpool/agent-1", role="agent"
@@ -175,6 +185,85 @@ def test_the_owner_itself_knows_best_and_long_tables_are_cut() -> None:
     assert "and 8 more pools" in text
     assert "Refused in the last hour:" in text
     assert max(map(len, text.splitlines())) < 200
+
+
+def test_the_work_of_pools_is_their_owners_and_a_request_that_waits_for_long_is_wrong() -> None:
+    mine, others = PoolWork(waiting=2, oldest=1.25, busy=True, batches=4, requests=50, largest=30), PoolWork(batches=9)
+    usual = ReplicaStatus(replica="a", version="0", started=0.0, pools={"lan": "a"})
+    first = msgspec.structs.replace(
+        usual, work={"lan": mine}, budget=Budget(rate=1.25e6, balance=-2e5), writes=5, granted=40
+    )
+    second = msgspec.structs.replace(usual, replica="b", work={"lan": others})
+
+    def found(first: ReplicaStatus) -> Status:
+        return assemble(
+            "spiderpool",
+            components=WELL,
+            controllers=[(pod("b", "n2"), second), (pod("a", "n1"), first)],
+            agents=[pod("agent-1", "n1")],
+            nodes=["n1"],
+            pools=[pool("lan", 3, 10)],
+        )
+
+    shown = found(first)
+    assert shown.wrong == ()
+    assert shown.pools[0].work == mine
+    rows = [line.split() for line in render(shown, now=0.0, wide=True).splitlines()]
+    assert ["lan", "3", "10", "a", "0", "4", "12.50", "30", "2", "1.2s"] in rows
+    assert "a         n1     Ready   0         1      40        0.12" in render(shown, now=0.0)
+    assert "-0.2 MB, 1.2 MB/s, pools pause" in render(shown, now=0.0)
+    late = msgspec.structs.replace(first, work={"lan": msgspec.structs.replace(mine, oldest=9.0)})
+    assert found(late).wrong == ("pool lan: 2 requests wait, the first for 9 s",)
+
+
+def test_a_replica_says_what_its_pools_do() -> None:
+    """What `/debug/status` has, from a replica that serves."""
+    requests = 20
+
+    async def main() -> None:
+        system = System(clock=VirtualClock(), random=Random(1))
+        store = MemoryStore()
+        spec = IPPoolSpec(ip_version=4, subnet="10.6.0.0/16", ips=["10.6.0.1-10.6.0.99"])
+        await store.create(IPPOOL, SpiderIPPool(metadata=ObjectMeta(name="lan"), spec=spec))
+        settings = ControllerSettings(pod_namespace="spiderpool", pod_name="c1")
+        controller = Controller(system, store, settings=settings, path="c1")
+        async with anyio.create_task_group() as group:
+            group.start_soon(controller.supervisor.run)
+            await controller.cluster.synced()
+
+            async def claim(number: int) -> None:
+                claim = Claim(pod=f"d/p{number}", uid=f"u{number}", nic="eth0", node="n1", cid="c")
+                await controller.pools("lan").ask(claim, timeout=5.0)
+
+            async with anyio.create_task_group() as claims:
+                for number in range(requests):
+                    claims.start_soon(claim, number)
+            said = msgspec.json.decode(msgspec.json.encode(controller.status()), type=ReplicaStatus)
+            work = said.work["lan"]
+            assert (work.requests, said.granted, work.waiting) == (requests, requests, 0)
+            assert 1 <= said.writes <= work.batches < requests
+            assert work.largest > 1
+            assert said.budget.rate == 2_500_000
+            controller.measure(debug=True)
+            assert value("spiderpool_pool_writes_per_grant") == said.writes / requests
+            assert value("spiderpool_total_ippool_counts") == 1
+            assert value("spiderpool_debug_ippool_total_ip_counts", SpiderIPPool="lan") == 99
+            assert value("spiderpool_debug_ippool_available_ip_counts", SpiderIPPool="lan") == 99 - requests
+            controller.measure(debug=False)
+            assert value("spiderpool_debug_ippool_total_ip_counts", SpiderIPPool="lan") is None
+            await controller.supervisor.stop()
+        assert [item.metadata.name for item in store.peek(CONFIGMAP)] == ["spiderpool-history.lan"]
+
+    run(main, seed=1)
+
+
+def value(name: str, **labels: str) -> float | None:
+    """Of this metric alone: others read files to answer."""
+    for family in metrics.REGISTRY.restricted_registry([name]).collect():
+        for sample in family.samples:
+            if sample.labels == labels:
+                return sample.value
+    return None
 
 
 def test_the_port_comes_from_the_slices() -> None:

@@ -1,6 +1,7 @@
 """One lab for all cases, and a world for each, which is audited when the case has ended."""
 
 import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.cases import kubevirt
 from tests.cases.kubelet import Kubelets
 from tests.cases.world import World
+from tests.conftest import LOGS
 from tests.processes.lab import Lab
 from tests.servers import ControllerManager, ControlPlane
 
@@ -20,7 +22,7 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="session")
-def lab(control_plane: ControlPlane) -> Iterator[Lab]:
+def lab(request: pytest.FixtureRequest, control_plane: ControlPlane) -> Iterator[Lab]:
     """Controllers and agents as processes, with the rights that the chart gives them."""
     if os.geteuid() != 0:
         pytest.skip("needs root, or: unshare --map-root-user --net --mount")
@@ -32,6 +34,10 @@ def lab(control_plane: ControlPlane) -> Iterator[Lab]:
             control_plane.request("PATCH", f"/api/v1/nodes/{node}", change)
             set_ready(control_plane, node, ready=True)
         yield running
+        if request.session.testsfailed:
+            LOGS.mkdir(parents=True, exist_ok=True)
+            for log in running.folder.glob("*.log"):
+                shutil.copy(log, LOGS / f"cases-{log.name}")
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,8 @@ EXIT = "cases/exit"
 RETRY_SECONDS = 0.15
 """Between two sandboxes of a pod. kubelet's own pause only makes tests slow."""
 _THREADS = 16
+_CLOSE_SECONDS = 0.25
+"""For TLS to take leave, which aiohttp does not wait for."""
 
 
 class Node(Struct):
@@ -182,6 +184,7 @@ class Kubelets:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(_CLOSE_SECONDS)
 
     async def request(self, method: str, path: str, body: Any = None, *, merge: bool = False) -> int:
         """One call, repeated while the API server is away or busy; the status that it ended with."""

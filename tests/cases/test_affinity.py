@@ -5,7 +5,7 @@ import pytest
 from tests.cases.workloads import ippool, pod, workload
 from tests.cases.world import World
 
-pytestmark = [pytest.mark.blocking, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
 
 def label_node(world: World, node: str, **labels: str | None) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.cases.workloads import default_network, ippool, ippools, networks, pod, routes, workload
 from tests.cases.world import World
 
-pytestmark = [pytest.mark.blocking, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
 
 def test_A00002_routes_annotation(world: World) -> None:

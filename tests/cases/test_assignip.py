@@ -5,7 +5,7 @@ import pytest
 from tests.cases.workloads import ippool, ippools, pod, workload
 from tests.cases.world import World
 
-pytestmark = [pytest.mark.blocking, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
 FAMILIES = {"v4": ("ipv4",), "v6": ("ipv6",), "dual": ("ipv4", "ipv6")}
 

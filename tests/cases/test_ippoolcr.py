@@ -8,7 +8,7 @@ from tests.cases.workloads import default_network, ippool, ippools, networks, po
 from tests.cases.world import World
 from tests.processes.lab import IPPOOLS
 
-pytestmark = [pytest.mark.blocking, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
 
 def placed(world: World, name: str, pools: list[str], *, node: str = "", namespace: str = "") -> dict[str, Any]:

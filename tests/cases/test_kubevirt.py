@@ -6,7 +6,7 @@ from tests.cases.kubevirt import Machine
 from tests.cases.workloads import ippool, ippools, networks
 from tests.cases.world import World
 
-pytestmark = [pytest.mark.blocking, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
 
 def holder(world: World, *pods: str, machine: str = "vm") -> None:

@@ -12,7 +12,7 @@ from tests.cases.kubelet import EXIT
 from tests.cases.workloads import default_network, ippool, pod, workload
 from tests.cases.world import World
 
-pytestmark = [pytest.mark.blocking, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
 STILL_SECONDS = 1.5
 """How long it is watched that nothing happens."""

@@ -7,7 +7,7 @@ import pytest
 from tests.cases.workloads import ippool, workload
 from tests.cases.world import World
 
-pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
 
 def survived(world: World, trouble: Callable[[], None]) -> None:

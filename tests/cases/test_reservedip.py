@@ -5,7 +5,7 @@ import pytest
 from tests.cases.workloads import ippool, pod
 from tests.cases.world import World
 
-pytestmark = [pytest.mark.blocking, pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
 
 def test_S00001_reserved_address(world: World) -> None:

@@ -16,7 +16,8 @@ from tests.cases.workloads import RESOURCES, path_of
 from tests.processes.lab import IPPOOLS, POOL_TYPE, Lab
 from tests.servers import ControlPlane
 
-SETTLE_SECONDS: Final = 30.0
+SETTLE_SECONDS: Final = 75.0
+"""What was asked for twice while programs died is given back again after forty."""
 _GROUP: Final = "/apis/spiderpool.spidernet.io/v2beta1"
 _numbers = count(32)
 

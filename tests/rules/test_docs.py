@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from api import settings
+from actors import installer, notices
+from api import retirement, settings
 from ctl.main import VERBS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -45,3 +46,14 @@ def test_every_verb_has_its_section_and_an_example() -> None:
     headings = {verb for line in re.findall(r"^## (.*)$", text, re.MULTILINE) for verb in re.split(r"[ ,]+", line)}
     assert [verb for verb in VERBS if verb not in headings] == []
     assert [verb for verb in VERBS if f"    spiderpoolctl {verb}" not in text] == []
+
+
+def test_every_event_has_its_row() -> None:
+    text = (CHECKOUT / "docs" / "events.md").read_text()
+    rows = {reason for line in text.splitlines() if line.startswith("| `") for reason in re.findall(r"`(\w+)`", line)}
+    said = {
+        *(notices.FAILED_ALLOCATE, notices.IP_CONFLICT, notices.POOL_EXHAUSTED, notices.POOL_OVERLAP),
+        *(installer.SHADOWED, installer.FAILED, installer.LACKS, installer.RESTORED, installer.BACK),
+        *(retirement.WITHDRAWN, retirement.LEFT),
+    }
+    assert rows == said

@@ -79,8 +79,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_committed, _unchanged, _conflicting, _ambiguous = (
-    metrics.POOL_COMMITS.labels(outcome) for outcome in ("committed", "unchanged", "conflict", "ambiguous")
+_committed, _unchanged, _conflicting, _ambiguous, _failing = (
+    metrics.POOL_COMMITS.labels(outcome) for outcome in ("committed", "unchanged", "conflict", "ambiguous", "failed")
 )
 
 _BATCH = 512
@@ -438,6 +438,7 @@ class IPPoolActor(Actor[Message]):
                 else:
                     self._finish()
             case StoreError():
+                _failing.inc()
                 self._refuse_all(
                     Reason(predicate="store", pool=self._name, wanted="a write", seen=str(error)), retry=True
                 )

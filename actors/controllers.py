@@ -102,8 +102,11 @@ class Controllers:
                         break
                     if not channel.connected:
                         continue  # gone while another one was asked
-                    # Only who has somebody else to ask may leave a replica that is silent for a moment.
-                    hurry = any(other.connected for other in self._channels if other is not channel)
+                    # Only who has somebody else to ask may leave a replica that is silent for a moment. Nobody waits
+                    # for a release: a replica with too much to do would only have to do it twice.
+                    hurry = not isinstance(request, wire.Release) and any(
+                        other.connected for other in self._channels if other is not channel
+                    )
                     try:
                         reply = await channel.request(
                             payload, deadline=deadline, traceparent=traces.inject(), hurry=hurry, patient=patient

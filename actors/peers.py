@@ -241,7 +241,7 @@ class Peers:
             with traces.span(f"peer {_kind(request)}", attributes={attributes.PEER: name}):
                 try:
                     reply = await self._channels[name].request(
-                        _encoder.encode(request), deadline=deadline, traceparent=traces.inject(), hurry=True
+                        _encoder.encode(request), deadline=deadline, traceparent=traces.inject(), hurry=_urgent(request)
                     )
                     answer = _answers.decode(reply)
                 except Overloaded as error:
@@ -311,6 +311,11 @@ class Peers:
             await self._do(request, self._clock.now() + timeout)
         elif channel is not None:
             await channel.request(_encoder.encode(request), deadline=self._clock.now() + timeout, hurry=True)
+
+
+def _urgent(request: PeerRequest) -> bool:
+    """Whether somebody waits for it: what only frees can wait for a peer that has too much to do."""
+    return not (isinstance(request, Forward) and isinstance(request.message, Surrender | Reclaim))
 
 
 def _kind(request: PeerRequest) -> str:

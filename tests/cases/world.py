@@ -19,7 +19,9 @@ from tests.servers import ControlPlane
 SETTLE_SECONDS: Final = 75.0
 """What was asked for twice while programs died is given back again after forty."""
 _GROUP: Final = "/apis/spiderpool.spidernet.io/v2beta1"
-_numbers = count(32)
+_LANS: Final = 4
+"""Subnets of a case, of each family."""
+_numbers = count(1)
 
 
 class World:
@@ -97,8 +99,11 @@ class World:
 
     def subnet(self, version: int = 4, lan: int = 0) -> IPv4Network | IPv6Network:
         """The network of the case's pools of a family."""
-        text = f"10.{self._number}.{lan}.0/24" if version == 4 else f"fd00:{self._number:x}:0:{lan}::/64"
-        return ip_network(text)
+        assert lan < _LANS
+        if version == 4:
+            block, rest = divmod(self._number * _LANS + lan, 256)
+            return ip_network(f"100.{64 + block}.{rest}.0/24")
+        return ip_network(f"fd64:{self._number:x}:0:{lan}::/64")
 
     def gateway(self, version: int = 4, lan: int = 0) -> str:
         """The gateway in the subnet."""

@@ -231,3 +231,16 @@ def test_an_address_set_by_hand_waits_for_its_container(host: Host) -> None:
         assert (seen["node"], seen["last_pod"], seen["adds"]) == ("localhost", "default/web", 1)
         host.cnitool("del", one, args="K8S_POD_NAME=web")
         host.wait_for(lambda: not host.records())
+
+
+def test_who_had_an_address_is_known_after_the_program_has_ended(host: Host) -> None:
+    host.pools.joinpath("lan.yaml").write_text(pool("lan", "10.9.0.10"))
+    host.start()
+    with host.container("one") as netns:
+        (address,) = addresses(host.cnitool("add", netns))
+        (record,) = host.records().values()
+        host.cnitool("del", netns)
+    host.wait_for(lambda: not host.records())
+    host.process.stop()
+    (line,) = host.shown("history", "ip", address.partition("/")[0])["holders"]
+    assert (line["pod"], line["how"], line["end"], line.get("noticed")) == (record["pod"], "granted", "released", None)

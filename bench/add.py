@@ -117,7 +117,7 @@ def writes(lab: Lab) -> dict[tuple[str, str, str], int]:
             if name != "spiderpool_store_requests_total":
                 continue
             labels = dict(part.split("=", 1) for part in rest.partition("}")[0].replace('"', "").split(","))
-            if labels["verb"] in {"create", "patch", "delete"} and labels["resource"].startswith("spider"):
+            if labels["verb"] in {"create", "update", "patch", "delete"} and labels["resource"].startswith("spider"):
                 found[labels["verb"], labels["resource"], labels["code"]] = int(float(line.rpartition(" ")[2]))
     return found
 

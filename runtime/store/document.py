@@ -236,6 +236,25 @@ def patched(kind: Kind[Any], key: Key, document: Document, change: Document) -> 
     return after
 
 
+def replaced(document: Document, change: Document) -> Document:
+    """Put a `scoped` change, which is all of a status, in its place; the same document comes back when it is the same.
+
+    As in a patch, None means that a field is not there.
+    """
+    status = {name: value for name, value in change["status"].items() if value is not None}
+    if status == document.get("status", {}):
+        return document
+    rest = {name: value for name, value in document.items() if name != "status"}
+    return {**rest, "status": status} if status else rest
+
+
+def check_whole(kind: Kind[Any], subresource: str, resource_version: str) -> None:
+    """Raise `Invalid` unless a whole status can be written like this: the API server's own rules."""
+    if subresource != "status" or not resource_version:
+        msg = f"{kind.kind}: only a status can be written whole, and only over a known resourceVersion"
+        raise Invalid(msg)
+
+
 def marked(document: Document, *, wall: float) -> Document:
     """Mark a document with finalizers as being deleted; the same document comes back when it is already."""
     metadata = document["metadata"]

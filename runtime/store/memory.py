@@ -224,14 +224,17 @@ class MemoryStore:
         subresource: str = "",
         resource_version: str = "",
         uid: str = "",
+        whole: bool = False,
     ) -> T:
         """Apply a JSON merge patch. Raises `NotFound`, `Conflict`, `Invalid`."""
         self.requests[f"patch {kind.plural}{'/' if subresource else ''}{subresource}"] += 1
         key = rules.key_of(kind, namespace, name)
         scoped = rules.scoped(kind, change, subresource)
+        if whole:
+            rules.check_whole(kind, subresource, resource_version)
         before = self._find(kind, key)
         rules.check(key, before.document, resource_version=resource_version, uid=uid)
-        after = rules.patched(kind, key, before.document, scoped)
+        after = rules.replaced(before.document, scoped) if whole else rules.patched(kind, key, before.document, scoped)
         if after is before.document:
             return before.decode(kind)
         record = _Record(rules.stamped(after, self._revision + 1))

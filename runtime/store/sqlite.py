@@ -125,6 +125,7 @@ class SQLiteStore:
         subresource: str = "",
         resource_version: str = "",
         uid: str = "",
+        whole: bool = False,
     ) -> T:
         """Apply a JSON merge patch.
 
@@ -132,11 +133,13 @@ class SQLiteStore:
         """
         key = rules.key_of(kind, namespace, name)
         scoped = rules.scoped(kind, change, subresource)
+        if whole:
+            rules.check_whole(kind, subresource, resource_version)
 
         def decide(before: bytes | None) -> Document | None:
             document: Document = msgspec.json.decode(_found(key, before))
             rules.check(key, document, resource_version=resource_version, uid=uid)
-            after = rules.patched(kind, key, document, scoped)
+            after = rules.replaced(document, scoped) if whole else rules.patched(kind, key, document, scoped)
             return None if after is document else after
 
         resource = f"{kind.plural}/{subresource}" if subresource else kind.plural

@@ -209,6 +209,7 @@ class FaultyStore:
         subresource: str = "",
         resource_version: str = "",
         uid: str = "",
+        whole: bool = False,
     ) -> T:
         """See the port."""
 
@@ -221,6 +222,7 @@ class FaultyStore:
                 subresource=subresource,
                 resource_version=resource_version,
                 uid=uid,
+                whole=whole,
             )
 
         return await self._pass(Call("patch", kind.plural, namespace, name, subresource), send, kind)

@@ -84,6 +84,7 @@ class Watched:
     async def patch(self, kind: Kind[Any], *args: Any, **options: Any) -> Any:
         if not self._fenced:
             options.pop("resource_version", None)
+            options.pop("whole", None)  # which nobody may write without one
         return await self._tell(f"patch {kind.plural}", self._store.patch(kind, *args, **options))
 
     async def _tell(self, what: str, work: Coroutine[Any, Any, Any]) -> Any:

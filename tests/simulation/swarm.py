@@ -59,6 +59,9 @@ def draw(seed: int) -> Plan:
     disturb = dice.choice(["", "crashes", "crashes", "roll-overs", *(["hangs", "hangs"] if spread else [])])
     stories = tuple(name for name in _STORIES if dice.random() < 0.3)
     foreign = "foreign" in stories
+    if foreign:
+        # They drop what is withheld, and only an owner that remembers puts it back: not one that has just begun.
+        stories = tuple(name for name in stories if name != "conflicts")
     return Plan(
         seed=seed,
         pods=dice.randint(1, 12),

@@ -21,7 +21,7 @@ type Patch = Callable[[pytest.MonkeyPatch], None]
 THREE = ("c1", "c2", "c3")
 
 
-def caught(make: Callable[[int], World], disturb: Any, *, seeds: Iterable[int] = range(1, 25)) -> bool:
+def caught(make: Callable[[int], World], disturb: Any, *, seeds: Iterable[int] = range(1, 81)) -> bool:
     """Whether one of the seeds breaks an invariant."""
     for seed in seeds:
         world = make(seed)

@@ -54,6 +54,10 @@ class Claim(Question["Granted | Refused"], frozen=True, tag=True):
     """The address belongs to the name: what an earlier pod of that name left is taken over, once nothing carries it."""
     moving: bool = False
     """A live migration runs: it is taken over though the other pod still carries it."""
+    begun: int = 0
+    """As in `wire.Allocate`."""
+    disputed: bool = False
+    """As in `wire.Allocate`."""
 
 
 class Surrender(Question["Surrendered | Refused"], frozen=True, tag=True):
@@ -115,8 +119,18 @@ type Request = Claim | Surrender | Disown | Reclaim
 def operation(message: Request) -> rules.Operation:
     """A request as the ledger's rule. Replayed for every attempt, so it looks at nothing but the request."""
     match message:
-        case Claim(pod, uid, nic, node, cid, fixed, moving):
-            return rules.Claim(pod=pod, uid=uid, nic=nic, node=node, cid=cid, fixed=fixed, moving=moving)
+        case Claim(pod, uid, nic, node, cid, fixed, moving, begun, disputed):
+            return rules.Claim(
+                pod=pod,
+                uid=uid,
+                nic=nic,
+                node=node,
+                cid=cid,
+                fixed=fixed,
+                moving=moving,
+                begun=begun,
+                disputed=disputed,
+            )
         case Surrender(uid, nic, cid, node, keep, retain, kept_only, successor):
             return rules.Surrender(
                 uid=uid,

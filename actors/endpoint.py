@@ -109,6 +109,22 @@ class Endpoints:
         except NotFound:
             return None
 
+    async def shown(self, namespace: str, name: str, *, uid: str, gone: Callable[[str], bool]) -> frozenset[str]:
+        """The addresses, without prefix length, that the object of a pod uid shows of NICs that are `gone`.
+
+        Asked before they are freed, it tells them from what a new sandbox of the same pod is given meanwhile. Raises
+        `StoreError`.
+        """
+        found = self._written.get((namespace, name))
+        if found is None or found.status.current.uid != uid:
+            found = await self.read(namespace, name)
+            if found is None or found.status.current.uid != uid:
+                return frozenset()
+            self._remember(found)
+        details = [detail for detail in found.status.current.ips if gone(detail.interface)]
+        texts = [text for detail in details for text in (detail.ipv4, detail.ipv6) if text]
+        return frozenset(text.partition("/")[0] for text in texts)
+
     async def forget(self, namespace: str, name: str, *, uid: str, gone: Callable[[str], bool]) -> None:
         """Take the NICs that are `gone` out of the object; with the last one the object goes.
 

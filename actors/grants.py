@@ -124,6 +124,8 @@ class Grants:
             node=peer.node,
             cid=request.container_id[:CONTAINER_PREFIX],
             fixed=holder.fixed is not None,
+            begun=request.begun,
+            disputed=request.disputed,
             moving=holder.fixed is not None and await self._workloads.moving(pod),
         )
         won, why, doubtful = await self._claim(claim, selection, had, request.pod)
@@ -243,7 +245,7 @@ class Grants:
                     return _Won(name, answer), tuple(verdicts), doubtful
                 case Refused(reason):
                     verdicts.append(Verdict(pool=name, nic=need.nic, accepted=False, reason=reason))
-                    if reason.predicate == "held":
+                    if reason.predicate in {"held", "superseded"}:
                         break  # it has an address, which is not free yet: it is not to get a second one
         return None, tuple(verdicts), doubtful
 

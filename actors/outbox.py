@@ -74,10 +74,14 @@ class Owe(Struct, frozen=True, tag=True):
     entry: JournalEntry
 
 
-class Settle(Question[None], frozen=True, tag=True):
-    """Answered when an ADD of this interface may begin: nothing is owed for its container."""
+class Settle(Question[bool], frozen=True, tag=True):
+    """Answered when an ADD of this interface may begin: nothing is owed for its container.
+
+    The answer says whether a request for another sandbox of the pod may still be under way.
+    """
 
     key: Key
+    pod: PodRef
 
 
 class Recall(Question[bool], frozen=True, tag=True):
@@ -164,7 +168,8 @@ class OutboxActor(Actor[Message]):
         self._journal = journal
         self._controllers = controllers
         self._owed: dict[Key, _Owed] = {}
-        self._waiting: list[tuple[Key, Envelope]] = []
+        self._waiting: list[tuple[Settle, Envelope]] = []
+        self._began = 0.0
         self._released: OrderedDict[Key, None] = OrderedDict()
         self._limit = anyio.CapacityLimiter(_AT_ONCE)
 
@@ -173,6 +178,7 @@ class OutboxActor(Actor[Message]):
 
     def started(self) -> None:
         """A new life begins with what the journal says is owed; before that nobody is told that nothing is."""
+        self._began = self.system.clock.now()
         self.hold()
         self.pipe(self._journal.load(), Loaded)
 
@@ -204,8 +210,8 @@ class OutboxActor(Actor[Message]):
 
     def _answer(self, question: Settle | Recall | Inspect, envelope: Envelope) -> object:
         match question:
-            case Settle(key):
-                return self._settle(key, envelope)
+            case Settle():
+                return self._settle(question, envelope)
             case Recall(key):
                 return key in self._released
             case Inspect():
@@ -221,12 +227,19 @@ class OutboxActor(Actor[Message]):
                 self._released.popitem(last=False)
         self._wake()
 
-    def _settle(self, key: Key, envelope: Envelope) -> object:
-        self._released.pop(key, None)  # an ADD asks
-        if self._settled(key):
-            return None
-        self._waiting.append((key, envelope))
+    def _settle(self, question: Settle, envelope: Envelope) -> object:
+        self._released.pop(question.key, None)  # an ADD asks
+        if self._settled(question.key):
+            return self._disputed(question.pod)
+        self._waiting.append((question, envelope))
         return LATER
+
+    def _disputed(self, pod: PodRef) -> bool:
+        """A young agent does not know what the one before it owes still."""
+        if self.system.clock.now() - self._began < ECHO_SECONDS:
+            return True
+        owed = (it.entry for it in self._owed.values() if it.entry.doubtful)
+        return any((entry.pod.namespace, entry.pod.name) == (pod.namespace, pod.name) for entry in owed)
 
     def _settled(self, key: Key) -> bool:
         owed = self._owed.get(key)
@@ -243,11 +256,11 @@ class OutboxActor(Actor[Message]):
     def _wake(self) -> None:
         """Let those go on whose container is settled."""
         waiting, self._waiting = self._waiting, []
-        for key, envelope in waiting:
-            if not self._settled(key):
-                self._waiting.append((key, envelope))
+        for question, envelope in waiting:
+            if not self._settled(question.key):
+                self._waiting.append((question, envelope))
             elif envelope.reply is not None:
-                envelope.reply.resolve(None)
+                envelope.reply.resolve(self._disputed(question.pod))
 
     def _acknowledged(self, entry: JournalEntry) -> None:
         owed = self._owed.get(entry.key)

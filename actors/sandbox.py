@@ -187,7 +187,8 @@ class SandboxActor(Actor[Message]):
                 return known.result
             # Left over from an ADD that could not be undone, or of a namespace that was rebuilt: that goes first.
             await self._take_down(known)
-        await self._settle(ifname)
+        begun = int(self.system.clock.wall() * 1000)
+        disputed = await self._settle(invocation)
         if invocation.role is Role.IPAM and not await self._kernel.netns_exists(invocation.netns):
             msg = f"CNI_NETNS: {invocation.netns} is no network namespace that the agent can see"
             raise InvalidNetns(msg, "nobody could say later whether a link in there still has the address")
@@ -200,7 +201,7 @@ class SandboxActor(Actor[Message]):
         entry = self._entry(invocation)
         await self._put(entry)
         try:
-            link, allocated, doubtful = await self._build(invocation, plan)
+            link, allocated, doubtful = await self._build(invocation, plan, begun=begun, disputed=disputed)
             result = _result(invocation, link, allocated)
             coordinated = None
             if link is not None:
@@ -238,7 +239,9 @@ class SandboxActor(Actor[Message]):
             raise _as_cni(error, invocation) from error
         return result
 
-    async def _build(self, invocation: Invocation, plan: LinkPlan | None) -> tuple[LinkState | None, Allocated, bool]:
+    async def _build(
+        self, invocation: Invocation, plan: LinkPlan | None, *, begun: int, disputed: bool
+    ) -> tuple[LinkState | None, Allocated, bool]:
         """Link and addresses at the same time.
 
         A link that fails does not cut the request for addresses short: its answer says what there is to give back.
@@ -257,7 +260,7 @@ class SandboxActor(Actor[Message]):
         async with anyio.create_task_group() as group:
             if plan is not None:
                 group.start_soon(make, plan)
-            allocated, doubtful = await self._ask(invocation)
+            allocated, doubtful = await self._ask(invocation, begun=begun, disputed=disputed)
         if failure is not None:
             raise _LinkFailed(failure, allocated, doubtful=doubtful)
         return link, allocated, doubtful
@@ -274,7 +277,7 @@ class SandboxActor(Actor[Message]):
                 await self._kernel.coordinate(plan)
         return plan
 
-    async def _ask(self, invocation: Invocation) -> tuple[Allocated, bool]:
+    async def _ask(self, invocation: Invocation, *, begun: int, disputed: bool) -> tuple[Allocated, bool]:
         ipam = invocation.conf.ipam
         masters: tuple[str, ...] | None = None
         if ipam.match_master_subnet:
@@ -287,6 +290,8 @@ class SandboxActor(Actor[Message]):
                 default_ipv4=ipam.default_ipv4_ippool,
                 default_ipv6=ipam.default_ipv6_ippool,
                 clean_gateway=ipam.clean_gateway,
+                begun=begun,
+                disputed=disputed,
                 master_subnets=masters,
             ),
             deadline=self.system.clock.now() + ALLOCATE_SECONDS,
@@ -316,11 +321,13 @@ class SandboxActor(Actor[Message]):
             # The entry stays as "adding": a DEL or the next start of the agent goes on from here.
             _log.warning("could not undo %s of %s: %s", entry.ifname, entry.container_id, error)
 
-    async def _settle(self, ifname: str) -> None:
+    async def _settle(self, invocation: Invocation) -> bool:
+        """Wait until nothing is owed for this container; says whether its addresses may be asked for twice over."""
+        question = Settle(Key(self._container_id, invocation.ifname), _pod(invocation.args))
         try:
-            await self._outbox.ask(Settle(Key(self._container_id, ifname)), timeout=_SETTLE_SECONDS)
+            return await self._outbox.ask(question, timeout=_SETTLE_SECONDS)
         except ActorError as error:
-            msg = f"the release of {ifname} of an earlier DEL of this container is not over"
+            msg = f"the release of {invocation.ifname} of an earlier DEL of this container is not over"
             raise TryAgainLater(msg, str(error)) from error
 
     # -- DEL -----------------------------------------------------------------------------------------------------------

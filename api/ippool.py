@@ -94,6 +94,9 @@ class AllocationRecord(Struct, frozen=True, omit_defaults=True, rename="camel", 
     """First 12 hex digits of the sandbox's container id."""
     kept: bool = False
     """No link carries the address any more; it waits for the next pod of the same name."""
+    begun: int = 0
+    """When the sandbox's ADD began, milliseconds since the epoch, where a request of an earlier sandbox of the pod may
+    still be under way; else absent."""
 
 
 _records_decoder = msgspec.json.Decoder(dict[str, AllocationRecord])

@@ -47,6 +47,11 @@ class Allocate(Struct, frozen=True, tag=True):
     default_ipv6: tuple[str, ...] = ()
     clean_gateway: bool = False
     """Whether the default route is to be left out."""
+    begun: int = 0
+    """When the ADD began, milliseconds since the epoch by the node's clock: of two sandboxes of a pod the later one's
+    word counts, whichever comes last."""
+    disputed: bool = False
+    """Whether a copy of such a request of an earlier sandbox of the pod may still be under way."""
     master_subnets: tuple[str, ...] | None = None
     """The networks, as CIDRs, of the physical NIC behind an SR-IOV interface; None where the configuration does not ask
     for pools to match them (`match_master_subnet`)."""

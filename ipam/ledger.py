@@ -48,6 +48,9 @@ from ipam.withheld import CONFLICT, COOL_DOWN, Withheld, read_withheld, withhold
 
 MAX_OBJECT_BYTES: Final = 1_200_000
 """A pool grants while its encoded object stays below this: etcd refuses 1.5 MB, and unmodelled fields must fit too."""
+LATE_MS: Final = 60_000
+"""No copy of a claim is under way for longer: an ADD has 20 s, a write to the store 10. A bigger difference between two
+sandboxes of a pod is a node's clock that was set back."""
 _NEEDED: Final = ("pod", "uid", "nic", "node", "cid")
 """What a claim has to say."""
 
@@ -441,8 +444,14 @@ class Ledger:
     def _renew(self, ip: int, claim: Claim) -> Granted | Refused:
         """What the holder has, or the next one of its name gets."""
         old = self._records[ip]
+        noted = old.begun if old.pod_uid == claim.uid else 0
+        if 0 < claim.begun < noted <= claim.begun + LATE_MS:
+            return self._refused(
+                "superseded", wanted=f"the claim of sandbox {old.cid}", seen="one of an earlier sandbox"
+            )
         new = structs.replace(
             old,
+            begun=claim.begun if claim.disputed else noted if claim.cid == old.cid else 0,
             pod=claim.pod if claim.fixed else old.pod,
             pod_uid=claim.uid,
             nic=claim.nic,
@@ -481,7 +490,14 @@ class Ledger:
                     overlap=self._overlap,
                 )
             )
-        record = AllocationRecord(pod=claim.pod, pod_uid=claim.uid, nic=claim.nic, node=claim.node, cid=claim.cid)
+        record = AllocationRecord(
+            pod=claim.pod,
+            pod_uid=claim.uid,
+            nic=claim.nic,
+            node=claim.node,
+            cid=claim.cid,
+            begun=claim.begun if claim.disputed else 0,
+        )
         if not self._fitting(ip, record, None):
             return self._too_big()
         self._note("granted", ip, record)

@@ -20,6 +20,8 @@ class Claim(Struct, frozen=True, tag="claim", kw_only=True):
             newer sandbox and takes the record over.
         fixed: the address belongs to the name: what an earlier pod of that name left is taken over, once no link
             carries it any more.
+        begun: when the sandbox's ADD began, unix milliseconds by its node's clock; 0 where that is not known.
+        disputed: a claim of an earlier sandbox may still be under way: `begun` is noted, and that one comes too late.
         moving: a live migration runs, so two pods of that name carry the address for a while: it is taken over though
             the other one has it still.
 
@@ -34,6 +36,8 @@ class Claim(Struct, frozen=True, tag="claim", kw_only=True):
     cid: str
     fixed: bool = False
     moving: bool = False
+    begun: int = 0
+    disputed: bool = False
 
 
 class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):

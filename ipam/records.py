@@ -115,6 +115,7 @@ def _extended(record: AllocationRecord, unknown: dict[str, Any]) -> ExtendedReco
         node=record.node,
         cid=record.cid,
         kept=record.kept,
+        begun=record.begun,
         unknown=unknown,
     )
 

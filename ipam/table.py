@@ -151,6 +151,7 @@ class Table:
                 self._records[ip] = record
                 self._index(ip, record)
         if entry is not old_entry:
+            self._expired.discard(ip)  # that was another entry; this one's time is on the timeline
             if old_entry is not None:
                 del self._withheld[ip]
                 self._bytes -= withheld_bytes(old_entry, self._version)

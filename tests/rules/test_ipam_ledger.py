@@ -447,3 +447,39 @@ def test_records_are_a_live_read_only_view() -> None:
 def test_an_empty_batch_changes_nothing() -> None:
     outcome = load().apply([])
     assert (outcome.answers, outcome.changed, outcome.undo) == ((), False, ())
+
+
+# ---------------------------------------------------------------- two sandboxes of a pod, and whose word counts
+
+
+def test_a_late_claim_of_an_earlier_sandbox_is_told_so_and_changes_nothing() -> None:
+    ledger = load()
+    one(ledger, structs.replace(claim("u1", cid="old"), begun=1000))
+    one(ledger, structs.replace(claim("u1", cid="new"), begun=3000, disputed=True))
+    late = ledger.apply([structs.replace(claim("u1", cid="old"), begun=1000)])
+    assert not late.changed
+    answer = late.answers[0]
+    assert isinstance(answer, Refused) and answer.reason.predicate == "superseded"
+    assert stored(ledger)["10.0.0.1"]["cid"] == "new"
+
+
+def test_where_nothing_is_disputed_nothing_is_noted() -> None:
+    ledger = load()
+    one(ledger, structs.replace(claim("u1"), begun=1000))
+    assert "begun" not in stored(ledger)["10.0.0.1"]
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_out() -> None:
+    ledger = load()
+    one(ledger, structs.replace(claim("u1", cid="c1"), begun=9_000_000, disputed=True))
+    later = one(ledger, structs.replace(claim("u1", cid="c2"), begun=1_000, disputed=True))
+    assert isinstance(later, Granted)
+    assert stored(ledger)["10.0.0.1"]["begun"] == 1_000
+
+
+def test_another_pod_of_the_name_is_no_earlier_sandbox() -> None:
+    ledger = load()
+    one(ledger, structs.replace(claim("u1"), begun=9_000, disputed=True, fixed=True))
+    ledger.apply([surrender("u1", retain=True)])
+    taken = one(ledger, structs.replace(claim("u2", pod="ns/u1"), begun=8_000, fixed=True))
+    assert isinstance(taken, Granted)

@@ -66,7 +66,8 @@ def draw(seed: int) -> Plan:
         seed=seed,
         pods=dice.randint(1, 12),
         addresses=dice.choice([12, 20, 60]),
-        replicas=dice.choice([1, 2, 3]) if not spread else 3,
+        # What foreign writers leave is for who hears all agents: of replicas that do not know each other nobody does.
+        replicas=3 if spread else 1 if foreign else dice.choice([1, 2, 3]),
         spread=spread,
         store=dice.random() < 0.7,
         network=dice.random() < 0.7,

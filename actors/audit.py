@@ -27,6 +27,7 @@ from api.core import Pod
 from api.endpoint import SpiderEndpoint
 from api.ippool import SpiderIPPool
 from api.kinds import ENDPOINT, IPPOOL, POD, Kind
+from api.meta import FINALIZER
 from api.route import Route
 from api.wire import Address, NicGrant
 from ipam.drift import Drift, Shown, compare
@@ -182,7 +183,9 @@ class EndpointAudit:
             assert endpoint is not None
             if pod is not None:
                 return "left alone, its pod is there"
-            going = endpoint.metadata.deletion_timestamp is not None
+            # Without our finalizer its removal had begun, and nobody's owner reference may be there to end it.
+            meta = endpoint.metadata
+            going = meta.deletion_timestamp is not None or FINALIZER not in meta.finalizers
             if not going and not self._clean_outdated:
                 return "left alone, enableCleanOutdatedEndpoint is off"
             await self._endpoints.remove(endpoint)

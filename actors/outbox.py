@@ -170,6 +170,8 @@ class OutboxActor(Actor[Message]):
         self._owed: dict[Key, _Owed] = {}
         self._waiting: list[tuple[Settle, Envelope]] = []
         self._began = 0.0
+        self._heir = True
+        """Whether there was an agent on this node before."""
         self._released: OrderedDict[Key, None] = OrderedDict()
         self._limit = anyio.CapacityLimiter(_AT_ONCE)
 
@@ -186,6 +188,7 @@ class OutboxActor(Actor[Message]):
         """Try at once, then again after growing pauses."""
         match message:
             case Loaded(entries):
+                self._heir = bool(entries)
                 for entry in entries:
                     if entry.state is State.RELEASING:
                         self._take(entry, envelope)
@@ -235,8 +238,8 @@ class OutboxActor(Actor[Message]):
         return LATER
 
     def _disputed(self, pod: PodRef) -> bool:
-        """A young agent does not know what the one before it owes still."""
-        if self.system.clock.now() - self._began < ECHO_SECONDS:
+        """A young agent does not know all that the one before it owes still."""
+        if self._heir and self.system.clock.now() - self._began < ECHO_SECONDS:
             return True
         owed = (it.entry for it in self._owed.values() if it.entry.doubtful)
         return any((entry.pod.namespace, entry.pod.name) == (pod.namespace, pod.name) for entry in owed)

@@ -102,6 +102,7 @@ class Reclaimer:
         pod = await self._read(POD, first.name, namespace=first.namespace) if first.namespace else None
         wanted = await self._wanted(first)
         freed: dict[str, list[str]] = {}
+        nics: dict[str, set[str]] = {}
         for case in cases:
             node = case.held.record.node or (pod.spec.node_name if pod is not None else "")
             verdict = judge(
@@ -117,7 +118,11 @@ class Reclaimer:
             )
             if verdict.ruling is not Ruling.STAY and await self._carry_out(case, verdict):
                 freed.setdefault(case.held.record.pod_uid, []).append(case.held.address)
+                nics.setdefault(case.held.record.pod_uid, set()).add(case.held.record.nic)
         for uid, addresses in freed.items():
+            if pod is None and not wanted:
+                # Whatever else it shows of these NICs: a late copy of an ADD may have written what was freed before.
+                await self._endpoints.forget(first.namespace, first.name, uid=uid, gone=nics[uid].__contains__)
             await self._endpoints.withdraw(first.namespace, first.name, uid=uid, addresses=addresses)
 
     async def _wanted(self, held: Held) -> bool:

@@ -49,7 +49,7 @@ def test_one_trace_per_add(control_plane: ControlPlane, jaeger: JaegerServer) ->
         assert above("allocator.select")[0] == "serve Allocate"
         assert above("ippool.wait")[0] == "serve Allocate"
         assert above("ippool.batch")[0] == "serve Allocate"
-        assert any(name.startswith("store.patch") and above(name)[0] == "ippool.batch" for name in spans)
+        assert any(name.startswith("store.update") and above(name)[0] == "ippool.batch" for name in spans)
         assert any(name.startswith("store.create") and "serve Allocate" in above(name) for name in spans)
         assert any("journal" in name and above(name) == ["cni ADD"] for name in spans)
         services = {process["serviceName"] for process in trace["processes"].values()}

@@ -95,8 +95,10 @@ def play(plan: Plan) -> None:
     )
     if plan.rest:
         world.ages.rest = 28.0
-    if "foreign" in plan.stories or plan.forgetful:
+    if plan.forgetful:
         world.settle_seconds = 400.0
+    if "foreign" in plan.stories:
+        world.settle_seconds = 1500.0  # what they leave of a pod with two NICs is found by the slow audit, in two looks
     disturb = _DISTURBANCES[plan.disturb] if plan.disturb else None
     run(lambda: world.run(disturb), seed=plan.seed)
 

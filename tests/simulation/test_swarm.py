@@ -25,6 +25,7 @@ def test_the_worlds_differ_and_a_number_is_always_the_same_one() -> None:
     assert {name for plan in plans for name in plan.stories} == {"names", "duos", "closing", "conflicts", "foreign"}
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_world_that_goes_wrong_is_told_and_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     everything_is_freed(monkeypatch)
     plan = Plan(seed=1, pods=2, stories=("names", "closing"))

@@ -10,7 +10,7 @@ the next pod of that name is written into it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from typing import Any
 
 import msgspec
@@ -109,29 +109,23 @@ class Endpoints:
         except NotFound:
             return None
 
-    async def shown(self, namespace: str, name: str, *, uid: str, gone: Callable[[str], bool]) -> frozenset[str]:
-        """The addresses, without prefix length, that the object of a pod uid shows of NICs that are `gone`.
-
-        Asked before they are freed, it tells them from what a new sandbox of the same pod is given meanwhile. Raises
-        `StoreError`.
-        """
-        found = self._written.get((namespace, name))
-        if found is None or found.status.current.uid != uid:
-            found = await self.read(namespace, name)
-            if found is None or found.status.current.uid != uid:
-                return frozenset()
-            self._remember(found)
-        details = [detail for detail in found.status.current.ips if gone(detail.interface)]
-        texts = [text for detail in details for text in (detail.ipv4, detail.ipv6) if text]
-        return frozenset(text.partition("/")[0] for text in texts)
-
-    async def forget(self, namespace: str, name: str, *, uid: str, gone: Callable[[str], bool]) -> None:
+    async def forget(
+        self, namespace: str, name: str, *, uid: str, gone: Callable[[str], bool], freed: Collection[str] = ()
+    ) -> None:
         """Take the NICs that are `gone` out of the object; with the last one the object goes.
+
+        With `freed` only those that show one of these addresses (without prefix length): a NIC is written as a whole,
+        so one that shows none of them is what a newer sandbox of the pod has been given meanwhile.
 
         Nothing to do is no error; an object of another pod uid is not touched. Raises `EndpointContended` and
         `StoreError`.
         """
-        await self._reduce(namespace, name, uid=uid, left=lambda detail: None if gone(detail.interface) else detail)
+
+        def left(detail: IPAllocationDetail) -> IPAllocationDetail | None:
+            meant = not freed or _is_among(detail.ipv4, freed) or _is_among(detail.ipv6, freed)
+            return None if meant and gone(detail.interface) else detail
+
+        await self._reduce(namespace, name, uid=uid, left=left)
 
     async def withdraw(self, namespace: str, name: str, *, uid: str, addresses: Container[str]) -> None:
         """As `forget`, by addresses without prefix length: a NIC goes with its last one."""
@@ -161,6 +155,8 @@ class Endpoints:
         """Keep what is `left` of each NIC."""
         with traces.span("endpoint.forget"):
             found = self._written.pop((namespace, name), None)
+            if found is not None and list(map(left, found.status.current.ips)) == found.status.current.ips:
+                found = None  # others have written it since, or there is nothing to do
             if found is None or found.status.current.uid != uid:
                 found = await self.read(namespace, name)
             for _ in range(_ATTEMPTS):

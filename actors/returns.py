@@ -78,17 +78,13 @@ class Returns:
             retain=fixed is not None and await self._workloads.wanted(pod.namespace, fixed),
             successor=request.successor[:CONTAINER_PREFIX],
         )
-        leaves = not surrender.retain and not surrender.successor
-        shown: frozenset[str] = frozenset()
-        if leaves:
-            shown = await self._endpoints.shown(
-                pod.namespace, holder, uid=pod.uid, gone=lambda nic: nic not in request.keep
-            )
         answers = await self._all(self._ask(name, surrender, peer) for name in sorted(names))
         freed = tuple(sorted(address for answer in answers for address in answer.addresses))
-        if shown and not any(answer.held for answer in answers):
-            # By address: a new sandbox of the pod may have been given others for the same NIC since they were freed.
-            await self._endpoints.withdraw(pod.namespace, holder, uid=pod.uid, addresses=shown)
+        leaves = not surrender.retain and not surrender.successor
+        if leaves and not any(answer.held for answer in answers):
+            await self._endpoints.forget(
+                pod.namespace, holder, uid=pod.uid, gone=lambda nic: nic not in request.keep, freed=freed
+            )
         return Released(addresses=freed)
 
     async def disown(self, request: Disown, peer: Peer) -> Released:

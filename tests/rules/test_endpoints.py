@@ -115,28 +115,23 @@ def test_a_finalizer_that_admission_added_stays() -> None:
 def test_what_a_new_sandbox_is_given_while_the_old_ones_addresses_are_freed_stays(remembered: bool) -> None:
     async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
         mine, uid = endpoints if remembered else Endpoints(store), pod.metadata.uid
-        shown = await mine.shown("default", "web", uid=uid, gone=every)
-        assert shown == {"10.0.0.2"}
         await endpoints.write(holder(pod), node="n1", nics=[nic(address="10.0.0.3/24")])
-        await mine.withdraw("default", "web", uid=uid, addresses=shown)
+        await mine.forget("default", "web", uid=uid, gone=every, freed=("10.0.0.2",))
         (found,) = (await store.list(ENDPOINT)).items
         assert [detail.ipv4 for detail in found.status.current.ips] == ["10.0.0.3/24"]
-        await mine.withdraw(
-            "default", "web", uid=uid, addresses=await mine.shown("default", "web", uid=uid, gone=every)
-        )
+        await mine.forget("default", "web", uid=uid, gone=every, freed=("10.0.0.3",))
         assert (await store.list(ENDPOINT)).items == []
 
     play(scene)
 
 
-def test_what_is_shown_is_read_once() -> None:
+def test_a_memory_that_others_have_overtaken_is_not_believed() -> None:
     async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
-        other, uid = Endpoints(store), pod.metadata.uid
-        assert await other.shown("default", "web", uid="another", gone=every) == frozenset()
-        shown = await other.shown("default", "web", uid=uid, gone=every)
-        await other.withdraw("default", "web", uid=uid, addresses=shown)
+        await Endpoints(store).write(holder(pod), node="n1", nics=[nic(address="10.0.0.9/24")])
+        await endpoints.forget("default", "web", uid=pod.metadata.uid, gone=every, freed=("10.0.0.9",))
+        assert (await store.list(ENDPOINT)).items == []
 
-    assert play(scene) == ["create", "get", "get", "patch", "delete"]
+    play(scene)
 
 
 def test_a_second_nic_is_not_forgotten_with_the_first() -> None:

@@ -93,7 +93,7 @@ class Controller:
         self._notices = Notices(
             self._make_events(settings.pod_name) if pods_exist else None, pool=self.cluster.pools.snapshot.get
         )
-        self._throughput = Throughput()
+        self.throughput = Throughput()
         self._histories = self._keep_histories(settings.pod_namespace, collected=pods_exist)
         self.pools = IPPools(
             f"{path}/ippools",
@@ -152,7 +152,7 @@ class Controller:
         )
 
     def _noted(self, pool: str, changes: tuple[Change, ...]) -> None:
-        self._throughput.noted(pool, changes)
+        self.throughput.noted(pool, changes)
         self._histories.noted(pool, changes)
 
     def _keep_histories(self, namespace: str, *, collected: bool) -> Histories:
@@ -205,7 +205,7 @@ class Controller:
         pools = self.cluster.pools.snapshot.objects
         metrics.TOTAL_IPPOOL_COUNTS.set(len(pools))
         self.pools.measure()
-        self._throughput.measure()
+        self.throughput.measure()
         # A pool that is gone has no addresses, not the last ones that it had.
         metrics.DEBUG_IPPOOL_TOTAL_IP_COUNTS.clear()
         metrics.DEBUG_IPPOOL_AVAILABLE_IP_COUNTS.clear()
@@ -272,8 +272,8 @@ class Controller:
             problems=self._activity.problems(now=self._clock.wall()),
             work=work(self.pools.supervisor.status().children),
             budget=Budget(rate=self.pools.governor.rate, balance=self.pools.governor.balance),
-            writes=self._throughput.writes,
-            granted=self._throughput.granted,
+            writes=self.throughput.writes,
+            granted=self.throughput.granted,
         )
 
 

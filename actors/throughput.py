@@ -1,5 +1,6 @@
 """What a replica has written of pools, and for how many addresses: whether requests share their writes."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from api.status import PoolWork
@@ -17,6 +18,8 @@ class Throughput:
         """That changed who has an address."""
         self.granted = 0
         """Addresses that nobody had before."""
+        self.sizes: Counter[int] = Counter()
+        """Writes, by how many changes they had."""
 
     def __repr__(self) -> str:
         return f"<Throughput {self.writes} writes, {self.granted} addresses>"
@@ -24,6 +27,7 @@ class Throughput:
     def noted(self, _pool: str, changes: tuple[Change, ...]) -> None:
         """One write was committed."""
         self.writes += 1
+        self.sizes[len(changes)] += 1
         self.granted += sum(change.what == "granted" for change in changes)
 
     def measure(self) -> None:

@@ -174,11 +174,17 @@ def created[T](kind: Kind[T], item: T, *, uid: str, wall: float) -> Document:
 
 def request_document[T](kind: Kind[T], item: T) -> Document:
     """Encode an item for its creation: with apiVersion and kind, without the metadata that the store fills."""
-    document: Document = msgspec.json.decode(msgspec.json.encode(item))
+    document = whole_document(kind, item)
     given = document.get("metadata", {})
     keep = {"name", "namespace"}
     metadata = {name: value for name, value in given.items() if name in keep or name not in OWNED_METADATA}
-    return {**document, "apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata}
+    return {**document, "metadata": metadata}
+
+
+def whole_document[T](kind: Kind[T], item: T) -> Document:
+    """Encode an item as it is, with apiVersion and kind."""
+    document: Document = msgspec.json.decode(msgspec.json.encode(item))
+    return {**document, "apiVersion": kind.api_version, "kind": kind.kind}
 
 
 def scoped(kind: Kind[Any], change: Mapping[str, Any], subresource: str) -> Document:

@@ -8,13 +8,14 @@ field selector: 5,000 simulated nodes that watch their own pods cost one look-up
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 
 from api.kinds import Kind
+from api.meta import ObjectMeta
 from runtime.store import document as rules
 from runtime.store.document import Document, Key, Selector
 from runtime.store.port import AlreadyExists, Event, EventType, Expired, Invalid, Listing, NotFound
@@ -26,11 +27,20 @@ type _Index = dict[tuple[str, ...], dict[tuple[str, ...], dict[_Watch, None]]]
 class _Record:
     """One version of one object. Decoded at most once for each type: the Structs are frozen and may be shared."""
 
-    __slots__ = ("_decoded", "document")
+    __slots__ = ("_decoded", "_document", "_kind")
 
-    def __init__(self, document: Document) -> None:
-        self.document = document
-        self._decoded: dict[Any, Any] = {}
+    def __init__(self, document: Document | None, kind: Kind[Any] | None = None, item: Any = None) -> None:
+        """With `item` instead of a document, of its `kind`: the document is made when somebody wants it."""
+        self._document = document
+        self._kind = kind
+        self._decoded: dict[Any, Any] = {} if kind is None else {kind.type: item}
+
+    @property
+    def document(self) -> Document:
+        if self._document is None:
+            assert self._kind is not None
+            self._document = rules.whole_document(self._kind, self._decoded[self._kind.type])
+        return self._document
 
     def decode[T](self, kind: Kind[T]) -> T:
         if kind.type not in self._decoded:
@@ -164,6 +174,21 @@ class MemoryStore:
         records = self._records.get(rules.resource_of(kind), {})
         return [records[key].document for key in sorted(records)]
 
+    def adopt[T](self, kind: Kind[T], items: Iterable[T]) -> None:
+        """Take in objects as they are, uid and resourceVersion included: a world that was there before anybody looked.
+
+        Costs a twentieth of creating them, and is no request. No watch is told: before the first one. Raises
+        `AlreadyExists` and `Invalid`; what came before that is taken in.
+        """
+        records = self._records.setdefault(rules.resource_of(kind), {})
+        for item in items:
+            metadata: ObjectMeta = item.metadata  # type: ignore[attr-defined]
+            key = rules.key_of(kind, metadata.namespace, metadata.name)
+            if key in records:
+                msg = f"{key} already exists"
+                raise AlreadyExists(msg)
+            records[key] = _Record(None, kind, item)
+
     def compact(self) -> None:
         """Forget the history: a watch from any revision but the last raises `Expired`. Open watches go on."""
         self._history.clear()
@@ -195,7 +220,9 @@ class MemoryStore:
         self.requests[f"list {kind.plural}"] += 1
         selector = rules.selector_of(kind, namespace=namespace, fields=fields, labels=labels)
         records = self._records.get(selector.resource, {})
-        chosen = [key for key, record in records.items() if selector.matches(record.document)]
+        chosen: Iterable[Key] = records
+        if selector.namespace or selector.fields or selector.labels:
+            chosen = [key for key, record in records.items() if selector.matches(record.document)]
         return Listing(items=[records[key].decode(kind) for key in sorted(chosen)], revision=str(self._revision))
 
     async def create[T](self, kind: Kind[T], item: T) -> T:

@@ -58,16 +58,18 @@ class _Selector(selectors.BaseSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """See the module."""
 
-    def __init__(self, seed: int) -> None:
-        """The same `seed` gives the same order."""
+    def __init__(self, seed: int, *, shuffled: bool = True) -> None:
+        """The same `seed` gives the same order. Without `shuffled` that is asyncio's own, first come, first served."""
         self._now = 0.0
+        self._shuffled = shuffled
         self._order = random.Random(seed)  # noqa: S311
         selector = _Selector()
         selector.loop = self
         super().__init__(selector)
         self._numbers: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
         self._count = itertools.count(1)
-        self.set_task_factory(self._numbered)
+        if shuffled:
+            self.set_task_factory(self._numbered)
         # Timers that fall together within float error must be seen as due together.
         self._clock_resolution = 1e-6
 
@@ -91,7 +93,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         ready: deque[Any] = self._ready  # type: ignore[attr-defined]
-        if len(ready) > 1:
+        if self._shuffled and len(ready) > 1:
             # Cancelling a group walks a set of tasks, whose order is that of their addresses: so first by number.
             handles = sorted(ready, key=self._number)
             self._order.shuffle(handles)
@@ -121,7 +123,7 @@ class VirtualClock:
         return _EPOCH + asyncio.get_running_loop().time()
 
 
-def run[T](main: Callable[[], Coroutine[Any, Any, T]], *, seed: int) -> T:
+def run[T](main: Callable[[], Coroutine[Any, Any, T]], *, seed: int, shuffled: bool = True) -> T:
     """Run `main()` to its end in a new `VirtualLoop`. Raises what it raises, and `Deadlock`."""
-    with asyncio.Runner(loop_factory=lambda: VirtualLoop(seed)) as runner:
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(seed, shuffled=shuffled)) as runner:
         return runner.run(main())

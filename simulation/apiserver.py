@@ -1,0 +1,150 @@
+"""The API server as a model: a store in memory that takes its time, and counts.
+
+What it does with objects is `runtime.store.memory`, which the contract suite holds to the real API server. What is
+modelled is only the time: half of a request's before the store sees it, half on the way back, so whoever dies in
+between does not know whether it was carried out. It never fails, is never busy, and serves any number at once.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from random import Random
+from typing import Any
+
+from api.kinds import IPPOOL, Kind
+from runtime.store.memory import MemoryStore
+from runtime.store.port import Conflict, Event, Listing
+
+_SECONDS_PER_BYTE = 1e-8
+"""A megabyte takes ten milliseconds more, to decode, check, encode and sync to disk."""
+
+
+class Traffic:
+    """What all controllers together did to the API server."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.writes: Counter[str] = Counter()
+        """That succeeded, by the plural of the kind."""
+        self.conflicts = 0
+        self.pool_bytes = 0
+        """Of pools' statuses that were written."""
+        self.largest = 0
+        """Bytes of the largest of them."""
+
+
+class ModelledApiServer:
+    """`Store` of one controller, over the cluster's one `MemoryStore`."""
+
+    def __init__(self, truth: MemoryStore, traffic: Traffic, *, latency: float, random: Random) -> None:
+        """`latency` is the mean, in seconds: half of it is the least that a request takes, the rest is by chance."""
+        self._truth = truth
+        self._traffic = traffic
+        self._half = latency / 2
+        self._random = random
+
+    def __repr__(self) -> str:
+        return f"<ModelledApiServer {2 * self._half * 1e3:g} ms over {self._truth!r}>"
+
+    async def get[T](self, kind: Kind[T], name: str, *, namespace: str = "") -> T:
+        """See the port."""
+        half = await self._outward()
+        item = await self._truth.get(kind, name, namespace=namespace)
+        await asyncio.sleep(half)
+        return item
+
+    async def list[T](
+        self,
+        kind: Kind[T],
+        *,
+        namespace: str = "",
+        fields: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Listing[T]:
+        """See the port."""
+        half = await self._outward()
+        listing = await self._truth.list(kind, namespace=namespace, fields=fields, labels=labels)
+        await asyncio.sleep(half)
+        return listing
+
+    async def create[T](self, kind: Kind[T], item: T) -> T:
+        """See the port."""
+        half = await self._outward()
+        made = await self._truth.create(kind, item)
+        self._traffic.writes[kind.plural] += 1
+        await asyncio.sleep(half)
+        return made
+
+    async def patch[T](
+        self,
+        kind: Kind[T],
+        name: str,
+        change: Mapping[str, Any],
+        *,
+        namespace: str = "",
+        subresource: str = "",
+        resource_version: str = "",
+        uid: str = "",
+        whole: bool = False,
+    ) -> T:
+        """See the port."""
+        size = _status_bytes(change) if kind is IPPOOL else 0
+        half = await self._outward(size)
+        try:
+            item = await self._truth.patch(
+                kind,
+                name,
+                change,
+                namespace=namespace,
+                subresource=subresource,
+                resource_version=resource_version,
+                uid=uid,
+                whole=whole,
+            )
+        except Conflict:
+            self._traffic.conflicts += 1
+            await asyncio.sleep(half)
+            raise
+        self._traffic.writes[kind.plural] += 1
+        self._traffic.pool_bytes += size
+        self._traffic.largest = max(self._traffic.largest, size)
+        await asyncio.sleep(half)
+        return item
+
+    async def delete[T](
+        self, kind: Kind[T], name: str, *, namespace: str = "", resource_version: str = "", uid: str = ""
+    ) -> None:
+        """See the port."""
+        half = await self._outward()
+        try:
+            await self._truth.delete(kind, name, namespace=namespace, resource_version=resource_version, uid=uid)
+        except Conflict:
+            self._traffic.conflicts += 1
+            raise
+        self._traffic.writes[kind.plural] += 1
+        await asyncio.sleep(half)
+
+    def watch[T](
+        self, kind: Kind[T], *, since: str, namespace: str = "", fields: Mapping[str, str] | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[Event[T]]]:
+        """See the port. Events come at once."""
+        return self._truth.watch(kind, since=since, namespace=namespace, fields=fields)
+
+    async def aclose(self) -> None:
+        """See the port. The store below stays."""
+
+    async def _outward(self, size: int = 0) -> float:
+        """The way there; returns the seconds of the way back."""
+        half = self._half
+        if half:
+            half = half * (0.5 + 0.5 * self._random.expovariate(1.0)) + size * _SECONDS_PER_BYTE / 2
+            await asyncio.sleep(half)
+        return half
+
+
+def _status_bytes(change: Mapping[str, Any]) -> int:
+    """Of a pool's status as it goes over the wire: records are JSON inside a string, so each quote is two bytes."""
+    status = change.get("status") or {}
+    texts = [status.get("allocatedIPs") or "", status.get("withheldIPs") or ""]
+    return sum(len(text) + text.count('"') for text in texts) + 200

@@ -10,7 +10,7 @@ the next pod of that name is written into it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import msgspec
@@ -25,7 +25,8 @@ from ipam.identity import Workload
 from runtime.store.port import AlreadyExists, Conflict, NotFound, Store
 from telemetry import traces
 
-_ATTEMPTS = 5
+ATTEMPTS = 5
+"""Of a change that others overtake."""
 _REMEMBERED = 8192
 """Objects; the oldest are forgotten first. About a kilobyte each."""
 
@@ -74,7 +75,7 @@ class Endpoints:
         details = [_detail(nic) for nic in nics]
         known = self._written.pop((namespace, name), None)
         with traces.span("endpoint.write"):
-            for _ in range(_ATTEMPTS):
+            for _ in range(ATTEMPTS):
                 try:
                     if known is None:
                         self._remember(await self._store.create(ENDPOINT, _new(holder, node, details)))
@@ -99,7 +100,7 @@ class Endpoints:
                     known = None
                 else:
                     return
-        msg = f"SpiderEndpoint {namespace}/{name} was rewritten by others {_ATTEMPTS} times in a row"
+        msg = f"SpiderEndpoint {namespace}/{name} was rewritten by others {ATTEMPTS} times in a row"
         raise EndpointContended(msg)
 
     async def read(self, namespace: str, name: str) -> SpiderEndpoint | None:
@@ -109,26 +110,30 @@ class Endpoints:
         except NotFound:
             return None
 
-    async def forget(
-        self, namespace: str, name: str, *, uid: str, gone: Callable[[str], bool], freed: Collection[str] = ()
-    ) -> None:
-        """Take the NICs that are `gone` out of the object; with the last one the object goes.
+    async def known(self, namespace: str, name: str) -> SpiderEndpoint | None:
+        """The object as it was written last here, else as the store has it. Raises `StoreError`."""
+        return self._written.get((namespace, name)) or await self.read(namespace, name)
 
-        With `freed` only those that show one of these addresses (without prefix length): a NIC is written as a whole,
-        so one that shows none of them is what a newer sandbox of the pod has been given meanwhile.
+    async def forget(self, found: SpiderEndpoint, *, gone: Callable[[str], bool]) -> None:
+        """Take the NICs that are `gone` out of an object that still is as it was `found`; with the last one it goes.
+
+        Whoever finds the object first and then learns that the pools have nothing for these NICs, cannot take what a
+        newer sandbox is given meanwhile: that is written later than its records. Raises `Conflict` where the object
+        has changed since, and other `StoreError`s.
+        """
+        with traces.span("endpoint.forget"):
+            await self._shrink(found, lambda detail: None if gone(detail.interface) else detail)
+
+    async def drop(self, namespace: str, name: str, *, uid: str, gone: Callable[[str], bool]) -> None:
+        """As `forget`, of a pod that is no more, however often the object changes meanwhile.
 
         Nothing to do is no error; an object of another pod uid is not touched. Raises `EndpointContended` and
         `StoreError`.
         """
-
-        def left(detail: IPAllocationDetail) -> IPAllocationDetail | None:
-            meant = not freed or _is_among(detail.ipv4, freed) or _is_among(detail.ipv6, freed)
-            return None if meant and gone(detail.interface) else detail
-
-        await self._reduce(namespace, name, uid=uid, left=left)
+        await self._reduce(namespace, name, uid=uid, left=lambda detail: None if gone(detail.interface) else detail)
 
     async def withdraw(self, namespace: str, name: str, *, uid: str, addresses: Container[str]) -> None:
-        """As `forget`, by addresses without prefix length: a NIC goes with its last one."""
+        """As `drop`, by addresses without prefix length: a NIC goes with its last one."""
 
         def left(detail: IPAllocationDetail) -> IPAllocationDetail | None:
             if _is_among(detail.ipv4, addresses):
@@ -154,43 +159,54 @@ class Endpoints:
     ) -> None:
         """Keep what is `left` of each NIC."""
         with traces.span("endpoint.forget"):
-            found = self._written.pop((namespace, name), None)
+            found = self._written.get((namespace, name))
             if found is not None and list(map(left, found.status.current.ips)) == found.status.current.ips:
                 found = None  # others have written it since, or there is nothing to do
             if found is None or found.status.current.uid != uid:
                 found = await self.read(namespace, name)
-            for _ in range(_ATTEMPTS):
+            for _ in range(ATTEMPTS):
                 if found is None or (uid and found.status.current.uid != uid):
                     return
-                ips = found.status.current.ips
-                kept = [detail for detail in map(left, ips) if detail is not None]
                 try:
-                    if not kept:
-                        await self._remove(found.metadata)
-                    elif kept != ips:
-                        changed = await self._store.patch(
-                            ENDPOINT,
-                            name,
-                            {"status": {"current": {"ips": msgspec.to_builtins(kept)}}},
-                            namespace=namespace,
-                            resource_version=found.metadata.resource_version,
-                        )
-                        self._remember(changed)
+                    await self._shrink(found, left)
                 except Conflict:
                     found = await self.read(namespace, name)
-                    continue
-                except NotFound:
+                else:
                     return
-                return
-        msg = f"SpiderEndpoint {namespace}/{name} was rewritten by others {_ATTEMPTS} times in a row"
+        msg = f"SpiderEndpoint {namespace}/{name} was rewritten by others {ATTEMPTS} times in a row"
         raise EndpointContended(msg)
 
+    async def _shrink(
+        self, found: SpiderEndpoint, left: Callable[[IPAllocationDetail], IPAllocationDetail | None]
+    ) -> None:
+        namespace, name, ips = found.metadata.namespace, found.metadata.name, found.status.current.ips
+        self._written.pop((namespace, name), None)
+        kept = [detail for detail in map(left, ips) if detail is not None]
+        if not kept:
+            await self._remove(found.metadata)
+        elif kept != ips:
+            try:
+                changed = await self._store.patch(
+                    ENDPOINT,
+                    name,
+                    {"status": {"current": {"ips": msgspec.to_builtins(kept)}}},
+                    namespace=namespace,
+                    resource_version=found.metadata.resource_version,
+                )
+            except NotFound:
+                return
+            self._remember(changed)
+
     async def _remove(self, meta: ObjectMeta) -> None:
-        """Finalizer off, then delete: a crash in between leaves an object that the pod's owner reference collects."""
+        """Finalizer off, then delete: a crash in between leaves an object that the pod's owner reference collects.
+
+        What somebody writes in between, he wrote for a pod that lives: it stays.
+        """
+        resource_version = meta.resource_version
         if meta.finalizers:
             left = [f for f in meta.finalizers if f != FINALIZER]
             try:
-                await self._store.patch(
+                changed = await self._store.patch(
                     ENDPOINT,
                     meta.name,
                     {"metadata": {"finalizers": left or None}},
@@ -199,8 +215,11 @@ class Endpoints:
                 )
             except NotFound:
                 return
+            resource_version = changed.metadata.resource_version
         try:
-            await self._store.delete(ENDPOINT, meta.name, namespace=meta.namespace, uid=meta.uid)
+            await self._store.delete(
+                ENDPOINT, meta.name, namespace=meta.namespace, uid=meta.uid, resource_version=resource_version
+            )
         except NotFound:
             return
 
@@ -237,8 +256,13 @@ def _change(
     change: dict[str, Any] = {}
     if msgspec.to_builtins(current) != msgspec.to_builtins(found.status.current):
         change["status"] = {"current": msgspec.to_builtins(current)}
+    meta: dict[str, Any] = {}
     if holder.fixed is not None and found.metadata.owner_references:
-        change["metadata"] = {"ownerReferences": None}
+        meta["ownerReferences"] = None
+    if FINALIZER not in found.metadata.finalizers:
+        meta["finalizers"] = [*found.metadata.finalizers, FINALIZER]  # its removal had begun
+    if meta:
+        change["metadata"] = meta
     return change or None
 
 

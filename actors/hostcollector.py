@@ -184,15 +184,14 @@ class HostCollectorActor(Actor[Message]):
             Surrender(uid=record.pod_uid, nic=record.nic, cid=record.cid, node=record.node), timeout=_POOL_SECONDS
         )
         match answer:
-            case Surrendered(addresses=addresses, held=held):
+            case Surrendered(addresses=addresses):
                 for address in addresses:
                     _audit.info(
                         "collected %s of pool %s (pod %s): no container, no link", address, one.pool, record.pod
                     )
                 metrics.IP_GC_COUNTS.inc(len(addresses))
-                if not held:
-                    namespace, _, name = record.pod.partition("/")
-                    await Endpoints(self._store).forget(namespace, name, uid=record.pod_uid, gone=record.nic.__eq__)
+                namespace, _, name = record.pod.partition("/")
+                await Endpoints(self._store).withdraw(namespace, name, uid=record.pod_uid, addresses=addresses)
                 return len(addresses)
             case Refused(reason=reason):
                 metrics.IP_GC_FAILURE_COUNTS.inc()

@@ -87,7 +87,8 @@ class Settle(Question[bool], frozen=True, tag=True):
 class Recall(Question[bool], frozen=True, tag=True):
     """Whether this interface was released, and that acknowledged, in this life of the agent; False if long ago.
 
-    A runtime repeats DEL two or three times for a sandbox; with this the repetitions cost nothing.
+    Asked of what the journal does not know. A runtime repeats DEL two or three times for a sandbox; with this the
+    repetitions cost nothing.
     """
 
     key: Key
@@ -216,7 +217,8 @@ class OutboxActor(Actor[Message]):
             case Settle():
                 return self._settle(question, envelope)
             case Recall(key):
-                return key in self._released
+                # What is owed still, and in the journal no more, was released this moment.
+                return key in self._released or key in self._owed
             case Inspect():
                 return len(self._owed)
             case _:

@@ -122,7 +122,7 @@ class Reclaimer:
         for uid, addresses in freed.items():
             if pod is None and not wanted:
                 # Whatever else it shows of these NICs: a late copy of an ADD may have written what was freed before.
-                await self._endpoints.forget(first.namespace, first.name, uid=uid, gone=nics[uid].__contains__)
+                await self._endpoints.drop(first.namespace, first.name, uid=uid, gone=nics[uid].__contains__)
             await self._endpoints.withdraw(first.namespace, first.name, uid=uid, addresses=addresses)
 
     async def _wanted(self, held: Held) -> bool:

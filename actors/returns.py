@@ -12,17 +12,19 @@ import anyio
 from msgspec import structs
 
 from actors.callers import Callers, Refusal, View
-from actors.endpoint import Endpoints
+from actors.endpoint import ATTEMPTS, EndpointContended, Endpoints
 from actors.grants import CONTAINER_PREFIX, POOL_SECONDS, first
 from actors.ippool import Disown as PoolDisown
 from actors.ippool import Refused, Surrender, Surrendered
 from actors.peers import Pool
 from actors.workloads import Workloads
 from api.core import Pod
+from api.endpoint import SpiderEndpoint
 from api.ippool import SpiderIPPool
 from api.wire import Disown, Fixed, PodRef, Rejected, Release, Released
 from ipam import identity
 from ipam.garbage import held_in
+from runtime.store.port import Conflict
 from runtime.transport.port import Peer
 
 _audit = logging.getLogger("spiderpool.audit")
@@ -68,7 +70,6 @@ class Returns:
         if not names:
             # The agent has lost its memory of the grant.
             fixed, names = await self._search(pod)
-        holder = pod.name if fixed is None else fixed.holder
         surrender = Surrender(
             uid=pod.uid,
             nic=request.nic,
@@ -78,13 +79,10 @@ class Returns:
             retain=fixed is not None and await self._workloads.wanted(pod.namespace, fixed),
             successor=request.successor[:CONTAINER_PREFIX],
         )
-        answers = await self._all(self._ask(name, surrender, peer) for name in sorted(names))
-        freed = tuple(sorted(address for answer in answers for address in answer.addresses))
-        leaves = not surrender.retain and not surrender.successor
-        if leaves and not any(answer.held for answer in answers):
-            await self._endpoints.forget(
-                pod.namespace, holder, uid=pod.uid, gone=lambda nic: nic not in request.keep, freed=freed
-            )
+        stays = surrender.retain or bool(surrender.successor)
+        freed = await self._take_back(
+            surrender, pod, fixed, names, peer, gone=None if stays else lambda nic: nic not in request.keep
+        )
         return Released(addresses=freed)
 
     async def disown(self, request: Disown, peer: Peer) -> Released:
@@ -114,10 +112,7 @@ class Returns:
             seen=request.seen,
             seconds=self._quarantine,
         )
-        answers = await self._all(self._ask(name, disown, peer) for name in sorted(names | {*request.pools}))
-        freed = tuple(sorted(address for answer in answers for address in answer.addresses))
-        if freed and not any(answer.held for answer in answers):
-            await self._endpoints.forget(pod.namespace, pod.name, uid=pod.uid, gone=lambda nic: nic == request.nic)
+        freed = await self._take_back(disown, pod, None, names | {*request.pools}, peer, gone=request.nic.__eq__)
         _audit.info("pod %s, %s: %s in conflict with %s", request.pod, request.nic, ", ".join(freed), request.seen)
         return Released(addresses=freed)
 
@@ -141,13 +136,42 @@ class Returns:
         holding = {name: it for name, it in self._view.pools().items() if pod.uid in (it.status.allocated_ips or "")}
         found = await self._callers.find_pod(pod)
         fixed = self._workloads.fixed(found) if found is not None else _fixed_once(pod, holding.values())
-        endpoint = await self._endpoints.read(pod.namespace, pod.name if fixed is None else fixed.holder)
-        if endpoint is None or endpoint.status.current.uid != pod.uid:
-            return fixed, frozenset(holding)
-        details = endpoint.status.current.ips
-        return fixed, frozenset(holding) | {
-            pool for detail in details for pool in (detail.ipv4_pool, detail.ipv6_pool) if pool
-        }
+        return fixed, frozenset(holding)
+
+    async def _take_back(
+        self,
+        message: Surrender | PoolDisown,
+        pod: PodRef,
+        fixed: Fixed | None,
+        names: frozenset[str],
+        peer: Peer,
+        *,
+        gone: Callable[[str], bool] | None,
+    ) -> tuple[str, ...]:
+        """Ask these pools, and those that the SpiderEndpoint names; it forgets the NICs that are `gone`; what is free.
+
+        Asked once more after each change of the SpiderEndpoint: a newer sandbox of the pod may have been given
+        addresses. None: it keeps all.
+        """
+        holder = pod.name if fixed is None else fixed.holder
+        freed: set[str] = set()
+        endpoint = await self._endpoints.known(pod.namespace, holder)
+        for _ in range(ATTEMPTS):
+            if endpoint is not None and endpoint.status.current.uid != pod.uid:
+                endpoint = None
+            shown = frozenset[str]() if endpoint is None else _pools(endpoint)
+            answers = await self._all(self._ask(name, message, peer) for name in sorted(names | shown))
+            freed.update(address for answer in answers for address in answer.addresses)
+            if endpoint is None or gone is None or any(answer.held for answer in answers):
+                return tuple(sorted(freed))
+            try:
+                await self._endpoints.forget(endpoint, gone=gone)
+            except Conflict:
+                endpoint = await self._endpoints.read(pod.namespace, holder)
+            else:
+                return tuple(sorted(freed))
+        msg = f"SpiderEndpoint {pod.namespace}/{holder} was rewritten by others {ATTEMPTS} times in a row"
+        raise EndpointContended(msg)
 
     async def _all(self, asks: Iterable[Awaitable[Surrendered]]) -> list[Surrendered]:
         answers: list[Surrendered] = []
@@ -178,6 +202,11 @@ class Returns:
                 raise Refusal(Rejected(message=f"pool {name}: {reason}", retry=True, cause="internal"))
             case _:
                 assert_never(answer)
+
+
+def _pools(endpoint: SpiderEndpoint) -> frozenset[str]:
+    details = endpoint.status.current.ips
+    return frozenset(pool for detail in details for pool in (detail.ipv4_pool, detail.ipv6_pool) if pool)
 
 
 def _fixed_once(pod: PodRef, holding: Iterable[SpiderIPPool]) -> Fixed | None:

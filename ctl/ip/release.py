@@ -8,7 +8,7 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -38,7 +38,6 @@ class Found(Struct, frozen=True):
     entry: Withheld | None
     holder: Holder | None
     """Of a record."""
-    alone: bool = True
     """Whether this pod and NIC have nothing else."""
 
 
@@ -92,17 +91,11 @@ async def _look(state_dir: str, address: str, pool: str | None) -> Found:
         if len(recorded) > 1:
             msg = f"{text} is in pools {', '.join(book.pool.metadata.name for book in recorded)}: choose with --pool"
             raise Misuse(msg)
-        return await _found(store, state_dir, recorded[0], number, books=books.values())
+        return await _found(store, state_dir, recorded[0], number)
 
 
-async def _found(store: Store, state_dir: str, book: Ledger, number: int, *, books: Iterable[Ledger]) -> Found:
+async def _found(store: Store, state_dir: str, book: Ledger, number: int) -> Found:
     record = book.records.get(number)
-    others = [
-        other
-        for one in books
-        for ip, other in one.records.items()
-        if record is not None and (ip != number or one is not book)
-    ]
     return Found(
         pool=book.pool.metadata.name,
         text=format_address(number, book.version),
@@ -110,7 +103,6 @@ async def _found(store: Store, state_dir: str, book: Ledger, number: int, *, boo
         record=record,
         entry=book.withheld.get(number),
         holder=await holder(store, state_dir, record) if record is not None else None,
-        alone=record is not None and not any((r.pod_uid, r.nic) == (record.pod_uid, record.nic) for r in others),
     )
 
 
@@ -148,11 +140,11 @@ async def _release(state_dir: str, found: Found, rest: float) -> None:
             lambda pool: change.released(pool, found.number, found.record, found.entry, now=time.time(), rest=rest),
         )
         record = found.record
-        if record is None or not found.alone or not record.nic:
+        if record is None:
             return
         namespace, _, name = record.pod.partition("/")
         try:
             # A projection of the records: nothing depends on it, and the cluster's audit would do the same later.
-            await Endpoints(store).forget(namespace, name, uid=record.pod_uid, gone=record.nic.__eq__)
+            await Endpoints(store).withdraw(namespace, name, uid=record.pod_uid, addresses=(found.text,))
         except (StoreError, EndpointContended) as error:
             sys.stderr.write(f"SpiderEndpoint {record.pod} still shows it: {' '.join(str(error).split())}\n")

@@ -19,6 +19,7 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
+from actors.outbox import ECHO_SECONDS
 from tests.processes.audit import Accounts, findings
 from tests.processes.fleet import Fleet, Sandbox
 from tests.processes.lab import CHECKOUT, IPPOOLS
@@ -244,9 +245,10 @@ def test_no_duplicate_and_no_leak_whatever_fails(fleet: Fleet, proxy: Proxy, ter
 
     asyncio.run(kubelets.stop())
     fleet.wait_for(lambda: not fleet.records(), seconds=90)
-    fleet.wait_for(lambda: not fleet.endpoints(), seconds=30)
+    fleet.wait_for(lambda: not fleet.endpoints(), seconds=ECHO_SECONDS + 20)
     for node in fleet.nodes:
-        fleet.wait_for(lambda node=node: not fleet.journal(node), seconds=30)
+        # What was granted in doubt is released once more when no late write can land any more.
+        fleet.wait_for(lambda node=node: not fleet.journal(node), seconds=ECHO_SECONDS + 20)
     say("all DELs: no record, no endpoint, no journal entry left")
 
 

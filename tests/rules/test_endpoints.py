@@ -14,6 +14,7 @@ from api.meta import FINALIZER, ObjectMeta, OwnerReference
 from api.wire import Address, Fixed, NicGrant
 from ipam import identity
 from runtime.store.memory import MemoryStore
+from runtime.store.port import Conflict
 from runtime.testing import run
 from runtime.testing.store import Call, Decision, FaultyStore
 
@@ -58,7 +59,7 @@ def play(scene: Callable[[FaultyStore, Endpoints, Pod], Awaitable[None]]) -> lis
 
 
 async def _gone(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
-    await endpoints.forget("default", "web", uid=pod.metadata.uid, gone="eth0".__eq__)
+    await endpoints.drop("default", "web", uid=pod.metadata.uid, gone="eth0".__eq__)
     assert (await store.list(ENDPOINT)).items == []
 
 
@@ -85,7 +86,7 @@ def test_what_others_wrote_since_is_read(change: dict[str, object], stays: list[
 
     async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
         await store.patch(ENDPOINT, "web", change, namespace="default")
-        await endpoints.forget("default", "web", uid=pod.metadata.uid, gone="eth0".__eq__)
+        await endpoints.drop("default", "web", uid=pod.metadata.uid, gone="eth0".__eq__)
         left.extend(item.metadata.finalizers or [] for item in (await store.list(ENDPOINT)).items)
 
     assert play(scene) == ["create", "patch", "patch", "get", "patch", "delete", "list"]
@@ -103,7 +104,7 @@ def test_a_finalizer_that_admission_added_stays() -> None:
         store = Admitting(MemoryStore(), policy=Recorder(), random=Random(1))
         endpoints, pod = Endpoints(store), Pod(metadata=ObjectMeta(name="db", namespace="default", uid="u"))
         await endpoints.write(holder(pod), node="n1", nics=[nic()])
-        await endpoints.forget("default", "db", uid="u", gone=every)
+        await endpoints.drop("default", "db", uid="u", gone=every)
         (found,) = (await store.list(ENDPOINT)).items
         assert found.metadata.deletion_timestamp is not None
         assert found.metadata.finalizers == ["example.org/audit"]
@@ -111,24 +112,53 @@ def test_a_finalizer_that_admission_added_stays() -> None:
     run(main, seed=1)
 
 
-@pytest.mark.parametrize("remembered", [True, False])
-def test_what_a_new_sandbox_is_given_while_the_old_ones_addresses_are_freed_stays(remembered: bool) -> None:
+def test_what_a_new_sandbox_is_given_while_the_old_ones_addresses_are_freed_stays() -> None:
     async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
-        mine, uid = endpoints if remembered else Endpoints(store), pod.metadata.uid
+        mine = Endpoints(store)
+        found = await mine.known("default", "web")
+        assert found is not None
         await endpoints.write(holder(pod), node="n1", nics=[nic(address="10.0.0.3/24")])
-        await mine.forget("default", "web", uid=uid, gone=every, freed=("10.0.0.2",))
-        (found,) = (await store.list(ENDPOINT)).items
-        assert [detail.ipv4 for detail in found.status.current.ips] == ["10.0.0.3/24"]
-        await mine.forget("default", "web", uid=uid, gone=every, freed=("10.0.0.3",))
+        with pytest.raises(Conflict):
+            await mine.forget(found, gone=every)
+        found = await mine.known("default", "web")
+        assert found is not None and [detail.ipv4 for detail in found.status.current.ips] == ["10.0.0.3/24"]
+        await mine.forget(found, gone=every)
         assert (await store.list(ENDPOINT)).items == []
 
     play(scene)
 
 
+def test_what_is_written_while_its_removal_is_under_way_stays_and_has_the_finalizer_again() -> None:
+    class Overtaken(FaultyStore):
+        async def delete[T](
+            self, kind: Kind[T], name: str, *, namespace: str = "", resource_version: str = "", uid: str = ""
+        ) -> None:
+            if not overtaken:
+                overtaken.append(name)
+                await Endpoints(truth).write(holder(pod), node="n1", nics=[nic(address="10.0.0.3/24")])
+            await super().delete(kind, name, namespace=namespace, resource_version=resource_version, uid=uid)
+
+    truth, overtaken = MemoryStore(), list[str]()
+    pod = Pod(metadata=ObjectMeta(name="web", namespace="default", uid="u"))
+
+    async def main() -> None:
+        endpoints = Endpoints(Overtaken(truth, policy=Recorder(), random=Random(1)))
+        await endpoints.write(holder(pod), node="n1", nics=[nic()])
+        found = await endpoints.known("default", "web")
+        assert found is not None
+        with pytest.raises(Conflict):
+            await endpoints.forget(found, gone=every)
+        (left,) = (await truth.list(ENDPOINT)).items
+        assert left.metadata.finalizers == [FINALIZER]
+        assert [detail.ipv4 for detail in left.status.current.ips] == ["10.0.0.3/24"]
+
+    run(main, seed=1)
+
+
 def test_a_memory_that_others_have_overtaken_is_not_believed() -> None:
     async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
         await Endpoints(store).write(holder(pod), node="n1", nics=[nic(address="10.0.0.9/24")])
-        await endpoints.forget("default", "web", uid=pod.metadata.uid, gone=every, freed=("10.0.0.9",))
+        await endpoints.withdraw("default", "web", uid=pod.metadata.uid, addresses=("10.0.0.9",))
         assert (await store.list(ENDPOINT)).items == []
 
     play(scene)
@@ -137,7 +167,7 @@ def test_a_memory_that_others_have_overtaken_is_not_believed() -> None:
 def test_a_second_nic_is_not_forgotten_with_the_first() -> None:
     async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
         await endpoints.write(holder(pod), node="n1", nics=[nic("net1")])
-        await endpoints.forget("default", "web", uid=pod.metadata.uid, gone="eth0".__eq__)
+        await endpoints.drop("default", "web", uid=pod.metadata.uid, gone="eth0".__eq__)
         (found,) = (await store.list(ENDPOINT)).items
         assert [detail.interface for detail in found.status.current.ips] == ["net1"]
 
@@ -146,7 +176,7 @@ def test_a_second_nic_is_not_forgotten_with_the_first() -> None:
 
 def test_a_pod_of_the_same_name_keeps_its_own() -> None:
     async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
-        await endpoints.forget("default", "web", uid="another", gone=every)
+        await endpoints.drop("default", "web", uid="another", gone=every)
         assert len((await store.list(ENDPOINT)).items) == 1
 
     play(scene)

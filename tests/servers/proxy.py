@@ -97,7 +97,8 @@ class Proxy:
         self._dialling.set_alpn_protocols(["http/1.1"])
         self._target = control_plane.url.rpartition("/")[2].rsplit(":", 1)
         self._faults: list[Fault] = []
-        self._open: set[asyncio.Task[None]] = set()
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._closing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="api-proxy", daemon=True)
         self._server: asyncio.Server | None = None
@@ -165,22 +166,27 @@ class Proxy:
 
     async def _close(self) -> None:
         assert self._server is not None
+        self._closing = True
         self._server.close()
         await self._cut()
         await asyncio.sleep(0.05)  # transports that were aborted let go of their sockets
 
     async def _cut(self) -> int:
         tasks = list(self._open)
-        for task in tasks:
+        for task, writer in self._open.items():
             task.cancel()
+            writer.transport.abort()  # a task that has not begun yet does not do it
         await asyncio.gather(*tasks, return_exceptions=True)
         self.met["cut"] += len(tasks)
         return len(tasks)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closing:
+            writer.transport.abort()
+            return
         task = self._loop.create_task(self._converse(reader, writer))
-        self._open.add(task)
-        task.add_done_callback(self._open.discard)
+        self._open[task] = writer
+        task.add_done_callback(lambda task: self._open.pop(task, None))
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind: asyncio.StreamWriter | None = None

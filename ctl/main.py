@@ -21,6 +21,7 @@ VERBS = {
     "gc": "have the records looked at that nobody may need any more",
     "doctor": "whether pools, endpoints, pods and journal agree",
     "status": "whether an installation works: components, owners of pools, nodes, errors of the last hour",
+    "simulate": "what a cluster of some size would write, and how long its pods would wait",
     "demo": "two pods on a LAN of their own, on this machine",
 }
 _MODULES = {
@@ -32,6 +33,7 @@ _MODULES = {
     "gc": "ctl.gc",
     "doctor": "ctl.doctor",
     "status": "ctl.status",
+    "simulate": "ctl.simulate",
     "demo": "ctl.demo.verb",
     "version": "ctl.version",
 }

@@ -1,8 +1,7 @@
 """The network between agents and controllers as a model: it delays, and it shows when a controller has died.
 
 `runtime.testing.transport` can do everything that a network does to somebody, and costs as much as an allocation does.
-Here nothing is lost, doubled or late. A handler runs in its caller's task; when its controller dies the actors that it
-asks answer that they have ended, and the caller learns nothing but that the connection broke.
+Here nothing is lost, doubled or late. Unless somebody is to die a handler runs in its caller's task, which is cheaper.
 """
 
 import asyncio
@@ -23,8 +22,10 @@ from runtime.transport.port import (
 class ModelledNetwork:
     """Every address, and what lies between them."""
 
-    def __init__(self, *, latency: float, random: Random) -> None:
-        """`latency` is the mean of one way, in seconds."""
+    def __init__(self, *, latency: float, random: Random, mortal: bool = False) -> None:
+        """`latency` is the mean of one way, in seconds; `mortal`: `withdraw` may be called."""
+        self.mortal = mortal
+        self._flights: dict[str, dict[asyncio.Task[bytes], None]] = {}
         self._latency = latency
         self._random = random
         self._handlers: dict[str, Handler] = {}
@@ -37,8 +38,10 @@ class ModelledNetwork:
         self._handlers[address] = handler
 
     def withdraw(self, address: str) -> None:
-        """Whoever answered there is dead: nobody hears from it any more."""
+        """Whoever answered there is dead: what it had in hand ends, and its callers know."""
         del self._handlers[address]
+        for task in list(self._flights.get(address, {})):
+            task.cancel()
 
     def handler(self, address: str) -> Handler | None:
         """Who answers there."""
@@ -47,6 +50,24 @@ class ModelledNetwork:
     def channel(self, address: str, *, peer: Peer) -> "ModelledChannel":
         """The way there, of somebody whose credentials prove that it is `peer`."""
         return ModelledChannel(self, address, peer)
+
+    async def handled(self, address: str, handler: Handler, call: Call) -> bytes:
+        """What the handler answers, unless it dies over it. Raises `Disconnected`."""
+        if not self.mortal:
+            return await handler(call)
+        task = asyncio.get_running_loop().create_task(_answer(handler, call))
+        flights = self._flights.setdefault(address, {})
+        flights[task] = None
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._handlers.get(address) is not handler:
+                msg = f"{address} has gone"
+                raise Disconnected(msg) from None
+            task.cancel()
+            raise
+        finally:
+            del flights[task]
 
     def delay(self) -> float:
         """Of one message."""
@@ -89,7 +110,9 @@ class ModelledChannel:
         if network.handler(self._address) is handler:
             call = Call(payload=payload, peer=self._peer, deadline=deadline, traceparent=traceparent)
             try:
-                reply = await handler(call)
+                reply = await network.handled(self._address, handler, call)
+            except Disconnected:
+                raise
             except Overloaded:
                 await asyncio.sleep(network.delay())
                 raise
@@ -104,3 +127,7 @@ class ModelledChannel:
                 return reply
         msg = f"{self._address} has gone"
         raise Disconnected(msg)
+
+
+async def _answer(handler: Handler, call: Call) -> bytes:
+    return await handler(call)

@@ -61,7 +61,9 @@ class World:
         self.controllers: dict[str, Controller] = {}
         self._progress = progress
         self._random = Random(plan.seed)  # noqa: S311 - a seed that repeats is the point
-        self._network = ModelledNetwork(latency=plan.network_latency, random=self._random)
+        self._network = ModelledNetwork(
+            latency=plan.network_latency, random=self._random, mortal=plan.kill_owner_at is not None
+        )
         self._scopes: dict[str, anyio.CancelScope] = {}
         self._pods: list[Pod] = []
         self._told = 0

@@ -4,12 +4,13 @@
 record; that survives here, so that whoever shares the pool with us does not lose it by our writing.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
-from api.ippool import AllocationRecord, decode_records, encode_records
+from api.ippool import AllocationRecord, decode_records
 from ipam.addresses import format_address, parse_address
 
 _KNOWN: Final = frozenset(field.encode_name for field in msgspec.structs.fields(AllocationRecord))
@@ -80,21 +81,49 @@ def canonical(key: str, version: int) -> int:
     return ip
 
 
-def write_records(records: Mapping[int, AllocationRecord], version: int) -> str | None:
-    """`status.allocatedIPs` for the records: keys sorted as text; None, hence absent, when there are none."""
-    by_text = {format_address(ip, version): record for ip, record in records.items()}
-    if not any(isinstance(record, ExtendedRecord) for record in by_text.values()):
-        return encode_records(by_text)
-    return msgspec.json.encode({text: _flat(record) for text, record in sorted(by_text.items())}).decode()
+class WrittenRecords:
+    """The text of a pool's records, kept as they change.
 
-
-def record_bytes(record: AllocationRecord, version: int) -> int:
-    """Bytes of a record inside the encoded pool object, its key counted as long as the family allows.
-
-    It is JSON within a JSON string, so a quote or a backslash becomes two bytes.
+    The whole is written with each batch, and a batch changes little of it. A change costs a search and the moving of
+    references behind it, two microseconds among thousands; the text costs a join, a thirtieth of encoding it anew.
     """
-    text = msgspec.json.encode(_flat(record))
-    return KEY_BYTES[version] + len(text) + text.count(b'"') + text.count(b"\\")
+
+    __slots__ = ("_keys", "_parts", "_version", "bytes")
+
+    def __init__(self, records: Mapping[int, AllocationRecord], version: int) -> None:
+        self._version = version
+        pairs = sorted((format_address(ip, version), _encoded(record)) for ip, record in records.items())
+        self._keys = [key for key, _ in pairs]
+        self._parts = [f'"{key}":{text}' for key, text in pairs]
+        self.bytes = sum(self._size(text) for _, text in pairs)
+        """Bytes of all records inside the encoded pool object, keys counted as long as the family allows."""
+
+    def __repr__(self) -> str:
+        return f"WrittenRecords({len(self._keys)}, {self.bytes} bytes)"
+
+    def put(self, ip: int, record: AllocationRecord) -> None:
+        """Add the record of an address that has none."""
+        key, text = format_address(ip, self._version), _encoded(record)
+        at = bisect_left(self._keys, key)
+        self._keys.insert(at, key)
+        self._parts.insert(at, f'"{key}":{text}')
+        self.bytes += self._size(text)
+
+    def remove(self, ip: int) -> None:
+        """Take away the record of an address that has one."""
+        key = format_address(ip, self._version)
+        at = bisect_left(self._keys, key)
+        self.bytes -= self._size(self._parts[at][len(key) + 3 :])
+        del self._keys[at], self._parts[at]
+
+    def text(self) -> str | None:
+        """`status.allocatedIPs`: keys sorted as text; None, hence absent, when there is no record."""
+        return f"{{{','.join(self._parts)}}}" if self._parts else None
+
+    def _size(self, text: str) -> int:
+        """It is JSON within a JSON string, so a quote or a backslash becomes two bytes."""
+        length = len(text) if text.isascii() else len(text.encode())
+        return KEY_BYTES[self._version] + length + text.count('"') + text.count("\\")
 
 
 def same_record(one: AllocationRecord, other: AllocationRecord) -> bool:
@@ -120,10 +149,10 @@ def _extended(record: AllocationRecord, unknown: dict[str, Any]) -> ExtendedReco
     )
 
 
-def _flat(record: AllocationRecord) -> AllocationRecord | dict[str, Any]:
-    """What to encode: our keys first, then the others."""
+def _encoded(record: AllocationRecord) -> str:
+    """The JSON of a record: our keys first, then the others."""
     if not isinstance(record, ExtendedRecord):
-        return record
+        return msgspec.json.encode(record).decode()
     known: dict[str, Any] = msgspec.to_builtins(record)
     del known["unknown"]
-    return known | record.unknown
+    return msgspec.json.encode(known | record.unknown).decode()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from api.ippool import AllocationRecord, IPPoolStatus
 from ipam.addresses import FreeAddresses
 from ipam.ranges import Ranges
-from ipam.records import read_records, record_bytes, write_records
+from ipam.records import WrittenRecords, read_records
 from ipam.withheld import Withheld, read_withheld, withheld_bytes, write_withheld
 
 type Before = tuple[int, AllocationRecord | None, Withheld | None]
@@ -25,7 +25,6 @@ class Table:
     """
 
     __slots__ = (
-        "_bytes",
         "_expired",
         "_free",
         "_grantable",
@@ -37,6 +36,8 @@ class Table:
         "_uids",
         "_version",
         "_withheld",
+        "_withheld_bytes",
+        "_written",
     )
 
     def __init__(
@@ -48,13 +49,13 @@ class Table:
         self._withheld = withheld
         self._uids: dict[str, list[int]] = {}
         self._pods: dict[str, list[int]] = {}
-        self._bytes = 0
         for ip, record in records.items():
             self._index(ip, record)
+        self._written = WrittenRecords(records, version)
         self._taken = records.keys() | withheld.keys()
         self._timeline = sorted((entry.until, ip) for ip, entry in withheld.items())
         self._expired: set[int] = set()
-        self._bytes += sum(withheld_bytes(entry, version) for entry in withheld.values())
+        self._withheld_bytes = sum(withheld_bytes(entry, version) for entry in withheld.values())
         self.grant_only(grantable)
 
     def __repr__(self) -> str:
@@ -83,11 +84,11 @@ class Table:
     @property
     def bytes(self) -> int:
         """Bytes of the contents inside the encoded pool object; keys are counted as long as the family allows."""
-        return self._bytes
+        return self._written.bytes + self._withheld_bytes
 
     def texts(self) -> tuple[str | None, str | None]:
         """`status.allocatedIPs` and `status.withheldIPs`."""
-        return write_records(self._records, self._version), write_withheld(self._withheld, self._version)
+        return self._written.text(), write_withheld(self._withheld, self._version)
 
     def of_uid(self, uid: str) -> list[int]:
         """Addresses that a pod's uid holds, in no order; none for an empty one. Not to be changed."""
@@ -146,18 +147,20 @@ class Table:
         if record is not old_record:
             if old_record is not None:
                 del self._records[ip]
+                self._written.remove(ip)
                 self._drop(ip, old_record)
             if record is not None:
                 self._records[ip] = record
+                self._written.put(ip, record)
                 self._index(ip, record)
         if entry is not old_entry:
             self._expired.discard(ip)  # that was another entry; this one's time is on the timeline
             if old_entry is not None:
                 del self._withheld[ip]
-                self._bytes -= withheld_bytes(old_entry, self._version)
+                self._withheld_bytes -= withheld_bytes(old_entry, self._version)
             if entry is not None:
                 self._withheld[ip] = entry
-                self._bytes += withheld_bytes(entry, self._version)
+                self._withheld_bytes += withheld_bytes(entry, self._version)
                 heapq.heappush(self._timeline, (entry.until, ip))
         if record is not None or entry is not None:
             self._taken.add(ip)
@@ -177,13 +180,11 @@ class Table:
         return entry.resting and ip in self._grantable
 
     def _index(self, ip: int, record: AllocationRecord) -> None:
-        self._bytes += record_bytes(record, self._version)
         if record.pod_uid:
             self._uids.setdefault(record.pod_uid, []).append(ip)
         self._pods.setdefault(record.pod, []).append(ip)
 
     def _drop(self, ip: int, record: AllocationRecord) -> None:
-        self._bytes -= record_bytes(record, self._version)
         for index, key in ((self._uids, record.pod_uid), (self._pods, record.pod)):
             found = index.get(key, [])
             if found == [ip]:

@@ -8,18 +8,18 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self, TextIO
 
 from ctl import output
 from ctl.errors import Misuse
 from ctl.output import table
-from runtime.testing import run as run_virtually
 from simulation.audit import counts
 from simulation.plan import Plan, PlanError
 from simulation.report import Percentiles, Report
-from simulation.world import World
+from simulation.world import simulate
 
 _UNITS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 _SIZES: Final = {"k": 1e3, "M": 1e6, "G": 1e9}
@@ -27,7 +27,7 @@ _ROWS: Final = 20
 """Findings that the table shows."""
 _BAR: Final = 30
 _GARBAGE: Final = 200_000
-"""New objects after which cycles are looked for. The usual 2,000 would have us walk over a million pods all day."""
+"""New objects after which cycles are looked for."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -35,19 +35,19 @@ def run(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     plan = _plan(given)
     logging.disable(logging.ERROR)  # what the controllers of a simulated cluster say is in the report, counted
-    with Bar(plan.pods, sys.stderr) as bar:
-        report = simulate(plan, progress=bar.show)
+    with _less_garbage(), Bar(plan.pods, sys.stderr) as bar:
+        report = simulate(plan, progress=bar.show, real=time.perf_counter)
     print(output.shown(report, given.output, lambda wide: render(report, wide=wide)), end="")
     return 0 if report.well else 1
 
 
-def simulate(plan: Plan, *, progress: Callable[[int], None] = lambda _done: None) -> Report:
-    """Run a plan that is completed. Blocks; takes over the thread's event loop."""
-    world = World(plan, progress=progress)
+@contextmanager
+def _less_garbage() -> Iterator[None]:
+    """Look for cycles seldom. The usual 2,000 new objects would have all pods walked over again and again."""
     threshold = gc.get_threshold()
     gc.set_threshold(_GARBAGE, 20, 100)
     try:
-        return run_virtually(lambda: world.run(real=time.perf_counter), seed=plan.seed, shuffled=False)
+        yield
     finally:
         gc.set_threshold(*threshold)
 

@@ -29,7 +29,7 @@ from api.meta import ObjectMeta
 from api.settings import ControllerSettings
 from runtime.actor import System
 from runtime.store.memory import MemoryStore
-from runtime.testing import VirtualClock
+from runtime.testing import VirtualClock, VirtualLoop
 from runtime.transport.port import Peer
 from simulation.apiserver import ModelledApiServer, Traffic
 from simulation.audit import audit
@@ -43,6 +43,8 @@ _USERS = "default"
 _ACCOUNTS = {role: f"system:serviceaccount:{_NAMESPACE}:spiderpool-{role}" for role in ("agent", "controller")}
 _LIFETIME = (5.0, 20.0)
 """Seconds for which a pod has its addresses that is deleted again."""
+_RESOLUTION = 1e-4
+"""Seconds: what happens within a tenth of a millisecond happens at once. A run is a fifth faster for that."""
 
 type Progress = Callable[[int], None]
 """Called with the number of pods that are done, at most every `STEP` of them."""
@@ -215,6 +217,13 @@ class World:
             ),
             findings=audit(self.truth.peek(IPPOOL), self.truth.peek(ENDPOINT), tally.held),
         )
+
+
+def simulate(plan: Plan, *, progress: Progress = lambda _done: None, real: Callable[[], float]) -> Report:
+    """Run a plan that is completed, in this thread. `real` gives seconds that pass in earnest."""
+    world = World(plan, progress=progress)
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(plan.seed, shuffled=False, resolution=_RESOLUTION)) as runner:
+        return runner.run(world.run(real=real))
 
 
 def node_name(at: int) -> str:

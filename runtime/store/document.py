@@ -8,6 +8,7 @@ not change) or, when there is nothing to do, the very same.
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -183,7 +184,7 @@ def request_document[T](kind: Kind[T], item: T) -> Document:
 
 def whole_document[T](kind: Kind[T], item: T) -> Document:
     """Encode an item as it is, with apiVersion and kind."""
-    document: Document = msgspec.json.decode(msgspec.json.encode(item))
+    document: Document = msgspec.to_builtins(item, str_keys=True)
     return {**document, "apiVersion": kind.api_version, "kind": kind.kind}
 
 
@@ -294,6 +295,15 @@ def decode[T](kind: Kind[T], data: bytes) -> T:
         raise Invalid(msg) from error
 
 
+def converted[T](kind: Kind[T], document: Document) -> T:
+    """As `decode`, from the document itself."""
+    try:
+        return msgspec.convert(document, kind.type)
+    except msgspec.MsgspecError as error:
+        msg = f"{kind.kind}: {error}"
+        raise Invalid(msg) from error
+
+
 def selectable(resource: str, document: Document) -> Document:
     """Keep of a document what field selectors can ask for: what it was like before a change, in few bytes."""
     metadata = document["metadata"]
@@ -313,4 +323,9 @@ def selectable(resource: str, document: Document) -> Document:
 
 def timestamp(wall: float) -> str:
     """Format seconds since the epoch as the API server does, in whole seconds of UTC."""
-    return datetime.fromtimestamp(int(wall), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _timestamp(int(wall))
+
+
+@lru_cache(maxsize=64)
+def _timestamp(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import msgspec
-
 from api.kinds import Kind
 from api.meta import ObjectMeta
 from runtime.store import document as rules
@@ -44,7 +42,7 @@ class _Record:
 
     def decode[T](self, kind: Kind[T]) -> T:
         if kind.type not in self._decoded:
-            self._decoded[kind.type] = rules.decode(kind, msgspec.json.encode(self.document))
+            self._decoded[kind.type] = rules.converted(kind, self.document)
         item: T = self._decoded[kind.type]
         return item
 

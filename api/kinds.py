@@ -2,6 +2,7 @@
 
 import builtins
 
+import msgspec
 from msgspec import Struct
 
 from api import core, extensions, kubevirt
@@ -26,6 +27,13 @@ class Kind[T](Struct, frozen=True, kw_only=True):
     status: bool
     """Whether status is a subresource: writes to the object then keep it, and only writes to `/status` change it."""
     type: builtins.type[T]
+
+    def __post_init__(self) -> None:
+        """msgspec 0.22 looks at a Struct when it decodes one first, and of two threads that do so at once one crashes.
+
+        Done while modules are imported there is but one.
+        """
+        msgspec.json.Decoder(self.type)
 
     @property
     def api_version(self) -> str:

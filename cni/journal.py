@@ -93,6 +93,10 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
         return Key(self.container_id, self.ifname)
 
 
+_decoder = msgspec.json.Decoder(JournalEntry)
+"""Made here, before there are threads: see `api.kinds.Kind`."""
+
+
 class Journal:
     """The entries of one node, in one folder that only its agents write."""
 
@@ -197,7 +201,7 @@ class Journal:
 
     def _read(self, path: Path) -> JournalEntry | None:
         try:
-            entry = msgspec.json.decode(path.read_bytes(), type=JournalEntry)
+            entry = _decoder.decode(path.read_bytes())
             if self._path(entry.key) == path:
                 return entry
             problem = f"it belongs to {entry.container_id}/{entry.ifname}"

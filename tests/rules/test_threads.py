@@ -34,8 +34,9 @@ TIMES = 8
 """Each of them crashes about one time in three where it can."""
 
 JOURNAL = PROGRAM.format(
-    imports="from pathlib import Path; from tempfile import mkdtemp; from cni.journal import Journal, JournalEntry, Key\n"
-    "from api.wire import PodRef; journal = Journal(Path(mkdtemp()))\n"
+    imports="from pathlib import Path; from tempfile import mkdtemp\n"
+    "from cni.journal import Journal, JournalEntry, Key\nfrom api.wire import PodRef\n"
+    "journal = Journal(Path(mkdtemp()))\n"
     "journal.put(JournalEntry(container_id='c', ifname='eth0', pod=PodRef(namespace='a', name='b', uid='u')))",
     decode="assert journal.get(Key('c', 'eth0')) is not None",
 )

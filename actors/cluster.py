@@ -37,6 +37,7 @@ class Cluster:
         """Nothing is read before the supervisor runs. See `actors.coordinator` for the names."""
         self._coordinator = coordinator
         self._service_cidr = service_cidr
+        self._worked_out: tuple[tuple[int, int], Coordination] | None = None
         self.pools: Reflector[SpiderIPPool] = Reflector(store, IPPOOL, random=system.random)
         self.pods: Reflector[Pod] = Reflector(store, POD, random=system.random)
         self.namespaces: Reflector[Namespace] = Reflector(store, NAMESPACE, random=system.random)
@@ -120,12 +121,17 @@ class Cluster:
         return looked_up(found, self._coordination())
 
     def _coordination(self) -> Coordination:
-        return coordination(
-            self.coordinators.snapshot.values(),
-            self.service_cidrs.snapshot.values(),
-            name=self._coordinator,
-            configured=self._service_cidr,
-        )
+        """Worked out anew when the objects have changed: every answer to an agent has it."""
+        revisions = self.coordinators.snapshot.revision, self.service_cidrs.snapshot.revision
+        if self._worked_out is None or self._worked_out[0] != revisions:
+            found = coordination(
+                self.coordinators.snapshot.values(),
+                self.service_cidrs.snapshot.values(),
+                name=self._coordinator,
+                configured=self._service_cidr,
+            )
+            self._worked_out = revisions, found
+        return self._worked_out[1]
 
 
 def _bare_statefulset(item: StatefulSet) -> StatefulSet:

@@ -114,7 +114,8 @@ class Grants:
         with traces.span("allocator.select") as span:
             selection = await self._select(request, holder, had, peer)
             span.set_attribute(attributes.SELECTION_SOURCE, selection.source)
-            span.set_attribute(attributes.EXPLANATION, selection.explanation.summary())
+            if span.is_recording():
+                span.set_attribute(attributes.EXPLANATION, selection.explanation.summary())
         if had is not None:
             await self._move(holder, had, selection, request.pod)
         claim = Claim(
@@ -217,9 +218,12 @@ class Grants:
             doubts.append(doubtful)
 
         try:
-            async with anyio.create_task_group() as group:
-                for at, need in enumerate(needs):
-                    group.start_soon(one, at, need)
+            if len(needs) == 1:
+                await one(0, needs[0])
+            else:
+                async with anyio.create_task_group() as group:
+                    for at, need in enumerate(needs):
+                        group.start_soon(one, at, need)
         except BaseExceptionGroup as error:
             raise first(error) from error
         why = selection.explanation.merged(*refused)

@@ -44,6 +44,9 @@ from telemetry import attributes, metrics, traces
 
 _log = logging.getLogger(__name__)
 
+_RANKED = 8192
+"""Keys whose order is remembered: names of pools come from requests, and anybody can make them up."""
+
 
 class PeerBusy(ActorError):
     """The replica that owns the pool has too much to do."""
@@ -169,6 +172,8 @@ class Peers:
         self.chores = chores
         self._clock = clock
         self._members: frozenset[str] = frozenset()
+        self._ranked: dict[str, tuple[str, ...]] = {}
+        """The members in their order for a key: they change seldom, and every claim asks."""
         self._channels: dict[str, Channel] = {}
         self._seen: dict[str, str] = {}
 
@@ -186,6 +191,7 @@ class Peers:
         if members != self._members:
             _log.info("controller replicas: %s", ", ".join(sorted(members)) or "none is ready")
         self._members = members
+        self._ranked.clear()
 
     @property
     def replicas(self) -> int:
@@ -215,7 +221,12 @@ class Peers:
         return all(channel is not None and channel.connected for channel in channels)
 
     def _choose(self, key: str, passed: frozenset[str]) -> str:
-        for name in ranking(key, self._members):
+        ranked = self._ranked.get(key)
+        if ranked is None:
+            if len(self._ranked) >= _RANKED:
+                self._ranked.clear()
+            ranked = self._ranked[key] = ranking(key, self._members)
+        for name in ranked:
             channel = self._channels.get(name)
             if name == self.me or (name not in passed and channel is not None and channel.connected):
                 return name

@@ -29,7 +29,7 @@ from api.meta import ObjectMeta
 from api.settings import ControllerSettings
 from runtime.actor import System
 from runtime.store.memory import MemoryStore
-from runtime.testing import VirtualClock, VirtualLoop
+from runtime.testing import SteadyLoop, VirtualClock
 from runtime.transport.port import Peer
 from simulation.apiserver import ModelledApiServer, Traffic
 from simulation.audit import audit
@@ -222,7 +222,7 @@ class World:
 def simulate(plan: Plan, *, progress: Progress = lambda _done: None, real: Callable[[], float]) -> Report:
     """Run a plan that is completed, in this thread. `real` gives seconds that pass in earnest."""
     world = World(plan, progress=progress)
-    with asyncio.Runner(loop_factory=lambda: VirtualLoop(plan.seed, shuffled=False, resolution=_RESOLUTION)) as runner:
+    with asyncio.Runner(loop_factory=lambda: SteadyLoop(resolution=_RESOLUTION)) as runner:
         return runner.run(world.run(real=real))
 
 

@@ -111,21 +111,25 @@ def histogram(
 class Durations:
     """A documented family: a histogram and the average, maximum, minimum and latest value since the process started."""
 
-    __slots__ = ("_average", "_count", "_histogram", "_latest", "_max", "_maximum", "_min", "_minimum", "_sum")
+    __slots__ = ("_count", "_histogram", "_latest", "_maximum", "_minimum", "_sum")
 
     def __init__(self, stem: str, unit: str, what: str, *, program: Program) -> None:
         """`stem` and `unit` are the parts of the names, as in ``{stem}_average_{unit}``; `what` completes the helps."""
 
-        def part(word: str) -> Gauge:
+        def part(word: str, read: Callable[[], float]) -> None:
             text = f"{word.capitalize()} {what}, since the process started, in seconds"
-            return gauge(f"{stem}_{word}_{unit}", text, program=program, documented=True)
+            # Read when somebody scrapes: this is counted several times for each pod.
+            gauge(f"{stem}_{word}_{unit}", text, program=program, documented=True).set_function(read)
 
-        self._average, self._max, self._min, self._latest = (part(word) for word in ("average", "max", "min", "latest"))
+        part("average", lambda: self._sum / self._count if self._count else 0.0)
+        part("max", lambda: self._maximum)
+        part("min", lambda: self._minimum if self._count else 0.0)
+        part("latest", lambda: self._latest)
         self._histogram = histogram(
             f"{stem}_{unit}", f"Distribution of the {what}", program=program, buckets=ADD_SECONDS, documented=True
         )
         self._count = 0
-        self._sum = self._maximum = 0.0
+        self._sum = self._maximum = self._latest = 0.0
         self._minimum = float("inf")
 
     def observe(self, seconds: float) -> None:
@@ -134,10 +138,7 @@ class Durations:
         self._sum += seconds
         self._maximum = max(self._maximum, seconds)
         self._minimum = min(self._minimum, seconds)
-        self._average.set(self._sum / self._count)
-        self._max.set(self._maximum)
-        self._min.set(self._minimum)
-        self._latest.set(seconds)
+        self._latest = seconds
         self._histogram.observe(seconds)
 
 

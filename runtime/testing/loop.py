@@ -13,11 +13,16 @@ import random
 import selectors
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 _EPOCH = 1_750_000_000.0
 """Where the virtual wall clock starts: any fixed moment serves."""
+
+
+_MANY = 1000
+"""Cancelled timers that are not worth a look at all of them."""
 
 
 class Deadlock(Exception):
@@ -59,24 +64,18 @@ class _Selector(selectors.BaseSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """See the module."""
 
-    def __init__(self, seed: int, *, shuffled: bool = True, resolution: float = 1e-6) -> None:
-        """The same `seed` gives the same order.
-
-        Without `shuffled` that is asyncio's own, first come, first served, which costs a fifth: for big worlds. Timers
-        that fall together within `resolution` seconds are due together.
-        """
+    def __init__(self, seed: int) -> None:
+        """The same `seed` gives the same order."""
         self._now = 0.0
-        self._shuffled = shuffled
         self._order = random.Random(seed)  # noqa: S311
         selector = _Selector()
         selector.loop = self
         super().__init__(selector)
         self._numbers: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
         self._count = itertools.count(1)
-        if shuffled:
-            self.set_task_factory(self._numbered)
-        # At the least what float error keeps apart.
-        self._clock_resolution = resolution
+        self.set_task_factory(self._numbered)
+        # Timers that fall together within float error must be seen as due together.
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
@@ -98,9 +97,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         ready: deque[Any] = self._ready  # type: ignore[attr-defined]
-        if not self._shuffled:
-            self._run_ready(ready)
-            return
         if len(ready) > 1:
             # Cancelling a group walks a set of tasks, whose order is that of their addresses: so first by number.
             handles = sorted(ready, key=self._number)
@@ -108,30 +104,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             ready.clear()
             ready.extend(handles)
         super()._run_once()  # type: ignore[misc]
-
-    def _run_ready(self, ready: deque[Any]) -> None:
-        """What `_run_once` of asyncio does, without a selector to ask and until nothing is ready at this moment."""
-        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
-        if not ready:
-            while scheduled and scheduled[0].cancelled():
-                heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001
-                self._timer_cancelled_count -= 1  # type: ignore[attr-defined]
-            if not scheduled:
-                msg = f"at {self._now:.6f} s nothing is left that could happen"
-                raise Deadlock(msg)
-            self._now = max(self._now, scheduled[0].when())
-            due = self._now + self._clock_resolution
-            while scheduled and scheduled[0].when() <= due:
-                timer = heapq.heappop(scheduled)
-                timer._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001
-                if timer.cancelled():
-                    self._timer_cancelled_count -= 1  # type: ignore[attr-defined]
-                else:
-                    ready.append(timer)
-        while ready and not self._stopping:  # type: ignore[attr-defined]
-            handle = ready.popleft()
-            if not handle._cancelled:  # noqa: SLF001
-                handle._run()  # noqa: SLF001
 
     def _numbered(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
@@ -141,6 +113,67 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _number(self, handle: Any) -> int:
         owner = getattr(handle._callback, "__self__", None)  # noqa: SLF001 - asyncio has no other way to ask
         return self._numbers.get(owner, 0) if isinstance(owner, asyncio.Task) else 0
+
+
+class SteadyLoop(VirtualLoop):
+    """A virtual loop for big worlds: callbacks in asyncio's own order, first come, first served, at half the price.
+
+    What is left of asyncio's loop is what it promises: nobody asks a selector, and timers are found by number.
+    """
+
+    def __init__(self, *, resolution: float = 1e-6) -> None:
+        """Timers that fall together within `resolution` seconds are due together."""
+        super().__init__(0)
+        self.set_task_factory(None)
+        self._resolution = resolution
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timer_numbers = itertools.count()
+        self._dropped = 0
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See asyncio."""
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._timer_numbers), timer))
+        return timer
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See asyncio."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:  # noqa: ARG002 - asyncio's signature
+        """Cancelled timers stay until they are due, or are more than half of all."""
+        self._dropped += 1
+        if self._dropped > _MANY and self._dropped * 2 > len(self._timers):
+            self._timers = [entry for entry in self._timers if not entry[2].cancelled()]
+            heapq.heapify(self._timers)
+            self._dropped = 0
+
+    def _run_once(self) -> None:
+        ready: deque[Any] = self._ready  # type: ignore[attr-defined]
+        timers = self._timers
+        if not ready:
+            while timers and timers[0][2].cancelled():
+                heapq.heappop(timers)
+                self._dropped -= 1
+            if not timers:
+                msg = f"at {self._now:.6f} s nothing is left that could happen"
+                raise Deadlock(msg)
+            self._now = max(self._now, timers[0][0])
+            due = self._now + self._resolution
+            while timers and timers[0][0] <= due:
+                timer = heapq.heappop(timers)[2]
+                if timer.cancelled():
+                    self._dropped -= 1
+                else:
+                    ready.append(timer)
+        while ready and not self._stopping:  # type: ignore[attr-defined]
+            handle = ready.popleft()
+            if not handle._cancelled:  # noqa: SLF001
+                handle._run()  # noqa: SLF001
 
 
 class VirtualClock:

@@ -527,3 +527,9 @@ def test_agents_that_allocate_without_a_controller_have_the_rights_for_it_and_ot
     alone = load_controller(environment(objects["DaemonSet", AGENT]))
     assert alone.service_cidr == controller.service_cidr == ("10.96.0.0/12",)
     assert alone.coordinator_name == controller.coordinator_name
+
+
+def test_the_network_of_first_nics_is_the_original_s_value(render: Render) -> None:
+    _, controller = settings(render, "multus.multusCNI.defaultCniCRName=lan", "multus.multusCNI.install=false")
+    assert controller.multus_cluster_network == "net/lan"
+    assert settings(render)[1].multus_cluster_network == ""

@@ -68,7 +68,7 @@ def test_what_asks_for_nothing_passes(render: Render, entry: dict[str, str]) -> 
 
 
 def test_all_of_them_at_once(render: Render) -> None:
-    text = refusal(render, "multus.multusCNI.defaultCniCRName=x", "sriov.install=true", "sriov.replicas=2")
+    text = refusal(render, "multus.multusCNI.name=x", "sriov.install=true", "sriov.replicas=2")
     assert "  multus.multusCNI: " in text
     assert "  sriov: " in text
     render("sriov.install=false", "sriov.replicas=2")

@@ -73,7 +73,8 @@ def build(values: str, without_effect: str) -> Schema:
     for path, more in MORE.items():
         _put(schema, path, more)
     for entry in yaml.safe_load(without_effect):
-        _put(schema, entry["key"], {"description": f"Without effect: {entry['reason']}."})
+        _put(schema, entry["key"], {})
+        _at(schema, entry["key"]).update(_refused(entry))
     _close(schema)
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -128,10 +129,24 @@ def _put(schema: Schema, path: str, inner: Schema) -> None:
     schema["properties"].setdefault(last, inner)
 
 
+def _at(schema: Schema, path: str) -> Schema:
+    for part in path.split("."):
+        schema = schema["properties"][part]
+    return schema
+
+
+def _refused(entry: dict[str, Any]) -> Schema:
+    """What a key without effect adds; one that has parts with an effect takes any part, for the templates to judge."""
+    if "except" in entry:
+        text = f"All but {', '.join(entry['except'])} is without effect: {entry['reason']}."
+        return {"description": text, "additionalProperties": True}
+    return {"description": f"Without effect: {entry['reason']}."}
+
+
 def _close(schema: Schema) -> None:
     """Let a mapping take no key but its own; its names are what the error then shows."""
     properties = schema.get("properties")
-    if properties:
+    if properties and "additionalProperties" not in schema:
         schema["propertyNames"] = {"enum": list(properties)}
         schema["additionalProperties"] = False
         for inner in properties.values():

@@ -263,6 +263,10 @@ subjects:
 - name: SPIDERPOOL_SERVICE_CIDR
   value: {{ join "," . | quote }}
 {{- end }}
+{{- with .Values.multus.multusCNI.defaultCniCRName }}
+- name: MULTUS_CLUSTER_NETWORK
+  value: {{ printf "%s/%s" $.Release.Namespace . | quote }}
+{{- end }}
 - name: SPIDERPOOL_IP_COOLDOWN_DURATION
   value: {{ .Values.ipam.cooldownSeconds | quote }}
 - name: SPIDERPOOL_IP_QUARANTINE_DURATION

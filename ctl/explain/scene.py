@@ -28,7 +28,6 @@ from ipam.overlap import Atlas
 from ipam.territory import PoolError
 from runtime.store.port import Denied, NotFound, Store
 
-_CONTROLLER = "spiderpool-controller"
 _MAX_RECORDS = 5000
 
 
@@ -112,6 +111,14 @@ CONFIGMAP = _namespaced(ConfigMap, "", "configmaps", "ConfigMap")
 ATTACHMENT = _namespaced(Attachment, "k8s.cni.cncf.io", "network-attachment-definitions", "NetworkAttachmentDefinition")
 
 
+class Release(Struct, frozen=True):
+    """Where the programs run."""
+
+    namespace: str
+    controller: str = "spiderpool-controller"
+    """Its Deployment."""
+
+
 class Installation(Struct, frozen=True):
     """How the programs are set."""
 
@@ -177,8 +184,8 @@ class Plugin(Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-async def read(store: Store, namespace: str, *, cluster: bool, now: float) -> Scene:
-    """Pools, reserved addresses and settings; `namespace` is that of the release. Raises `StoreError`."""
+async def read(store: Store, release: Release | None, *, now: float) -> Scene:
+    """Pools, reserved addresses and settings; a state folder has no release. Raises `StoreError`."""
     pools = {pool.metadata.name: pool for pool in (await store.list(IPPOOL)).items}
     atlas = Atlas()
     atlas.replace(pools.values())
@@ -186,15 +193,19 @@ async def read(store: Store, namespace: str, *, cluster: bool, now: float) -> Sc
         pools=pools,
         reserved=(await store.list(RESERVEDIP)).items,
         atlas=atlas,
-        installation=await _installation(store, namespace) if cluster else Installation(),
+        installation=Installation() if release is None else await _installation(store, release),
         now=now,
     )
 
 
-async def _installation(store: Store, namespace: str) -> Installation:
-    deployment = await _found(store, DEPLOYMENT, _CONTROLLER, namespace)
+async def _installation(store: Store, release: Release) -> Installation:
+    namespace, controller = release.namespace, release.controller
+    deployment = await _found(store, DEPLOYMENT, controller, namespace)
     if deployment is None:
-        note = f"Deployment {namespace}/{_CONTROLLER} cannot be read: settings are taken at their defaults (see -n)"
+        note = (
+            f"Deployment {namespace}/{controller} cannot be read: settings are taken at their defaults "
+            "(see -n and --controller)"
+        )
         return Installation(namespace=namespace, notes=(note,))
     template = deployment.spec.template.spec
     environ = {each.name: each.value for container in template.containers for each in container.env}

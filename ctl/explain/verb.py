@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 
 from api.configfile import shown as quoted
-from ctl import output, stores
+from ctl import output, programs, stores
 from ctl.errors import Misuse
 from ctl.explain import pod, pool, scene
+from runtime.store.port import Store
 
 _POD = "pod"
 _POOL = "pool"
@@ -37,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     of_pool = words.add_parser(_POOL, help="whom a pool serves, what is in it, why it would refuse")
     of_pool.add_argument("name", metavar="NAME")
     for word in (of_pod, of_pool):
-        word.add_argument("-n", "--namespace", default="spiderpool", help="of the release (default %(default)s)")
+        programs.add_arguments(word)
         output.add_argument(word)
         stores.add_arguments(word)
     given = parser.parse_args(argv)
@@ -51,7 +52,7 @@ async def _pod(given: argparse.Namespace) -> str:
         msg = f"{quoted(given.name)}: expected NAMESPACE/NAME"
         raise Misuse(msg)
     async with stores.opened(given.state_dir) as store:
-        seen = await scene.read(store, given.namespace, cluster=not given.state_dir, now=time.time())
+        seen = await _scene(store, given)
         subject = await scene.pod(store, seen, namespace, name, cluster=not given.state_dir)
         plugins = await scene.plugins(
             store, seen, subject, nic=given.nic, ipv4=given.default_ipv4, ipv6=given.default_ipv6
@@ -60,8 +61,13 @@ async def _pod(given: argparse.Namespace) -> str:
     return output.shown(found, given.output, lambda wide: pod.render(found, wide=wide))
 
 
+async def _scene(store: Store, given: argparse.Namespace) -> scene.Scene:
+    release = None if given.state_dir else scene.Release(namespace=given.namespace, controller=given.controller)
+    return await scene.read(store, release, now=time.time())
+
+
 async def _pool(given: argparse.Namespace) -> str:
     async with stores.opened(given.state_dir) as store:
-        seen = await scene.read(store, given.namespace, cluster=not given.state_dir, now=time.time())
+        seen = await _scene(store, given)
     found = pool.explain(seen, given.name)
     return output.shown(found, given.output, lambda wide: pool.render(found, wide=wide))

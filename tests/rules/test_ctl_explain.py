@@ -27,6 +27,7 @@ NOW = 1_800_000_000.0
 CID = "0123456789ab"
 LATER = "2030-01-01T00:00:00Z"
 EARLIER = "2020-01-01T00:00:00Z"
+SPIDERPOOL = "spiderpool/spiderpool-controller"
 
 
 def lan(
@@ -106,7 +107,7 @@ def explained(*items: object, nic: str = "", ipv4: tuple[str, ...] = ()) -> PodE
         store = MemoryStore()
         await put(store, Namespace(metadata=ObjectMeta(name="default")), Node(metadata=ObjectMeta(name="n1")), *items)
         before = store.revision
-        seen = await scene.read(store, "spiderpool", cluster=True, now=NOW)
+        seen = await scene.read(store, scene.Release("spiderpool"), now=NOW)
         subject = await scene.pod(store, seen, "default", "web", cluster=True)
         plugins = await scene.plugins(store, seen, subject, nic=nic, ipv4=ipv4, ipv6=())
         assert store.revision == before, "nothing is written"
@@ -201,7 +202,7 @@ def explained_with_uid(store_pod: Pod, *items: object) -> PodExplained:
             text = (item.status.allocated_ips or "").replace('"u1"', f'"{uid}"')
             change = {"status": {"allocatedIPs": text or None}}
             await store.patch(IPPOOL, item.metadata.name, change, subresource="status")
-        seen = await scene.read(store, "spiderpool", cluster=True, now=NOW)
+        seen = await scene.read(store, scene.Release("spiderpool"), now=NOW)
         subject = await scene.pod(store, seen, "default", "web", cluster=True)
         found = pod.explain(seen, subject, await scene.plugins(store, seen, subject, nic="", ipv4=(), ipv6=()))
         await store.aclose()
@@ -307,7 +308,7 @@ def test_the_settings_of_the_release_count() -> None:
     assert "enableIPv7" in broken.notes[0]
     unknown = explained(*items)
     assert unknown.notes == (
-        "Deployment spiderpool/spiderpool-controller cannot be read: settings are taken at their defaults (see -n)",
+        f"Deployment {SPIDERPOOL} cannot be read: settings are taken at their defaults (see -n and --controller)",
     )
 
 
@@ -345,7 +346,7 @@ def of_pool(name: str, *items: object) -> pool.PoolExplained:
     async def work() -> pool.PoolExplained:
         store = MemoryStore()
         await put(store, *installed(), *items)
-        seen = await scene.read(store, "spiderpool", cluster=True, now=NOW)
+        seen = await scene.read(store, scene.Release("spiderpool"), now=NOW)
         await store.aclose()
         return pool.explain(seen, name)
 

@@ -23,38 +23,42 @@ import anyio
 import msgspec
 from msgspec import Struct
 
+from actors.addressing import (
+    ALLOCATE_SECONDS,
+    LinkFailed,
+    allocate,
+    as_cni,
+    ask,
+    holds_nothing,
+    pod_ref,
+)
 from actors.conflict import disown
 from actors.controllers import Controllers
 from actors.disk import Journal
 from actors.outbox import Message as OutboxMessage
 from actors.outbox import Owe, Recall, Settle
 from actors.verification import verify
-from api.wire import Allocate, Allocated, PodRef, Rejected
+from api.wire import Allocated
 from cni import coordination
 from cni.coordination import CoordinationPlan, Pair, coordination_plan, host_veth
 from cni.errors import (
-    AllocationRefused,
     CniError,
     InterfaceExists,
-    InternalError,
     InvalidNetns,
     TryAgainLater,
 )
 from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
 from cni.plan import LinkPlan, LinkState, address_plan, link_plan
-from cni.protocol import Invocation, PodArgs, Role
+from cni.protocol import Invocation, Role
 from cni.result import Interface, IpConfig, Result, RouteConfig
 from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope
 from runtime.errors import ActorError
-from runtime.transport.port import TransportError, Unreachable
 from telemetry import metrics, traces
 
 _log = logging.getLogger(__name__)
 
-ALLOCATE_SECONDS = 20.0
-"""How long an ADD waits for addresses. kubelet gives the whole sandbox 2 minutes and then tries again anyway."""
 _SETTLE_SECONDS = 5.0
 """How long an ADD waits for an earlier DEL of the same interface to be over."""
 _UNDO_SECONDS = 10.0
@@ -225,7 +229,7 @@ class SandboxActor(Actor[Message]):
             )
             await self._put(entry)
         except BaseException as error:
-            if isinstance(error, _LinkFailed):
+            if isinstance(error, LinkFailed):
                 given = error.allocated
                 entry = msgspec.structs.replace(
                     entry,
@@ -235,8 +239,8 @@ class SandboxActor(Actor[Message]):
                     doubtful=error.doubtful,
                 )
             with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
-                await self._undo(entry, made=not isinstance(error, _LinkFailed), asked=not _holds_nothing(error))
-            raise _as_cni(error, invocation) from error
+                await self._undo(entry, made=not isinstance(error, LinkFailed), asked=not holds_nothing(error))
+            raise as_cni(error, invocation) from error
         return result
 
     async def _build(
@@ -260,10 +264,17 @@ class SandboxActor(Actor[Message]):
         async with anyio.create_task_group() as group:
             if plan is not None:
                 group.start_soon(make, plan)
-            allocated, doubtful = await self._ask(invocation, begun=begun, disputed=disputed)
+            allocated, doubtful = await self._addresses(invocation, begun=begun, disputed=disputed)
         if failure is not None:
-            raise _LinkFailed(failure, allocated, doubtful=doubtful)
+            raise LinkFailed(failure, allocated, doubtful=doubtful)
         return link, allocated, doubtful
+
+    async def _addresses(self, invocation: Invocation, *, begun: int, disputed: bool) -> tuple[Allocated, bool]:
+        masters: tuple[str, ...] | None = None
+        if invocation.conf.ipam.match_master_subnet:
+            masters = await self._kernel.master_networks(invocation.netns, invocation.ifname)
+        asked = allocate(invocation, begun=begun, disputed=disputed, masters=masters)
+        return await ask(self._controllers, asked, deadline=self.system.clock.now() + ALLOCATE_SECONDS)
 
     async def _coordinate(self, invocation: Invocation, allocated: Allocated) -> CoordinationPlan | None:
         """The pod's way to its own node and back, where the configuration wants one."""
@@ -276,37 +287,6 @@ class SandboxActor(Actor[Message]):
             if plan is not None:
                 await self._kernel.coordinate(plan)
         return plan
-
-    async def _ask(self, invocation: Invocation, *, begun: int, disputed: bool) -> tuple[Allocated, bool]:
-        ipam = invocation.conf.ipam
-        masters: tuple[str, ...] | None = None
-        if ipam.match_master_subnet:
-            masters = await self._kernel.master_networks(invocation.netns, invocation.ifname)
-        answered = await self._controllers.ask(
-            Allocate(
-                pod=_pod(invocation.args),
-                nic=invocation.ifname,
-                container_id=invocation.container_id,
-                default_ipv4=ipam.default_ipv4_ippool,
-                default_ipv6=ipam.default_ipv6_ippool,
-                clean_gateway=ipam.clean_gateway,
-                begun=begun,
-                disputed=disputed,
-                master_subnets=masters,
-            ),
-            deadline=self.system.clock.now() + ALLOCATE_SECONDS,
-        )
-        match answered.response:
-            case Allocated() as allocated:
-                return allocated, answered.doubtful
-            case Rejected(message, retry, cause, explanation, held):
-                _count_failure(cause)
-                details = "" if explanation is None else explanation.summary()
-                error = TryAgainLater(message, details) if retry else AllocationRefused(message, details)
-                raise _Rejected(error, held=held or answered.doubtful)
-            case _:
-                msg = f"a controller answered an allocation with {type(answered.response).__name__}"
-                raise InternalError(msg)
 
     async def _undo(self, entry: JournalEntry, *, made: bool, asked: bool) -> None:
         """Take the link away and see to it that the addresses go back."""
@@ -323,7 +303,7 @@ class SandboxActor(Actor[Message]):
 
     async def _settle(self, invocation: Invocation) -> bool:
         """Wait until nothing is owed for this container; says whether its addresses may be asked for twice over."""
-        question = Settle(Key(self._container_id, invocation.ifname), _pod(invocation.args))
+        question = Settle(Key(self._container_id, invocation.ifname), pod_ref(invocation.args))
         try:
             return await self._outbox.ask(question, timeout=_SETTLE_SECONDS)
         except ActorError as error:
@@ -400,7 +380,7 @@ class SandboxActor(Actor[Message]):
             role=invocation.role,
             kind=invocation.link_kind,
             host_veth=_host_veth(invocation),
-            pod=_pod(invocation.args),
+            pod=pod_ref(invocation.args),
             changed_ns=self._wall_ns(),
         )
 
@@ -425,35 +405,6 @@ class SandboxActor(Actor[Message]):
         return int(self.system.clock.wall() * 1e9)
 
 
-class _LinkFailed(Exception):
-    """The addresses were granted, and the link could not be made."""
-
-    def __init__(self, error: CniError, allocated: Allocated, *, doubtful: bool) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.allocated = allocated
-        self.doubtful = doubtful
-
-
-class _Rejected(Exception):
-    """The controller said no."""
-
-    def __init__(self, error: CniError, *, held: bool) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.held = held
-
-
-def _count_failure(cause: str) -> None:
-    match cause:
-        case "no_available_pool":
-            metrics.IPAM_ALLOCATION_ERR_NO_AVAILABLE_POOL_COUNTS.inc()
-        case "ip_used_out":
-            metrics.IPAM_ALLOCATION_ERR_IP_USED_OUT_COUNTS.inc()
-        case "internal":
-            metrics.IPAM_ALLOCATION_ERR_INTERNAL_COUNTS.inc()
-
-
 async def detach(kernel: Kernel, entry: JournalEntry) -> None:
     """Remove the links that an entry stands for; one of another kind is somebody else's and stays.
 
@@ -464,42 +415,11 @@ async def detach(kernel: Kernel, entry: JournalEntry) -> None:
         await kernel.detach_link(entry.netns, entry.ifname, kind=entry.kind, pair=pair)
 
 
-def _leaf(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _holds_nothing(error: BaseException) -> bool:
-    """Whether the controller surely holds nothing because of this failure."""
-    if isinstance(error, BaseExceptionGroup):
-        return any(_holds_nothing(inner) for inner in error.exceptions)
-    return isinstance(error, Unreachable) or (isinstance(error, _Rejected) and not error.held)
-
-
-def _as_cni(error: BaseException, invocation: Invocation) -> BaseException:
-    leaf = _leaf(error)
-    match leaf:
-        case _Rejected() | _LinkFailed():
-            return leaf.error
-        case TransportError():
-            metrics.IPAM_ALLOCATION_ERR_RETRIES_EXHAUSTED_COUNTS.inc()
-            return TryAgainLater(f"pod {_pod(invocation.args)}: no controller could be asked for addresses", str(leaf))
-        case ActorError():
-            return TryAgainLater(f"pod {_pod(invocation.args)}: the agent is overloaded or stopping", str(leaf))
-        case _:
-            return leaf
-
-
 def _host_veth(invocation: Invocation) -> str:
     """Noted before anything is built: after a crash, or with the journal lost, the pair is still found."""
     if invocation.role is Role.MAIN and coordination.wanted(invocation.conf):
         return host_veth(invocation.container_id)
     return ""
-
-
-def _pod(args: PodArgs) -> PodRef:
-    return PodRef(namespace=args.namespace, name=args.name, uid=args.uid)
 
 
 def _result(invocation: Invocation, link: LinkState | None, allocated: Allocated) -> Result:

@@ -11,9 +11,9 @@ from random import Random
 
 import anyio
 
+from actors.addressing import ALLOCATE_SECONDS
 from actors.controllers import Controllers
 from actors.outbox import ECHO_SECONDS
-from actors.addressing import ALLOCATE_SECONDS
 from api.core import Pod
 from api.wire import Allocate, Allocated, PodRef, Rejected, Release
 from runtime.clock import Clock

@@ -16,6 +16,7 @@ from api.ippool import SpiderIPPool
 from ipam.addresses import format_address
 from ipam.ledger import Ledger
 from ipam.ranges import Ranges
+from tests.cluster.carriers import carried, doubles
 from tests.cluster.lab import Cluster, LabFailed
 from tests.cluster.lab.node import Node
 
@@ -73,7 +74,8 @@ def audit(cluster: Cluster, *, expect: int | None = None) -> list[str]:
     found += [f"SpiderEndpoint {r.pod} says {r.address}, the pod does not" for r in sorted(endpoints - wanted)]
     found += [f"SpiderEndpoint {r.pod} lacks {r.address}" for r in sorted(wanted - endpoints)]
     shared = [r.address for r in wanted]
-    found += [f"{ip} is carried by two pods" for ip in sorted({ip for ip in shared if shared.count(ip) > 1})]
+    found += [f"{ip} is in the status of two pods" for ip in sorted({ip for ip in shared if shared.count(ip) > 1})]
+    found += link_findings(cluster, pods)
     found += pool_counts(cluster)
     for node in cluster.nodes.values():
         if node.is_on:
@@ -133,6 +135,29 @@ def endpoint_records(cluster: Cluster) -> Iterable[Record]:
             for key in ("ipv4", "ipv6"):
                 if detail.get(key):
                     yield Record(name, detail[key].partition("/")[0])
+
+
+def link_findings(cluster: Cluster, pods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where pods' links carry something else than their status says, or two carry the same; on nodes that are on."""
+    names = {_sandbox_uid(pod): name for name, pod in pods.items()}
+    held = carried(cluster)
+    found = [f"{ip} is carried by {' and '.join(map(str, sorted(by)))}" for ip, by in sorted(doubles(held).items())]
+    carriers = {Record(names.get(by.uid, str(by)), ip) for ip, holders in held.items() for by in holders}
+    wanted = {
+        Record(name, ip)
+        for name, pod in pods.items()
+        if cluster.node(pod["spec"]["nodeName"]).is_on
+        for ip in addresses(pod)
+    }
+    found += [f"a link of {r.pod} carries {r.address}, which it has not" for r in sorted(carriers - wanted)]
+    found += [f"no link of {r.pod} carries {r.address}" for r in sorted(wanted - carriers)]
+    return found
+
+
+def _sandbox_uid(pod: Mapping[str, Any]) -> str:
+    """The uid that kubelet uses: a mirror has one of its own."""
+    metadata = pod["metadata"]
+    return str(metadata.get("annotations", {}).get("kubernetes.io/config.hash") or metadata["uid"])
 
 
 def node_findings(node: Node, pods: list[dict[str, Any]]) -> list[str]:

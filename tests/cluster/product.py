@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 import msgspec
 import yaml
 
-from tests.cluster.lab import Cluster
+from tests.cluster.lab import Cluster, plan
 from tests.cluster.lab.cluster import PRODUCT_NAMESPACE
 from tests.servers.provide import CHECKOUT
 
@@ -58,22 +58,24 @@ def image() -> Image:
     return Image(path=CHECKOUT / found["path"], name=found["name"])
 
 
-def pools(*, first: int = 10, last: int = 0, name: str = "", default: bool = True) -> list[dict[str, Any]]:
-    """A pool of each family on the lab's LAN, of the addresses that end in .10.`first` to .10.`last`.
+def pools(
+    *, block: int = 10, first: int = 10, last: int = 0, name: str = "", default: bool = True
+) -> list[dict[str, Any]]:
+    """A pool of each family on the lab's LAN, of the addresses that end in .`block`.`first` to .`block`.`last`.
 
     Args:
-        first: of the last octet (IPv4) or group (IPv6).
+        block: the octet (IPv4) or group (IPv6) before the last.
+        first: of the last octet or group.
         last: as `first`; 0 for `CAPACITY` addresses.
         name: of both, with the family behind it; empty for `POOL_V4` and `POOL_V6`.
         default: whether pods that name no pool get addresses of it.
     """
     last = last or first + CAPACITY - 1
     names = (f"{name}-v4", f"{name}-v6") if name else (POOL_V4, POOL_V6)
+    v4, v6 = f"10.89.{block}.", f"fd00:89::{block}:"
     return [
-        _pool(names[0], 4, "10.89.0.0/16", f"10.89.10.{first}-10.89.10.{last}", "10.89.0.1", default=default),
-        _pool(
-            names[1], 6, "fd00:89::/64", f"fd00:89::10:{first:x}-fd00:89::10:{last:x}", "fd00:89::1", default=default
-        ),
+        _pool(names[0], 4, "10.89.0.0/16", f"{v4}{first}-{v4}{last}", plan.GATEWAY[0], default=default),
+        _pool(names[1], 6, "fd00:89::/64", f"{v6}{first:x}-{v6}{last:x}", plan.GATEWAY[1], default=default),
     ]
 
 

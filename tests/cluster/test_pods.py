@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-from collections.abc import Iterator
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -58,18 +61,73 @@ def test_pods_pools_endpoints_journals_and_kernels_agree(web: Deployment) -> Non
     settled(web.cluster, expect=REPLICAS)
 
 
-def test_an_audit_would_find_a_leak(web: Deployment) -> None:
-    """Without it the audits of all other tests would prove nothing."""
-    (first, *_) = underlay_pods(web.cluster).values()
-    name, node = first["metadata"]["name"], web.cluster.node(first["spec"]["nodeName"])
-    address = addresses(first)[0]
+@contextmanager
+def _no_route(web: Deployment, pod: dict[str, Any], address: str) -> Iterator[None]:
+    node = web.cluster.node(pod["spec"]["nodeName"])
     veth = node.run(["sh", "-c", f"ip route show table 500 | grep '^{address} '"]).stdout.split()[2]
     node.run(["ip", "route", "del", address, "dev", veth, "table", "500"])
     try:
-        assert any(address in line for line in audit(web.cluster))
+        yield
     finally:
         node.run(["ip", "route", "add", address, "dev", veth, "scope", "link", "table", "500"])
-    assert not audit(web.cluster), name
+
+
+@contextmanager
+def _carried_twice(web: Deployment, pod: dict[str, Any], address: str) -> Iterator[None]:
+    """Another pod carries it too, where no neighbour hears of it."""
+    other = next(it for it in web.pods() if _name(it) != _name(pod))
+    node = web.cluster.node(other["spec"]["nodeName"])
+    (process, *_) = node.processes_below(f"kubepods/*/pod{other['metadata']['uid']}")
+    ip = ["nsenter", f"--net=/proc/{process.pid}/ns/net", "ip", "address"]
+    subprocess.run([*ip, "add", f"{address}/32", "dev", "lo"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*ip, "del", f"{address}/32", "dev", "lo"], check=True)
+
+
+@contextmanager
+def _endpoint_without_it(web: Deployment, pod: dict[str, Any], _: str) -> Iterator[None]:
+    def write(ips: list[Any]) -> None:
+        patch = json.dumps({"status": {"current": {"ips": ips}}})
+        web.cluster.kubectl("patch", "spiderendpoint", _name(pod), "--type=merge", f"--patch={patch}")
+
+    ips = web.cluster.kubectl_json("get", "spiderendpoint", _name(pod))["status"]["current"]["ips"]
+    write([])
+    try:
+        yield
+    finally:
+        write(ips)
+
+
+@contextmanager
+def _held_twice(web: Deployment, _: dict[str, Any], address: str) -> Iterator[None]:
+    """The pool has one more record for the pod, of an address that it does not have."""
+
+    def write(records: dict[str, Any]) -> None:
+        patch = json.dumps({"status": {"allocatedIPs": json.dumps(records)}})
+        where = ("spiderippool", POOL_V4, "--subresource=status", "--type=merge")
+        web.cluster.kubectl("patch", *where, f"--patch={patch}")
+
+    records = json.loads(web.cluster.kubectl_json("get", "spiderippool", POOL_V4)["status"]["allocatedIPs"])
+    write(records | {"10.89.10.249": records[address]})
+    try:
+        yield
+    finally:
+        write(records)
+
+
+@pytest.mark.parametrize("fault", [_no_route, _carried_twice, _endpoint_without_it, _held_twice])
+def test_an_audit_would_find_it(
+    web: Deployment, fault: Callable[[Deployment, dict[str, Any], str], AbstractContextManager[None]]
+) -> None:
+    """Without it the audits of all other tests would prove nothing."""
+    (first, *_) = underlay_pods(web.cluster).values()
+    address = addresses(first)[0]
+    with fault(web, first, address):
+        found = audit(web.cluster)
+    assert any(address in line or _name(first) in line for line in found), found
+    assert not audit(web.cluster)
 
 
 def test_pods_reach_each_other_on_the_same_and_on_another_node(web: Deployment) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from tests.cluster.lab import Cluster
+from tests.cluster.lab import Cluster, LabFailed
+from tests.cluster.lab.client import ApiClient, Refused
+from tests.cluster.lab.images import PAUSE
 from tests.cluster.lab.pods import pod
 from tests.cluster.product import is_ready
 from tests.servers.process import CommandFailed
@@ -20,52 +23,76 @@ _READY_SECONDS: Final = 180.0
 _SANDBOX_FAILED: Final = "FailedCreatePodSandBox"
 
 
-class Deployment:
-    """Pods that serve HTTP, spread over the nodes, Ready when kubelet's probe reaches them; and a Service for them."""
+class Workload:
+    """Pods of one label that a controller of Kubernetes makes, spread over the nodes."""
 
-    def __init__(self, cluster: Cluster, name: str, *, namespace: str = "default", grace: int = 1) -> None:
-        """Nothing exists before `scale`."""
+    KIND: str
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        name: str,
+        *,
+        namespace: str = "default",
+        grace: int = 1,
+        bare: bool = False,
+        annotations: Mapping[str, str] | None = None,
+        **spec: Any,
+    ) -> None:
+        """Nothing exists before `scale`.
+
+        Args:
+            cluster: that it is for.
+            name: of it, and the value of its pods' label `app`.
+            namespace: of it.
+            grace: of its pods' ends, seconds.
+            bare: pods that only wait, at the least cost for runtime and kubelet, instead of probed HTTP servers.
+            annotations: of its pods.
+            **spec: further fields of its pods' spec.
+        """
         self.cluster = cluster
         self.name = name
         self.namespace = namespace
         self._grace = grace
+        self._bare = bare
+        self._annotations = dict(annotations or {})
+        self._spec = spec
 
     def manifests(self, replicas: int) -> list[dict[str, Any]]:
-        """The Deployment and its Service of both families."""
-        template = pod(self.name, namespace=self.namespace)
-        spec = template["spec"]
-        spec["terminationGracePeriodSeconds"] = self._grace
-        spec["topologySpreadConstraints"] = [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": {"app": self.name}},
-            }
-        ]
-        metadata = {"name": self.name, "namespace": self.namespace}
+        """Everything that it is made of."""
         return [
             {
                 "apiVersion": "apps/v1",
-                "kind": "Deployment",
-                "metadata": metadata,
+                "kind": self.KIND,
+                "metadata": {"name": self.name, "namespace": self.namespace},
                 "spec": {
                     "replicas": replicas,
                     "selector": {"matchLabels": {"app": self.name}},
-                    "template": {"metadata": {"labels": {"app": self.name}}, "spec": spec},
+                    "template": {
+                        "metadata": {"labels": {"app": self.name}, "annotations": self._annotations},
+                        "spec": self._template(),
+                    },
                 },
-            },
-            {
-                "apiVersion": "v1",
-                "kind": "Service",
-                "metadata": metadata,
-                "spec": {
-                    "selector": {"app": self.name},
-                    "ipFamilyPolicy": "RequireDualStack",
-                    "ports": [{"port": 80, "targetPort": PORT}],
-                },
-            },
+            }
         ]
+
+    def _template(self) -> dict[str, Any]:
+        spec: dict[str, Any] = pod(self.name, probe=not self._bare)["spec"]
+        if self._bare:
+            spec["containers"][0].update(image=PAUSE, command=["/pause"])
+            spec["automountServiceAccountToken"] = False
+        spread = {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": {"app": self.name}},
+        }
+        return {
+            **spec,
+            "terminationGracePeriodSeconds": self._grace,
+            "topologySpreadConstraints": [spread],
+            **self._spec,
+        }
 
     def scale(self, replicas: int, *, wait: bool = True, timeout: float = _READY_SECONDS) -> None:
         """Have that many; with `wait`, return when all are Ready, or when none is left."""
@@ -83,19 +110,67 @@ class Deployment:
         self.cluster.wait(done, timeout, f"{replicas} Ready pods of {self.name}", interval=0.5)
 
     def pods(self) -> list[dict[str, Any]]:
-        """Its pods, those that are going included."""
-        selector = f"--selector=app={self.name}"
-        return list(self.cluster.kubectl_json("get", "pods", f"--namespace={self.namespace}", selector)["items"])
+        """Its pods, those that are going included. Raises OSError, LabFailed."""
+        # Asked again and again, of a hundred pods: kubectl would take a good part of the machine.
+        path = f"/api/v1/namespaces/{self.namespace}/pods?labelSelector=app%3D{self.name}"
+        with ApiClient(self.cluster) as api:
+            try:
+                return list(api.get(path)["items"])
+            except (http.client.HTTPException, Refused) as problem:
+                raise LabFailed(repr(problem)) from problem
+
+    def remove(self) -> None:
+        """Delete all of it and wait until the pods are gone."""
+        self.cluster.delete(*self.manifests(0), timeout=120)
+        self.cluster.wait(lambda: not self.pods(), _READY_SECONDS, f"no pod of {self.name}")
+
+
+class Deployment(Workload):
+    """Pods that serve HTTP, Ready when kubelet's probe reaches them, and a Service for them; without it when `bare`."""
+
+    KIND = "Deployment"
+
+    def manifests(self, replicas: int) -> list[dict[str, Any]]:
+        """The Deployment and its Service of both families."""
+        (deployment,) = super().manifests(replicas)
+        deployment["spec"]["strategy"] = {"rollingUpdate": {"maxSurge": "10%", "maxUnavailable": "10%"}}
+        service = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": self.name, "namespace": self.namespace},
+            "spec": {
+                "selector": {"app": self.name},
+                "ipFamilyPolicy": "RequireDualStack",
+                "ports": [{"port": 80, "targetPort": PORT}],
+            },
+        }
+        return [deployment] if self._bare else [deployment, service]
+
+    def roll(self, *, timeout: float) -> None:
+        """Replace all pods, as `kubectl rollout restart` does, and wait until none of the old is left to be replaced.
+
+        Raises CommandFailed.
+        """
+        what = (f"deployment/{self.name}", f"--namespace={self.namespace}")
+        self.cluster.kubectl("rollout", "restart", *what)
+        self.cluster.kubectl("rollout", "status", *what, f"--timeout={timeout:.0f}s", timeout=timeout + 10)
 
     def cluster_ips(self) -> list[str]:
         """The Service's addresses, one of each family."""
         service = self.cluster.kubectl_json("get", "service", self.name, f"--namespace={self.namespace}")
         return list(service["spec"]["clusterIPs"])
 
-    def remove(self) -> None:
-        """Delete all of it and wait until the pods are gone."""
-        self.cluster.delete(*self.manifests(0), timeout=120)
-        self.cluster.wait(lambda: not self.pods(), _READY_SECONDS, f"no pod of {self.name}")
+
+class StatefulSet(Workload):
+    """Pods with names, all made at once."""
+
+    KIND = "StatefulSet"
+
+    def manifests(self, replicas: int) -> list[dict[str, Any]]:
+        """The StatefulSet alone: nobody asks for its pods by name."""
+        (made,) = super().manifests(replicas)
+        made["spec"] |= {"serviceName": self.name, "podManagementPolicy": "Parallel"}
+        return [made]
 
 
 def url(address: str, port: int = PORT) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.cluster.audit import settled
-from tests.cluster.chaos.conflicts import Conflicts
+from tests.cluster.carriers import Conflicts
 from tests.cluster.chaos.faults import FAILURES, Faults, Say, quietly
 from tests.cluster.chaos.load import Load
 from tests.cluster.chaos.schedule import Step, schedule

@@ -11,7 +11,7 @@ from tests.cluster.lab import Cluster, LabFailed, pod
 from tests.cluster.lab.client import ApiClient, Refused
 from tests.cluster.lab.images import PAUSE
 from tests.cluster.product import is_ready
-from tests.cluster.workload import Deployment
+from tests.cluster.workload import Deployment, StatefulSet, Workload
 
 AWAY: Final = (OSError, http.client.HTTPException, Refused, ValueError)
 """What a request meets while the API server is away."""
@@ -35,7 +35,10 @@ class Load:
         self._cluster = cluster
         self._api = ApiClient(cluster, timeout=5)
         self._random = random.Random(seed)
-        self._deployments = [Deployment(cluster, name) for name in ("web", "shop")]
+        self._workloads: list[Workload] = [
+            *(Deployment(cluster, name) for name in ("web", "shop")),
+            StatefulSet(cluster, "ledger", grace=0),
+        ]
         self._sizes = {"web": 6, "shop": 4, "ledger": 3}
         self._stop = threading.Event()
         self._stream = threading.Thread(target=self._run, name="stream", daemon=True)
@@ -44,9 +47,8 @@ class Load:
 
     def start(self) -> None:
         """Everything is Ready once before the first fault. Raises LabFailed."""
-        for deployment in self._deployments:
-            deployment.scale(self._sizes[deployment.name], wait=False)
-        self._cluster.apply(_stateful("ledger", self._sizes["ledger"]))
+        for workload in self._workloads:
+            workload.scale(self._sizes[workload.name], wait=False)
         self._settled()
         self._stream.start()
 
@@ -90,9 +92,8 @@ class Load:
 
     def remove(self) -> None:
         """Everything. Raises LabFailed."""
-        for deployment in self._deployments:
-            deployment.remove()
-        self._cluster.kubectl("delete", "statefulset", "ledger", "--timeout=60s", timeout=70)
+        for workload in self._workloads:
+            workload.remove()
         self._cluster.wait(lambda: not self._pods(), 120, "no pods")
 
     def _pods(self) -> list[dict[str, Any]]:
@@ -155,19 +156,3 @@ class Load:
 def _is_workload(item: dict[str, Any]) -> bool:
     labels: dict[str, str] = item["metadata"].get("labels", {})
     return labels.get("kind") != _STREAM
-
-
-def _stateful(name: str, replicas: int) -> dict[str, Any]:
-    template = pod(name)
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "StatefulSet",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {
-            "replicas": replicas,
-            "serviceName": name,
-            "podManagementPolicy": "Parallel",
-            "selector": {"matchLabels": {"app": name}},
-            "template": {"metadata": {"labels": {"app": name}}, "spec": template["spec"]},
-        },
-    }

@@ -64,6 +64,8 @@ class Node(Machine):
         for name in ("go", "pids.json"):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "hold", ignore_errors=True)
+        # Cgroups do not survive a power failure; kubelet would look for three seconds into each for its container.
+        cgroups.remove(state.cgroups[self.name])
         cgroups.make(state.cgroups[self.name])
         first = spawn(self._spec(), self._state.path, self.name)
         plane = self._plane()

@@ -1,4 +1,4 @@
-"""The look for addresses with two holders, as chaos runs take it: what a kernel carries, and only what two carry."""
+"""The look for addresses with two holders, as audits and chaos take it: what a kernel carries, what two carry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.chaos.conflicts import doubles, lan_addresses
+from tests.cluster.carriers import doubles, lan_addresses
 from tests.netns import Netns
 
 pytestmark = pytest.mark.node

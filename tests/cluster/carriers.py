@@ -1,21 +1,43 @@
-"""No address has two live holders: asked of the kernels while the faults last, not of what anybody wrote down."""
+"""Who carries which address, asked of the kernels and not of what anybody wrote down; nobody shares one."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
+
+import msgspec
 
 from tests.cluster.lab import Cluster, LabFailed
 from tests.cluster.lab.node import Node
 
 _LOOK_SECONDS: Final = 1.5
 _AGAIN_SECONDS: Final = 0.2
-_LAN_V4, _LAN_V6 = "10.89.", "fd00:0089:"
+_LAN_V4, _LAN_V6 = "10.89.", "fd00:89:"
 _LOCAL: Final = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
-_POD: Final = re.compile(r"/pod([0-9a-f-]{36})")
+_POD: Final = re.compile(r"/pod([0-9a-f-]{32,36})")
+"""A static pod's uid has no dashes."""
+
+
+class Holder(msgspec.Struct, frozen=True, order=True):
+    """A network namespace of a pod.
+
+    Attributes:
+        node: where it is.
+        space: the kernel's name of it.
+        uid: of the pod, as kubelet names its cgroup; of a static pod that of its file, not of its mirror.
+    """
+
+    node: str
+    space: str
+    uid: str
+
+    def __str__(self) -> str:
+        return f"{self.node} {self.space} pod {self.uid}"
 
 
 class Conflicts:
@@ -44,21 +66,21 @@ class Conflicts:
                 time.sleep(_AGAIN_SECONDS)
                 again = doubles(carried(self._cluster))
                 self.found += [
-                    f"{address} is carried by {' and '.join(sorted(holders))}"
+                    f"{address} is carried by {' and '.join(map(str, sorted(holders)))}"
                     for address, holders in again.items()
                     if len(holders & twice.get(address, set())) > 1
                 ]
             self.looks += 1
 
 
-def doubles(held: dict[str, set[str]]) -> dict[str, set[str]]:
+def doubles[T](held: Mapping[str, set[T]]) -> dict[str, set[T]]:
     """The addresses with more than one holder."""
     return {address: holders for address, holders in held.items() if len(holders) > 1}
 
 
-def carried(cluster: Cluster) -> dict[str, set[str]]:
-    """Who carries each LAN address: the namespaces of pods on all nodes, named by node, namespace and pod uid."""
-    found: dict[str, set[str]] = {}
+def carried(cluster: Cluster) -> dict[str, set[Holder]]:
+    """Who carries each LAN address, on all nodes that are on."""
+    found: dict[str, set[Holder]] = {}
     for node in cluster.nodes.values():
         for holder, addresses in _on(node).items():
             for address in addresses:
@@ -66,8 +88,8 @@ def carried(cluster: Cluster) -> dict[str, set[str]]:
     return found
 
 
-def _on(node: Node) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def _on(node: Node) -> dict[Holder, list[str]]:
+    found: dict[Holder, list[str]] = {}
     try:
         own = Path(f"/proc/{node.first.pid}/ns/net").readlink()
         processes = node.processes_below("kubepods")
@@ -85,7 +107,7 @@ def _on(node: Node) -> dict[str, list[str]]:
         except OSError:
             continue
         seen.add(space)
-        found[f"{node.name} {space} pod {pod[1] if pod else '?'}"] = addresses
+        found[Holder(node.name, str(space), pod[1] if pod else "?")] = addresses
     return found
 
 
@@ -94,8 +116,7 @@ def lan_addresses(home: Path) -> list[str]:
     ipv4 = {it for it in _LOCAL.findall((home / "net" / "fib_trie").read_text()) if it.startswith(_LAN_V4)}
     ipv6 = set()
     for line in (home / "net" / "if_inet6").read_text().splitlines():
-        digits = line.split()[0]
-        text = ":".join(digits[at : at + 4] for at in range(0, 32, 4))
+        text = str(ipaddress.IPv6Address(int(line.split()[0], 16)))
         if text.startswith(_LAN_V6):
             ipv6.add(text)
     return sorted(ipv4 | ipv6)

@@ -1,6 +1,7 @@
 """Who may ask for what: a pod that asks for addresses has to be alive, and on the node whose agent asks for it.
 
-Snapshots save reads; a pod that is missing in one, or has another uid there, is read before anything is refused.
+Snapshots save reads; a pod that is missing in one, or has another uid or node there, is read before anything is refused:
+kubelet acts the moment a pod is bound, and may be ahead of what a replica has seen.
 """
 
 import logging
@@ -55,7 +56,7 @@ class Callers:
         pod = self._view.pod(ref.namespace, ref.name)
         if pod is None and not self._pods_exist:
             return Pod(metadata=ObjectMeta(name=ref.name, namespace=ref.namespace, uid=ref.uid or str(ref)))
-        if pod is None or not _same(pod, ref.uid):
+        if pod is None or not _same(pod, ref.uid) or pod.spec.node_name != peer.node:
             try:
                 pod = await self._store.get(POD, ref.name, namespace=ref.namespace)
             except NotFound:

@@ -1,7 +1,7 @@
 """Who may ask for what: a pod that asks for addresses has to be alive, and on the node whose agent asks for it.
 
-Snapshots save reads; a pod that is missing in one, or has another uid or node there, is read before anything is refused:
-kubelet acts the moment a pod is bound, and may be ahead of what a replica has seen.
+Snapshots save reads; a pod that is missing in one, or has another uid or node there, is read before anything is
+refused: kubelet acts the moment a pod is bound, and may be ahead of what a replica has seen.
 """
 
 import logging

@@ -17,11 +17,13 @@ import contextlib
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import lru_cache
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import msgspec
+from prometheus_client import Counter, Histogram
 
 from actors import program
 from actors.activity import Activity
@@ -247,8 +249,8 @@ class Controller:
             except ActorError as error:
                 answer = wire.Rejected(message=str(error), retry=True, cause="internal")
         outcome = answer.cause or "rejected" if isinstance(answer, wire.Rejected) else "ok"
-        metrics.RPC_REQUESTS.labels(side="server", method=method, outcome=outcome).inc()
-        metrics.RPC_REQUEST_SECONDS.labels(side="server", method=method).observe(self._clock.now() - begun)
+        _counted(method, outcome).inc()
+        _timed(method).observe(self._clock.now() - begun)
         self._activity.record(request, answer, call.peer, at=self._clock.wall())
         if isinstance(request, wire.Report) and answer == wire.Noted() and self.collecting.enabled:
             answer = await self.collecting.reports.hold(call.peer.node, request, deadline=call.deadline)
@@ -275,6 +277,17 @@ class Controller:
             writes=self.throughput.writes,
             granted=self.throughput.granted,
         )
+
+
+@lru_cache(maxsize=256)
+def _counted(method: str, outcome: str) -> Counter:
+    """To find a series by its labels takes longer than to count. Both are words of our own: they are few."""
+    return metrics.RPC_REQUESTS.labels(side="server", method=method, outcome=outcome)
+
+
+@lru_cache(maxsize=64)
+def _timed(method: str) -> Histogram:
+    return metrics.RPC_REQUEST_SECONDS.labels(side="server", method=method)
 
 
 async def _follow_peers(

@@ -2,7 +2,8 @@
 
 What it does with objects is `runtime.store.memory`, which the contract suite holds to the real API server. What is
 modelled is only the time: half of a request's before the store sees it, half on the way back, so whoever dies in
-between does not know whether it was carried out. It never fails, is never busy, and serves any number at once.
+between does not know whether it was carried out. Where nobody is to die all of it lies before: that is one timer less
+for each pod. It never fails, is never busy, and serves any number at once.
 """
 
 import asyncio
@@ -37,8 +38,14 @@ class Traffic:
 class ModelledApiServer:
     """`Store` of one controller, over the cluster's one `MemoryStore`."""
 
-    def __init__(self, truth: MemoryStore, traffic: Traffic, *, latency: float, random: Random) -> None:
-        """`latency` is the mean, in seconds: half of it is the least that a request takes, the rest is by chance."""
+    def __init__(
+        self, truth: MemoryStore, traffic: Traffic, *, latency: float, random: Random, mortal: bool = False
+    ) -> None:
+        """`latency` is the mean, in seconds: half of it is the least that a request takes, the rest is by chance.
+
+        `mortal`: whoever asks may die over it.
+        """
+        self._mortal = mortal
         self._truth = truth
         self._traffic = traffic
         self._half = latency / 2
@@ -51,7 +58,7 @@ class ModelledApiServer:
         """See the port."""
         half = await self._outward()
         item = await self._truth.get(kind, name, namespace=namespace)
-        await asyncio.sleep(half)
+        await self._homeward(half)
         return item
 
     async def list[T](
@@ -65,7 +72,7 @@ class ModelledApiServer:
         """See the port."""
         half = await self._outward()
         listing = await self._truth.list(kind, namespace=namespace, fields=fields, labels=labels)
-        await asyncio.sleep(half)
+        await self._homeward(half)
         return listing
 
     async def create[T](self, kind: Kind[T], item: T) -> T:
@@ -73,7 +80,7 @@ class ModelledApiServer:
         half = await self._outward()
         made = await self._truth.create(kind, item)
         self._traffic.writes[kind.plural] += 1
-        await asyncio.sleep(half)
+        await self._homeward(half)
         return made
 
     async def patch[T](
@@ -104,12 +111,12 @@ class ModelledApiServer:
             )
         except Conflict:
             self._traffic.conflicts += 1
-            await asyncio.sleep(half)
+            await self._homeward(half)
             raise
         self._traffic.writes[kind.plural] += 1
         self._traffic.pool_bytes += size
         self._traffic.largest = max(self._traffic.largest, size)
-        await asyncio.sleep(half)
+        await self._homeward(half)
         return item
 
     async def delete[T](
@@ -121,9 +128,10 @@ class ModelledApiServer:
             await self._truth.delete(kind, name, namespace=namespace, resource_version=resource_version, uid=uid)
         except Conflict:
             self._traffic.conflicts += 1
+            await self._homeward(half)
             raise
         self._traffic.writes[kind.plural] += 1
-        await asyncio.sleep(half)
+        await self._homeward(half)
 
     def watch[T](
         self, kind: Kind[T], *, since: str, namespace: str = "", fields: Mapping[str, str] | None = None
@@ -136,11 +144,15 @@ class ModelledApiServer:
 
     async def _outward(self, size: int = 0) -> float:
         """The way there; returns the seconds of the way back."""
-        half = self._half
+        if not self._half:
+            return 0.0
+        half = self._half * (0.5 + 0.5 * self._random.expovariate(1.0)) + size * _SECONDS_PER_BYTE / 2
+        await asyncio.sleep(half if self._mortal else 2 * half)
+        return half if self._mortal else 0.0
+
+    async def _homeward(self, half: float) -> None:
         if half:
-            half = half * (0.5 + 0.5 * self._random.expovariate(1.0)) + size * _SECONDS_PER_BYTE / 2
             await asyncio.sleep(half)
-        return half
 
 
 def _status_bytes(change: Mapping[str, Any]) -> int:

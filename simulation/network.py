@@ -1,7 +1,8 @@
 """The network between agents and controllers as a model: it delays, and it shows when a controller has died.
 
 `runtime.testing.transport` can do everything that a network does to somebody, and costs as much as an allocation does.
-Here nothing is lost, doubled or late. Unless somebody is to die a handler runs in its caller's task, which is cheaper.
+Here nothing is lost, doubled or late. Unless somebody is to die a handler runs in its caller's task, and the time of
+the way back passes before: cheaper, and nobody can tell.
 """
 
 import asyncio
@@ -106,7 +107,7 @@ class ModelledChannel:
         if handler is None or deadline <= loop.time():
             msg = f"{self._address} has no connection, or too little time was left"
             raise Unreachable(msg)
-        await asyncio.sleep(network.delay())
+        await asyncio.sleep(network.delay() if network.mortal else network.delay() + network.delay())
         if network.handler(self._address) is handler:
             call = Call(payload=payload, peer=self._peer, deadline=deadline, traceparent=traceparent)
             try:
@@ -120,7 +121,8 @@ class ModelledChannel:
                 msg = f"{type(error).__name__}: {error}"
                 raise RemoteFailure(msg) from error
             if network.handler(self._address) is handler:
-                await asyncio.sleep(network.delay())
+                if network.mortal:
+                    await asyncio.sleep(network.delay())
                 if loop.time() > deadline:
                     msg = f"{self._address} did not answer in time"
                     raise DeadlineExceeded(msg)

@@ -111,7 +111,13 @@ class World:
 
     def _start(self, name: str, spawn: Callable[..., object]) -> None:
         plan, clock = self.plan, VirtualClock()
-        store = ModelledApiServer(self.truth, self.traffic, latency=plan.api_latency, random=self._random)
+        store = ModelledApiServer(
+            self.truth,
+            self.traffic,
+            latency=plan.api_latency,
+            random=self._random,
+            mortal=plan.kill_owner_at is not None,
+        )
         settings = ControllerSettings(
             pod_namespace=_NAMESPACE, pod_name=name, gc_ip_enabled=False, pool_write_rate=plan.write_budget
         )

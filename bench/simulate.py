@@ -69,7 +69,8 @@ def _profile(plan: Plan) -> None:
         del number
         seen: set[str] = set()
         while frame is not None:
-            where = f"{frame.f_code.co_filename.removeprefix(f'{_ROOT}/')}:{frame.f_code.co_qualname}"
+            file = frame.f_code.co_filename.removeprefix(f"{_ROOT}/").rpartition("site-packages/")[2]
+            where = f"{file}:{frame.f_code.co_qualname}"
             if not seen:
                 own[where] += 1
             if where not in seen:
@@ -86,9 +87,7 @@ def _profile(plan: Plan) -> None:
     for heading, counted in (("in the function itself", own), ("with all that it calls", below)):
         print(f"\n{microseconds:.0f} us a pod, {heading}")
         for where, count in counted.most_common(_SHOWN):
-            print(
-                f"  {count / total:6.1%} {count / total * microseconds:7.1f} us  {where.rpartition('site-packages/')[2]}"
-            )
+            print(f"  {count / total:6.1%} {count / total * microseconds:7.1f} us  {where}")
 
 
 if __name__ == "__main__":

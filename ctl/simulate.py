@@ -34,22 +34,26 @@ def run(argv: Sequence[str]) -> int:
     """The verb. Raises `Misuse`."""
     given = _parser().parse_args(argv)
     plan = _plan(given)
-    logging.disable(logging.ERROR)  # what the controllers of a simulated cluster say is in the report, counted
-    with _less_garbage(), Bar(plan.pods, sys.stderr) as bar:
+    with _in_quiet(), Bar(plan.pods, sys.stderr) as bar:
         report = simulate(plan, progress=bar.show, real=time.perf_counter)
     print(output.shown(report, given.output, lambda wide: render(report, wide=wide)), end="")
     return 0 if report.well else 1
 
 
 @contextmanager
-def _less_garbage() -> Iterator[None]:
-    """Look for cycles seldom. The usual 2,000 new objects would have all pods walked over again and again."""
-    threshold = gc.get_threshold()
+def _in_quiet() -> Iterator[None]:
+    """Without the controllers' logs, for what they say is counted in the report; and with few looks for cycles.
+
+    The usual 2,000 new objects between two looks would have all pods walked over again and again.
+    """
+    threshold, level = gc.get_threshold(), logging.root.manager.disable
+    logging.disable(logging.ERROR)
     gc.set_threshold(_GARBAGE, 20, 100)
     try:
         yield
     finally:
         gc.set_threshold(*threshold)
+        logging.disable(level)
 
 
 class Bar:
@@ -85,7 +89,7 @@ def render(report: Report, *, wide: bool) -> str:
     plan, writes = report.plan, report.writes
     families = "IPv4 and IPv6" if plan.dual_stack else "IPv4"
     world = (
-        f"{plan.nodes:,} nodes x {plan.pods_per_node} pods in {plan.over:g} s, {plan.pools:,} pools of "
+        f"{plan.nodes:,} nodes x {plan.pods_per_node} pods in {plan.over:g} s, {_several(plan.pools, 'pool')} of "
         f"{plan.pool_size:,} addresses ({families}), {_several(plan.controllers, 'controller')}, API server "
         f"{plan.api_latency * 1e3:g} ms, seed {plan.seed}"
     )

@@ -140,7 +140,8 @@ class ModelledApiServer:
         return self._truth.watch(kind, since=since, namespace=namespace, fields=fields)
 
     async def aclose(self) -> None:
-        """See the port. The store below stays."""
+        """See the port. All watches end, those of other controllers too, as with an API server that restarts."""
+        await self._truth.aclose()
 
     async def _outward(self, size: int = 0) -> float:
         """The way there; returns the seconds of the way back."""

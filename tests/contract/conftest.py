@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -14,6 +15,7 @@ from runtime.store.kubernetes import KubernetesStore
 from runtime.store.memory import MemoryStore
 from runtime.store.port import Store
 from runtime.store.sqlite import SQLiteStore
+from simulation.apiserver import ModelledApiServer, Traffic
 from tests.servers import ControlPlane
 
 
@@ -21,7 +23,7 @@ class Backend:
     """One adapter with what a test needs beside the port.
 
     Attributes:
-        name: memory, sqlite or kubernetes.
+        name: memory, modelled, sqlite or kubernetes.
         store: the store.
         other: a second client of the same storage (the same object where there can be no second).
         namespace: one that no other test uses.
@@ -46,7 +48,7 @@ class Backend:
         )
 
 
-@pytest.fixture(params=["memory", "sqlite", "kubernetes"])
+@pytest.fixture(params=["memory", "modelled", "sqlite", "kubernetes"])
 async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
     """Each adapter in turn."""
     match request.param:
@@ -59,6 +61,16 @@ async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
             yield Backend("memory", memory, memory, "contract", compact_memory)
             await memory.aclose()
+        case "modelled":
+            truth = MemoryStore()
+            modelled = ModelledApiServer(truth, Traffic(), latency=0.0002, random=Random(1))
+
+            async def compact_truth() -> str:
+                truth.compact()
+                return str(truth.revision - 1)
+
+            yield Backend("modelled", modelled, modelled, "contract", compact_truth)
+            await modelled.aclose()
         case "sqlite":
             # A busy disk may starve one of two writers for seconds, and these tests are not about its patience.
             sqlite, twin = (SQLiteStore(tmp_path / "store.db", patience=60) for _ in range(2))

@@ -58,6 +58,8 @@ class Claim(Question["Granted | Refused"], frozen=True, tag=True):
     """As in `wire.Allocate`."""
     disputed: bool = False
     """As in `wire.Allocate`."""
+    confirm: bool = False
+    """Nothing is granted or taken over: is what this very sandbox was granted still its own?"""
 
 
 class Surrender(Question["Surrendered | Refused"], frozen=True, tag=True):
@@ -119,7 +121,7 @@ type Request = Claim | Surrender | Disown | Reclaim
 def operation(message: Request) -> rules.Operation:
     """A request as the ledger's rule. Replayed for every attempt, so it looks at nothing but the request."""
     match message:
-        case Claim(pod, uid, nic, node, cid, fixed, moving, begun, disputed):
+        case Claim(pod, uid, nic, node, cid, fixed, moving, begun, disputed, confirm):
             return rules.Claim(
                 pod=pod,
                 uid=uid,
@@ -130,6 +132,7 @@ def operation(message: Request) -> rules.Operation:
                 moving=moving,
                 begun=begun,
                 disputed=disputed,
+                confirm=confirm,
             )
         case Surrender(uid, nic, cid, node, keep, retain, kept_only, successor):
             return rules.Surrender(

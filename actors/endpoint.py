@@ -10,7 +10,7 @@ the next pod of that name is written into it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from typing import Any
 
 import msgspec
@@ -65,11 +65,19 @@ class Endpoints:
     def __repr__(self) -> str:
         return f"<Endpoints {len(self._written)} remembered>"
 
-    async def write(self, holder: Holder, *, node: str, nics: Sequence[NicGrant]) -> None:
+    async def write(
+        self,
+        holder: Holder,
+        *,
+        node: str,
+        nics: Sequence[NicGrant],
+        confirm: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Record what NICs of a pod hold: create the object, or put the NICs into the one that is there.
 
-        An object of an earlier pod of the same name gives way, unless the addresses are fixed. Raises
-        `EndpointContended` and `StoreError`.
+        An object of an earlier pod of the same name gives way, unless the addresses are fixed. Before what is written
+        there is replaced, `confirm` raises if the pools have something newer than `nics`: that was written later than
+        they were asked, and is not to be undone. Raises `EndpointContended` and `StoreError`.
         """
         namespace, name = holder.pod.metadata.namespace, holder.name
         details = [_detail(nic) for nic in nics]
@@ -80,6 +88,8 @@ class Endpoints:
                     if known is None:
                         self._remember(await self._store.create(ENDPOINT, _new(holder, node, details)))
                         return
+                    if confirm is not None and _is_at_odds(known, holder, details):
+                        await confirm()
                     if _is_replaced(known, holder):
                         await self._remove(known.metadata)
                         known = None
@@ -244,6 +254,15 @@ def _is_replaced(found: SpiderEndpoint, holder: Holder) -> bool:
     if found.metadata.deletion_timestamp is not None:
         return True
     return holder.fixed is None and found.status.current.uid != holder.pod.metadata.uid
+
+
+def _is_at_odds(found: SpiderEndpoint, holder: Holder, details: Sequence[IPAllocationDetail]) -> bool:
+    """Whether it says something else of these NICs, or of another pod."""
+    current = found.status.current
+    shown = {detail.interface: (detail.ipv4, detail.ipv6) for detail in current.ips}
+    return current.uid != holder.pod.metadata.uid or any(
+        shown.get(detail.interface, (detail.ipv4, detail.ipv6)) != (detail.ipv4, detail.ipv6) for detail in details
+    )
 
 
 def _change(

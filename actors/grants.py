@@ -133,7 +133,9 @@ class Grants:
         grants = [_grant(nic, won) for nic in selection.nics]
         _direct(routes, grants, won)
         asked = next(grant for grant in grants if grant.nic == request.nic)
-        await self._endpoints.write(holder, node=peer.node, nics=grants)
+        await self._endpoints.write(
+            holder, node=peer.node, nics=grants, confirm=lambda: self._confirm(claim, won, request.pod)
+        )
         coordinator = self._view.coordination()
         chosen = pod.metadata.annotations.get(annotations.DEFAULT_ROUTE_NIC)
         return Allocated(
@@ -252,6 +254,20 @@ class Grants:
                     if reason.predicate in {"held", "superseded"}:
                         break  # it has an address, which is not free yet: it is not to get a second one
         return None, tuple(verdicts), doubtful
+
+    async def _confirm(self, claim: Claim, won: Mapping[tuple[str, int], _Won], ref: PodRef) -> None:
+        """Raise if not all that was won is this sandbox's still. Nothing is asked twice where all goes well."""
+        for (nic, _), winner in won.items():
+            question = structs.replace(claim, nic=nic, confirm=True)
+            answer = await self._pool(winner.pool).ask(question, timeout=POOL_SECONDS)
+            match answer:
+                case Granted(address=address) if address == winner.granted.address:
+                    pass
+                case Refused(reason, retry=True):
+                    raise Refusal(Rejected(message=f"pod {ref}: {reason}", retry=True, cause="internal", held=True))
+                case _:
+                    text = f"pod {ref}: sandbox {claim.cid} was overtaken by a newer one, or taken down, meanwhile"
+                    raise Refusal(Rejected(message=text, retry=True, cause="internal", held=True))
 
     async def _in_order(self, claim: Claim, need: _Need, had: SpiderEndpoint | None) -> Sequence[str]:
         if len(need.pools) == 1:

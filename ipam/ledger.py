@@ -424,6 +424,11 @@ class Ledger:
             return self._refused("claim", wanted=", ".join(_NEEDED), seen=f"no {', no '.join(missing)}")
         held = self._matching(claim.uid, claim.nic)
         mine = next((ip for ip in held if ip in self._allocatable), None)
+        if claim.confirm:
+            if mine is not None and self._records[mine].cid == claim.cid:
+                return self._granted(mine, fresh=False)
+            seen = "no record" if mine is None else f"one of sandbox {self._records[mine].cid}"
+            return self._refused("superseded", wanted=f"a record of sandbox {claim.cid}", seen=seen)
         if mine is not None:
             return self._renew(mine, claim)
         left = self._left(claim) if claim.fixed else []

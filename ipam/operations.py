@@ -22,6 +22,7 @@ class Claim(Struct, frozen=True, tag="claim", kw_only=True):
             carries it any more.
         begun: when the sandbox's ADD began, unix milliseconds by its node's clock; 0 where that is not known.
         disputed: a claim of an earlier sandbox may still be under way: `begun` is noted, and that one comes too late.
+        confirm: nothing is granted or taken over: is what this very sandbox has still its own?
         moving: a live migration runs, so two pods of that name carry the address for a while: it is taken over though
             the other one has it still.
 
@@ -38,6 +39,7 @@ class Claim(Struct, frozen=True, tag="claim", kw_only=True):
     moving: bool = False
     begun: int = 0
     disputed: bool = False
+    confirm: bool = False
 
 
 class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):

@@ -128,6 +128,31 @@ def test_what_a_new_sandbox_is_given_while_the_old_ones_addresses_are_freed_stay
     play(scene)
 
 
+@pytest.mark.parametrize("remembered", [True, False])
+def test_what_a_newer_sandbox_was_given_is_not_overwritten_by_an_older_one(remembered: bool) -> None:
+    class Overtaken(Exception):
+        pass
+
+    async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
+        async def confirm() -> None:
+            asked.append(pod.metadata.name)
+            if len(asked) > 1:
+                raise Overtaken
+
+        asked: list[str] = []
+        older = endpoints
+        newer, again = (endpoints, endpoints) if remembered else (Endpoints(store), Endpoints(store))
+        await older.write(holder(pod), node="n1", nics=[nic()], confirm=confirm)
+        assert not asked, "it says so already"
+        await newer.write(holder(pod), node="n1", nics=[nic(address="10.0.0.3/24")], confirm=confirm)
+        with pytest.raises(Overtaken):
+            await again.write(holder(pod), node="n1", nics=[nic()], confirm=confirm)
+        (found,) = (await store.list(ENDPOINT)).items
+        assert [detail.ipv4 for detail in found.status.current.ips] == ["10.0.0.3/24"]
+
+    play(scene)
+
+
 def test_what_is_written_while_its_removal_is_under_way_stays_and_has_the_finalizer_again() -> None:
     class Overtaken(FaultyStore):
         async def delete[T](

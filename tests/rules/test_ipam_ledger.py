@@ -78,6 +78,19 @@ def test_a_newer_sandbox_takes_the_record_over() -> None:
     assert one(ledger, surrender(cid="c2")) == Surrendered(ips=("10.0.0.1",))
 
 
+def test_a_sandbox_may_ask_whether_what_it_was_granted_is_still_its_own() -> None:
+    ledger = load()
+    question = structs.replace(claim(cid="c1"), confirm=True)
+    assert reason(one(ledger, question)) == (NAME, "superseded", "a record of sandbox c1", "no record")
+    ledger.apply([claim(cid="c1")])
+    outcome = ledger.apply([question])
+    assert address(outcome.answers[0]) == "10.0.0.1/16" and not outcome.changed
+    ledger.apply([claim(cid="c2")])
+    outcome = ledger.apply([question])
+    assert reason(outcome.answers[0]) == (NAME, "superseded", "a record of sandbox c1", "one of sandbox c2")
+    assert not outcome.changed, "an old sandbox that asks takes nothing over"
+
+
 def test_a_claim_of_the_old_sandbox_that_comes_late_is_undone_by_its_release() -> None:
     ledger = load()
     ledger.apply([claim(cid="c2", node="n1"), claim("u9", cid="c1")])

@@ -93,7 +93,27 @@ def product(cluster: Cluster) -> Product:
     """Our chart on `cluster`, installed while its nodes were NotReady, pools of both families, traces to Jaeger."""
     nodes = cluster.kubectl_json("get", "nodes")["items"]
     assert not any(is_ready(node) for node in nodes), "a node is Ready before anything gave it a network"
-    installed = Product(cluster, image(), values={"otlpEndpoint": cluster.jaeger().otlp_endpoint}).load()
+    # A dead node is dead soon: nobody waits two minutes here.
+    values = {"otlpEndpoint": cluster.jaeger().otlp_endpoint, "ipam": {"gc": {"nodeGrace": 10}}}
+    installed = Product(cluster, image(), values=values).load()
     installed.install()
     cluster.apply(*pools())
     return installed
+
+
+@pytest.fixture
+def steady_nodes(product: Product) -> Iterator[None]:
+    """The nodes are Ready all the time."""
+    before = _ready_transitions(product.cluster)
+    yield
+    changed = {name: at for name, at in _ready_transitions(product.cluster).items() if before.get(name) != at}
+    assert not changed, f"nodes whose Ready condition changed: {changed}"
+
+
+def _ready_transitions(cluster: Cluster) -> dict[str, str]:
+    return {
+        node["metadata"]["name"]: next(
+            it["lastTransitionTime"] for it in node["status"]["conditions"] if it["type"] == "Ready"
+        )
+        for node in cluster.kubectl_json("get", "nodes")["items"]
+    }

@@ -133,7 +133,6 @@ class Deployment(Workload):
     def manifests(self, replicas: int) -> list[dict[str, Any]]:
         """The Deployment and its Service of both families."""
         (deployment,) = super().manifests(replicas)
-        deployment["spec"]["strategy"] = {"rollingUpdate": {"maxSurge": "10%", "maxUnavailable": "10%"}}
         service = {
             "apiVersion": "v1",
             "kind": "Service",

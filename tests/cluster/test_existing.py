@@ -41,7 +41,7 @@ def test_a_node_where_nothing_can_be_installed_says_so_and_keeps_its_network(exi
     n1.run(["sh", "-c", f'sed \'s/"name": *"[^"]*"/"name":"first"/\' /etc/cni/net.d/10-*.conflist > {FOREIGN}'])
     n2.make_read_only("/opt/cni/bin")
     with pytest.raises(CommandFailed):
-        existing.install(timeout=25)
+        existing.install(timeout=15)
     shadowed = cluster.wait(lambda: _events(cluster, "CNIShadowed"), 60, "an event about the foreign file")
     assert "00-first.conflist" in shadowed[0]
     failed = cluster.wait(lambda: _events(cluster, "CNIInstallFailed"), 60, "an event about the read-only folder")
@@ -123,7 +123,7 @@ def test_a_crd_of_another_shape_is_refused_by_name(existing: Product) -> None:
         }
     )
     with pytest.raises((CommandFailed, LabFailed)):
-        existing.install(timeout=30)
+        existing.install(timeout=20)
     pods = cluster.kubectl("get", "pods", f"--namespace={PRODUCT_NAMESPACE}", "--output=name").split()
     logs = "".join(cluster.kubectl("logs", f"--namespace={PRODUCT_NAMESPACE}", name) for name in pods)
     assert name in logs and "Namespaced" in logs, logs

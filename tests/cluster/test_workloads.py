@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(500)
 SCALE: Final = 100
 ROLLS: Final = 3
 ROOM: Final = 110
-"""Addresses of the pool that the rolled Deployment has. Its surge, by default a quarter more pods, does not find room."""
+"""Addresses of the pool that the rolled Deployment has. Its surge, by default a quarter, does not find room."""
 
 AT_ONCE: Final[list[dict[str, Any]]] = [
     {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0}

@@ -116,14 +116,17 @@ class Reclaimer:
                 wall=self._clock.wall(),
                 switches=self._switches,
             )
-            if verdict.ruling is not Ruling.STAY and await self._carry_out(case, verdict):
-                freed.setdefault(case.held.record.pod_uid, []).append(case.held.address)
-                nics.setdefault(case.held.record.pod_uid, set()).add(case.held.record.nic)
+            if verdict.ruling is not Ruling.STAY:
+                uid, nic = case.held.record.pod_uid, case.held.record.nic
+                freed.setdefault(uid, []).extend(await self._carry_out(case, verdict))
+                nics.setdefault(uid, set()).add(nic)
         for uid, addresses in freed.items():
             if pod is None and not wanted:
-                # Whatever else it shows of these NICs: a late copy of an ADD may have written what was freed before.
+                # Whatever it shows of these NICs: a late copy of an ADD may have written what was freed before, and
+                # what was freed now may have been freed the last time, when the answer was lost.
                 await self._endpoints.drop(first.namespace, first.name, uid=uid, gone=nics[uid].__contains__)
-            await self._endpoints.withdraw(first.namespace, first.name, uid=uid, addresses=addresses)
+            if addresses:
+                await self._endpoints.withdraw(first.namespace, first.name, uid=uid, addresses=addresses)
 
     async def _wanted(self, held: Held) -> bool:
         for fixed in wanting(held, machines=self._machines()):
@@ -131,8 +134,8 @@ class Reclaimer:
                 return True
         return False
 
-    async def _carry_out(self, case: Case, verdict: Verdict) -> bool:
-        """Whether the address is free now."""
+    async def _carry_out(self, case: Case, verdict: Verdict) -> tuple[str, ...]:
+        """The address, if it was freed now."""
         held = case.held
         retain = verdict.ruling is Ruling.KEEP
         answer = await self._pool(held.pool).ask(
@@ -144,11 +147,11 @@ class Reclaimer:
                     what = "collected" if addresses else "kept for the next pod of its name"
                     _audit.info("%s %s: %s, %s", held, what, verdict.cause, case.evidence)
                 metrics.IP_GC_COUNTS.inc(len(addresses))
-                return bool(addresses)
+                return addresses
             case Refused(reason=reason):
                 metrics.IP_GC_FAILURE_COUNTS.inc()
                 _log.warning("could not collect %s (%s): %s", held, verdict.cause, reason)
-                return False
+                return ()
             case _:
                 assert_never(answer)
 

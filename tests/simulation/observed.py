@@ -50,6 +50,7 @@ class Ages:
             span = parse_ranges(pool.spec.ips, pool.spec.ip_version or 4)
             rested = sum(
                 now - self._freed.get(format_address(one, span.version), float("-inf")) >= self.rest
+                and now >= self.closed.get(format_address(one, span.version), now)
                 and format_address(one, span.version) not in records
                 for first, last in span.spans
                 for one in range(first, last + 1)

@@ -385,3 +385,95 @@ def test_the_deterministic_loop_refuses_threads_and_reports_a_deadlock() -> None
 
     with pytest.raises(Deadlock):
         run(stuck, seed=1)
+
+
+class Work(Question[str], frozen=True, tag=True):
+    """Piped work that fails after `seconds`, or takes for ever; cancelled, it needs a moment to clean up."""
+
+    seconds: float = 0.0
+
+
+class Worker(Actor["Work | Slept"]):
+    log: list[str]
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def handle(self, message: "Work | Slept", envelope: Envelope) -> object:
+        match message:
+            case Work(seconds):
+
+                async def work() -> float:
+                    try:
+                        await anyio.sleep(seconds or 1000)
+                    finally:
+                        with anyio.CancelScope(shield=True):
+                            await anyio.sleep(1)
+                            self.log.append(f"cleaned up after {seconds}")
+                    msg = "no good"
+                    raise RuntimeError(msg)
+
+                self.pipe(work(), Slept)
+                return LATER
+            case Slept():
+                return None
+
+
+def worker(log: list[str]) -> Callable[[], Worker]:
+    return lambda: Worker(log)
+
+
+async def asked(ref: Ref[Any], message: Question[str], log: list[str]) -> None:
+    try:
+        await ref.ask(message, timeout=100)
+    except ActorStopped:
+        log.append("told")
+
+
+def test_work_that_fails_ends_the_life_when_all_other_work_has_cleaned_up() -> None:
+    async def main(supervisor: Supervisor, record: EventRecord) -> list[str]:
+        log: list[str] = []
+        ref = supervisor.add_actor("worker", worker(log))
+        async with anyio.create_task_group() as group:
+            group.start_soon(asked, ref, Work(), log)
+            group.start_soon(asked, ref, Work(5.0), log)
+            await anyio.sleep(6.5)
+            assert log == ["cleaned up after 5.0"]
+        [child] = supervisor.status().children
+        return [*log, child.state, f"{anyio.current_time():.0f}"]
+
+    expected = ["cleaned up after 5.0", "cleaned up after 0.0", "told", "told", "running", "7"]
+    assert world(main, intensity=Intensity(failures=5, seconds=10)) == expected
+
+
+def test_work_cleans_up_before_an_actor_is_gone_whether_it_ends_in_order_or_is_cancelled() -> None:
+    async def in_order(supervisor: Supervisor, record: EventRecord) -> list[str]:
+        log: list[str] = []
+        ref = supervisor.add_actor("worker", worker(log), shutdown=5.0)
+        async with anyio.create_task_group() as group:
+            group.start_soon(asked, ref, Work(), log)
+            await anyio.sleep(1)
+            await supervisor.remove("worker")
+            log.append("removed")
+        return log
+
+    first, *rest = world(in_order)
+    assert first == "cleaned up after 0.0"
+    assert sorted(rest) == ["removed", "told"]
+    log: list[str] = []
+
+    async def cancelled() -> None:
+        supervisor = Supervisor("test", System(clock=VirtualClock(), random=random.Random(1)))
+        ref = supervisor.add_actor("worker", worker(log))
+        async with anyio.create_task_group() as group:
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as inner:
+                    inner.start_soon(supervisor.run)
+                    inner.start_soon(asked, ref, Work(), log)
+                    await anyio.sleep(1)
+                    scope.cancel()
+            log.append("over")
+            group.cancel_scope.cancel()
+
+    run(cancelled, seed=1)
+    assert log == ["cleaned up after 0.0", "over"]

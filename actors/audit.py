@@ -20,7 +20,7 @@ from typing import Any
 import anyio
 from msgspec import Struct, field
 
-from actors.endpoint import EndpointContended, Endpoints, Holder
+from actors.endpoint import Endpoints, Holder
 from actors.workloads import Workloads
 from api.annotations import AnnotationError, pod_routes
 from api.core import Pod
@@ -32,7 +32,7 @@ from api.route import Route
 from api.wire import Address, NicGrant
 from ipam.drift import Drift, Shown, compare
 from ipam.garbage import Held, held_in
-from runtime.store.port import NotFound, Store, StoreError
+from runtime.store.port import AlreadyExists, Conflict, NotFound, Store, StoreError
 from telemetry import metrics
 
 _log = logging.getLogger(__name__)
@@ -114,11 +114,16 @@ class EndpointAudit:
         if not suspects:
             return
         await anyio.sleep(SECOND_LOOK_SECONDS)
-        pools = await self._pools_of(suspects)
-        for namespace, name in suspects:
+        # In this order: what the pools have later than they were read, an endpoint is given later than it was read. Its
+        # resourceVersion is another one then, and nothing is done.
+        endpoints = [(namespace, name, await self._read(ENDPOINT, name, namespace)) for namespace, name in suspects]
+        pools = {pool.metadata.name: pool for pool in (await self._store.list(IPPOOL)).items}
+        for namespace, name, endpoint in endpoints:
             try:
-                await self._look_again(namespace, name, pools)
-            except (StoreError, EndpointContended) as error:
+                await self._look_again(namespace, name, endpoint, pools)
+            except (Conflict, AlreadyExists):
+                _log.info("SpiderEndpoint %s/%s has changed meanwhile: the next audit looks at it", namespace, name)
+            except StoreError as error:
                 _log.warning(
                     "SpiderEndpoint %s/%s could not be mended: %s: %s", namespace, name, type(error).__name__, error
                 )
@@ -135,14 +140,11 @@ class EndpointAudit:
         found += [name for name, held in records.items() if name not in seen and compare(None, (), held) is not None]
         return found
 
-    async def _pools_of(self, suspects: Iterable[tuple[str, str]]) -> Mapping[str, SpiderIPPool]:
-        """All pools, as they are now. One read, whatever the number of suspects."""
-        return {pool.metadata.name: pool for pool in (await self._store.list(IPPOOL)).items} if suspects else {}
-
-    async def _look_again(self, namespace: str, name: str, pools: Mapping[str, SpiderIPPool]) -> None:
+    async def _look_again(
+        self, namespace: str, name: str, endpoint: SpiderEndpoint | None, pools: Mapping[str, SpiderIPPool]
+    ) -> None:
         key = f"{namespace}/{name}"
         records = [held for pool in pools.values() for held in held_in(pool) if held.record.pod == key]
-        endpoint = await self._read(ENDPOINT, name, namespace)
         drift = compare(
             None if endpoint is None else endpoint.status.current.uid,
             () if endpoint is None else _shown(endpoint.status.current.ips),
@@ -194,7 +196,7 @@ class EndpointAudit:
             return "left alone, no pod that is alive holds the addresses"
         own = [held for held in records if held.record.pod_uid == pod.metadata.uid and not held.kept]
         holder = Holder(pod=pod, workload=await self._workloads.top(pod), fixed=self._workloads.fixed(pod))
-        await self._endpoints.write(holder, node=pod.spec.node_name, nics=_grants(pod, own, pools, endpoint))
+        await self._endpoints.mend(endpoint, holder, node=pod.spec.node_name, nics=_grants(pod, own, pools, endpoint))
         return "written anew"
 
     async def _read[T](self, kind: Kind[T], name: str, namespace: str) -> T | None:

@@ -85,25 +85,13 @@ class Endpoints:
         with traces.span("endpoint.write"):
             for _ in range(ATTEMPTS):
                 try:
-                    if known is None:
-                        self._remember(await self._store.create(ENDPOINT, _new(holder, node, details)))
-                        return
-                    if confirm is not None and _is_at_odds(known, holder, details):
-                        await confirm()
-                    if _is_replaced(known, holder):
-                        await self._remove(known.metadata)
-                        known = None
-                        continue
-                    change = _change(known, holder, node, details)
-                    if change:
-                        known = await self._store.patch(
-                            ENDPOINT,
-                            name,
-                            change,
-                            namespace=namespace,
-                            resource_version=known.metadata.resource_version,
-                        )
-                    self._remember(known)
+                    if known is not None:
+                        if confirm is not None and _is_at_odds(known, holder, details):
+                            await confirm()
+                        if _is_replaced(known, holder):
+                            await self._remove(known.metadata)
+                            known = None
+                    await self._put(known, holder, node, details)
                 except (AlreadyExists, Conflict):
                     known = await self.read(namespace, name)
                 except NotFound:
@@ -112,6 +100,31 @@ class Endpoints:
                     return
         msg = f"SpiderEndpoint {namespace}/{name} was rewritten by others {ATTEMPTS} times in a row"
         raise EndpointContended(msg)
+
+    async def mend(self, found: SpiderEndpoint | None, holder: Holder, *, node: str, nics: Sequence[NicGrant]) -> None:
+        """As `write`, of an object that still is as it was `found`.
+
+        Raises `Conflict` or `AlreadyExists` where it has changed since, and other `StoreError`s.
+        """
+        self._written.pop((holder.pod.metadata.namespace, holder.name), None)
+        if found is not None and _is_replaced(found, holder):
+            await self._remove(found.metadata)
+            found = None
+        await self._put(found, holder, node, [_detail(nic) for nic in nics])
+
+    async def _put(
+        self, known: SpiderEndpoint | None, holder: Holder, node: str, details: Sequence[IPAllocationDetail]
+    ) -> None:
+        if known is None:
+            self._remember(await self._store.create(ENDPOINT, _new(holder, node, details)))
+            return
+        meta = known.metadata
+        change = _change(known, holder, node, details)
+        if change:
+            known = await self._store.patch(
+                ENDPOINT, meta.name, change, namespace=meta.namespace, resource_version=meta.resource_version
+            )
+        self._remember(known)
 
     async def read(self, namespace: str, name: str) -> SpiderEndpoint | None:
         """The object as the store has it. Raises `StoreError`."""

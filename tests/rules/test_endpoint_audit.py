@@ -34,7 +34,7 @@ def test_what_a_newer_sandbox_is_given_meanwhile_stays(shown: bool, overtaken: b
     class Overtaking(FaultyStore):
         """A newer sandbox is given another address right after the pools were read."""
 
-        async def list[T](self, kind: Kind[T], **options: object) -> Listing[T]:  # type: ignore[override]
+        async def list[T](self, kind: Kind[T], **options: object) -> Listing[T]:
             found = await super().list(kind, **options)  # type: ignore[arg-type]
             if overtaken and kind is IPPOOL:
                 await record(truth, pod, "10.0.0.3", "new")

@@ -324,7 +324,7 @@ class IPPoolActor(Actor[Message]):
             try:
                 version = pool.spec.ip_version or (6 if ":" in pool.spec.subnet else 4)
                 terms = self._terms
-                ledger = Ledger.load(pool, terms.reserved(version), terms.max_records, cooldown=terms.cooldown)
+                ledger = Ledger(pool, terms.reserved(version), terms.max_records, cooldown=terms.cooldown)
             except PoolError as error:
                 self._refuse_all(Reason(predicate="status", pool=self._name, wanted="readable", seen=str(error)))
                 return

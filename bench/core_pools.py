@@ -211,7 +211,7 @@ def _occupy(control_plane: ControlPlane, name: str, count: int, *, stem: str = "
 
 def _table(spec: IPPoolSpec, count: int, stem: str) -> SpiderIPPool:
     pool = SpiderIPPool(metadata=ObjectMeta(name="bench"), spec=spec)
-    ledger = Ledger.load(pool, Ranges(4), max_records=1_000_000)
+    ledger = Ledger(pool, Ranges(4), max_records=1_000_000)
     ledger.apply(
         [
             Claim(

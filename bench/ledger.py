@@ -59,7 +59,7 @@ def _sizes() -> None:
         ("long names", "payments-production/checkout-frontend-6d4cf56db6-x7k2p", "worker-17.rack-3.example.internal"),
         ("as long as a label may be", f"{'n' * 63}/{'p' * 63}", "w" * 63),
     ):
-        ledger = Ledger.load(_pool("10.0.0.0/16", "10.0.0.0-10.0.255.255"), Ranges(4), max_records=5000, cooldown=30)
+        ledger = Ledger(_pool("10.0.0.0/16", "10.0.0.0-10.0.255.255"), Ranges(4), max_records=5000, cooldown=30)
         ledger.apply(
             [Claim(pod=pod, uid=f"{at:036}", nic="eth0", node=node, cid=f"{at:012x}") for at in range(5000)], now=1.8e9
         )
@@ -119,7 +119,7 @@ def _row(name: str, pool: SpiderIPPool, records: int) -> None:
 
 
 def _load(pool: SpiderIPPool, reserved: Ranges) -> Ledger:
-    return Ledger.load(pool, reserved, max_records=1_000_000, cooldown=30)
+    return Ledger(pool, reserved, max_records=1_000_000, cooldown=30)
 
 
 def _best(run: Callable[[], float]) -> float:

@@ -15,12 +15,11 @@ from api.ippool import AllocationRecord, SpiderIPPool
 from api.reservedip import SpiderReservedIP
 from ctl.errors import Misuse
 from ipam.addresses import format_address, parse_address
-from ipam.ledger import Ledger
+from ipam.book import Book
 from ipam.ranges import RangeError, Ranges, parse_ranges
 from ipam.territory import PoolError, territory
 from ipam.withheld import Withheld
 
-_MAX_RECORDS = 1 << 20
 """More than any pool has: nothing is granted here."""
 State = Literal["used", "kept", "withheld", "free", "reserved", "excluded", "outside"]
 
@@ -46,9 +45,9 @@ class Address(Struct, frozen=True, kw_only=True):
     """Why it is withheld, or by what it is reserved."""
 
 
-def ledger(pool: SpiderIPPool) -> Ledger:
+def book(pool: SpiderIPPool) -> Book:
     """The book of a pool. Raises `PoolError` for an object that cannot be read."""
-    return Ledger.load(pool, Ranges(territory(pool).version), _MAX_RECORDS)
+    return Book(pool, Ranges(territory(pool).version))
 
 
 def version_of(pool: SpiderIPPool) -> int:
@@ -89,19 +88,17 @@ def ranges_of(reserved: Iterable[SpiderReservedIP], version: int) -> Ranges:
     return found
 
 
-def held(book: Ledger) -> tuple[Address, ...]:
+def held(book: Book) -> tuple[Address, ...]:
     """The records of a pool, in the order of the addresses."""
     return tuple(of_record(book, ip, record) for ip, record in sorted(book.records.items()))
 
 
-def waiting(book: Ledger) -> tuple[Address, ...]:
+def waiting(book: Book) -> tuple[Address, ...]:
     """The withheld addresses of a pool that have no record, in their order."""
     return tuple(of_entry(book, ip, entry) for ip, entry in sorted(book.withheld.items()) if ip not in book.records)
 
 
-def find(
-    books: Iterable[Ledger], reserved: Sequence[SpiderReservedIP], version: int, number: int
-) -> tuple[Address, ...]:
+def find(books: Iterable[Book], reserved: Sequence[SpiderReservedIP], version: int, number: int) -> tuple[Address, ...]:
     """What each pool says of one address; pools that neither contain nor record it say nothing."""
     found = []
     for book in books:
@@ -125,19 +122,19 @@ def find(
     return tuple(found)
 
 
-def books(pools: Iterable[SpiderIPPool]) -> tuple[Mapping[str, Ledger], Mapping[str, str]]:
+def books(pools: Iterable[SpiderIPPool]) -> tuple[Mapping[str, Book], Mapping[str, str]]:
     """Pools by name, and by name why others cannot be read."""
-    found: dict[str, Ledger] = {}
+    found: dict[str, Book] = {}
     problems: dict[str, str] = {}
     for pool in sorted(pools, key=lambda pool: pool.metadata.name):
         try:
-            found[pool.metadata.name] = ledger(pool)
+            found[pool.metadata.name] = book(pool)
         except PoolError as error:
             problems[pool.metadata.name] = str(error)
     return found, problems
 
 
-def of_record(book: Ledger, ip: int, record: AllocationRecord) -> Address:
+def of_record(book: Book, ip: int, record: AllocationRecord) -> Address:
     """An address that has a record."""
     entry = book.withheld.get(ip)
     return Address(
@@ -154,7 +151,7 @@ def of_record(book: Ledger, ip: int, record: AllocationRecord) -> Address:
     )
 
 
-def of_entry(book: Ledger, ip: int, entry: Withheld) -> Address:
+def of_entry(book: Book, ip: int, entry: Withheld) -> Address:
     """An address that is only withheld."""
     return Address(
         address=format_address(ip, book.version),

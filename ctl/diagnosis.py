@@ -19,7 +19,8 @@ from cni.journal import JournalEntry, State
 from ctl import addresses
 from ctl.ip.set import NO_CONTAINER
 from ipam.addresses import format_address, parse_address
-from ipam.ledger import MAX_OBJECT_BYTES, Ledger
+from ipam.book import Book
+from ipam.ledger import MAX_OBJECT_BYTES
 from ipam.overlap import Atlas
 from ipam.territory import territory
 
@@ -121,7 +122,7 @@ def _duplicates(held: Sequence[_Held]) -> Iterator[Finding]:
             yield Finding("duplicate", several[0].record.pod, f"{nic} has several IPv{version} addresses: {which}")
 
 
-def _of_pool(book: Ledger, reserved: Sequence[SpiderReservedIP]) -> Iterator[Finding]:
+def _of_pool(book: Book, reserved: Sequence[SpiderReservedIP]) -> Iterator[Finding]:
     pool, name = book.pool, book.pool.metadata.name
     size = book.object_bytes
     if size >= _NEAR * MAX_OBJECT_BYTES:

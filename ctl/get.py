@@ -21,7 +21,7 @@ from api.subnet import SpiderSubnet
 from ctl import addresses, output, stores
 from ctl.errors import Failure
 from ctl.output import table
-from ipam.ledger import Ledger
+from ipam.book import Book
 from runtime.store.port import Store
 
 
@@ -102,13 +102,13 @@ def render(pools: Sequence[SpiderIPPool], *, wide: bool = False) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _counts(book: Ledger | None) -> tuple[str, str]:
+def _counts(book: Book | None) -> tuple[str, str]:
     if book is None:
         return "?", "?"
     return str(len(book.records)), str(book.status().total_ip_count or 0)
 
 
-def _wide(spec: IPPoolSpec, book: Ledger | None) -> tuple[str, ...]:
+def _wide(spec: IPPoolSpec, book: Book | None) -> tuple[str, ...]:
     return (
         str(len(addresses.waiting(book))) if book else "?",
         spec.gateway or "",

@@ -1,4 +1,4 @@
-"""The book of one pool: who holds which address, and what a batch of claims and releases does to it.
+"""What a batch of claims and releases does to a pool.
 
 The truth is the pool object in the API server. A `Ledger` is the owning actor's working copy of one version of it: the
 actor applies a batch, writes `status()` with the object's resourceVersion, and answers when that write succeeded. When
@@ -6,31 +6,28 @@ another writer was first it loads the newer object and applies the same batch ag
 happen it calls `revert`. What `apply` answers depends on nothing but the loaded object and the operations, so a replay
 is as good as a first try.
 
-A holder is a pod's uid and a NIC of it. Records written by programs that know no NIC (the original's agents) are
-recognised by uid alone, and only while that leaves no doubt. An address that is fixed belongs to a pod's name: its
-record stays behind as `kept` when the sandbox is gone, and passes to the next uid of that name.
+An address that is fixed belongs to a pod's name: its record stays behind as `kept` when the sandbox is gone, and passes
+to the next uid of that name.
 
 Addresses that are freed rest before anybody else gets them, those that strangers were found to use are in quarantine
 (`ipam.withheld`), and those that lie in two pools are granted by neither (`ipam.overlap`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
-import msgspec
 from msgspec import structs
 
-from api.ippool import AllocationRecord, IPPoolStatus, SpiderIPPool
+from api.ippool import AllocationRecord, SpiderIPPool
 from api.reasons import Reason
-from ipam.addresses import format_address, parse_address
+from ipam.addresses import parse_address
+from ipam.book import Book
 from ipam.history import Change
 from ipam.operations import (
     Answer,
     Claim,
     Disown,
     Granted,
-    Held,
     Operation,
     Outcome,
     Reclaim,
@@ -39,12 +36,11 @@ from ipam.operations import (
     Surrendered,
 )
 from ipam.overlap import Overlap
-from ipam.ranges import MAX_INT64, Ranges
-from ipam.records import RecordError, read_records, same_record, stripped
+from ipam.ranges import Ranges
+from ipam.records import same_record, stripped
 from ipam.refusals import exhausted, still_held
-from ipam.table import Before, Table
-from ipam.territory import PoolError, territory
-from ipam.withheld import CONFLICT, COOL_DOWN, Withheld, read_withheld, withhold
+from ipam.table import Before
+from ipam.withheld import CONFLICT, COOL_DOWN, Withheld, withhold
 
 MAX_OBJECT_BYTES: Final = 1_200_000
 """A pool grants while its encoded object stays below this: etcd refuses 1.5 MB, and unmodelled fields must fit too."""
@@ -55,173 +51,31 @@ _NEEDED: Final = ("pod", "uid", "nic", "node", "cid")
 """What a claim has to say."""
 
 
-class Ledger:
+class Ledger(Book):
     """The records of one pool and the operations on them. Not thread-safe; one actor owns it.
 
-    `apply` costs O(batch), not O(pool); `load` and `status` cost O(pool).
+    `apply` costs O(batch), not O(pool).
     """
 
-    __slots__ = (
-        "_allocatable",
-        "_base_bytes",
-        "_changes",
-        "_cooldown",
-        "_grantable",
-        "_last",
-        "_max_records",
-        "_now",
-        "_overlap",
-        "_pool",
-        "_prefix",
-        "_records",
-        "_table",
-        "_total",
-        "_undo",
-        "_version",
-        "_withheld",
-    )
+    __slots__ = ("_changes", "_cooldown", "_last", "_max_records", "_now", "_overlap", "_undo")
 
-    def __init__(
-        self,
-        *,
-        pool: SpiderIPPool,
-        version: int,
-        prefix: int,
-        allocatable: Ranges,
-        grantable: Ranges,
-        table: Table,
-        max_records: int,
-        cooldown: float,
-    ) -> None:
-        """Use `Ledger.load`."""
-        self._pool = pool
-        self._version = version
-        self._prefix = prefix
-        self._allocatable = allocatable
-        self._total = allocatable.size
-        self._grantable = grantable
-        self._overlap: Overlap | None = None
-        self._table = table
-        self._records = table.records
-        self._withheld = table.withheld
-        self._max_records = max_records
-        self._cooldown = cooldown
-        bare = structs.replace(
-            pool.status, allocated_ips=None, withheld_ips=None, total_ip_count=None, allocated_ip_count=None
-        )
-        self._base_bytes = len(msgspec.json.encode(structs.replace(pool, status=bare)))
-        self._now = 0.0
-        self._undo: list[Before] = []
-        self._changes: list[Change] = []
-        self._last: Outcome | None = None
-
-    def __repr__(self) -> str:
-        return f"Ledger({self._pool.metadata.name}, records={len(self._records)}, addresses={self._total})"
-
-    @classmethod
-    def load(cls, pool: SpiderIPPool, reserved: Ranges, max_records: int, *, cooldown: float = 0.0) -> "Ledger":
-        """Read one version of a pool object.
+    def __init__(self, pool: SpiderIPPool, reserved: Ranges, max_records: int, *, cooldown: float = 0.0) -> None:
+        """Read a pool as `Book` does, with what it raises.
 
         Args:
             pool: the object as the store gave it.
             reserved: addresses that are not granted though they lie in the pool; who holds one keeps it.
             max_records: how many records the pool may hold.
             cooldown: for how many seconds an address that is freed rests; 0: it does not.
-
-        Raises:
-            PoolError: a malformed subnet or range; a `status.allocatedIPs` or `status.withheldIPs` that is not the
-                documented encoding, or has a key that is not the canonical text of an address of the pool's family.
-            ValueError: reserved addresses of the other family.
         """
-        land = territory(pool)
-        field = "status.allocatedIPs"
-        try:
-            records = read_records(pool.status.allocated_ips, land.version)
-            field = "status.withheldIPs"
-            withheld = read_withheld(pool.status.withheld_ips, land.version)
-        except RecordError as error:
-            raise PoolError(
-                pool=pool.metadata.name, field=field, content=error.content, problem=error.problem
-            ) from None
-        grantable = land.addresses.difference(reserved)
-        return cls(
-            pool=pool,
-            version=land.version,
-            prefix=land.prefix,
-            allocatable=land.addresses,
-            grantable=grantable,
-            table=Table(land.version, records, withheld, grantable),
-            max_records=max_records,
-            cooldown=cooldown,
-        )
-
-    @property
-    def pool(self) -> SpiderIPPool:
-        """The object this was loaded from; its status is that of then."""
-        return self._pool
-
-    @property
-    def version(self) -> int:
-        """IP version, 4 or 6."""
-        return self._version
-
-    @property
-    def records(self) -> Mapping[int, AllocationRecord]:
-        """Live read-only view for audits: address as a number to record, those outside the pool's ranges too."""
-        return MappingProxyType(self._records)
-
-    @property
-    def withheld(self) -> Mapping[int, Withheld]:
-        """Live read-only view: address as a number to why it is withheld; some whose time is over are still there."""
-        return MappingProxyType(self._withheld)
-
-    @property
-    def object_bytes(self) -> int:
-        """Size of the encoded pool object, rounded up."""
-        return self._base_bytes + self._table.bytes
-
-    def find(self, uid: str, nic: str) -> Held | None:
-        """What a NIC of a pod holds here: what a claim would give again, unless the ranges no longer hold it."""
-        held = self._matching(uid, nic)
-        return self._held(held[0]) if held else None
-
-    def held(self, uid: str) -> tuple[Held, ...]:
-        """All that a pod holds here, over its NICs, by address."""
-        return tuple(self._held(ip) for ip in sorted(self._table.of_uid(uid)))
-
-    def holds(self, uid: str, nic: str) -> bool:
-        """Whether a NIC of a pod has an address here that is not merely kept for its name."""
-        return any(not self._records[ip].kept for ip in self._matching(uid, nic))
-
-    def knows(self, pod: str) -> bool:
-        """Whether a pod of this name, of whatever uid, has a record here."""
-        return bool(self._table.of_pod(pod))
-
-    def shows(self, change: Change) -> bool:
-        """Whether the contents are what they were right after that change: it was written, or came to the same."""
-        record = self._records.get(parse_address(change.ip)[1])
-        match change.what:
-            case "granted" | "taken over":
-                return record is not None and (record.pod_uid, record.nic, record.cid) == (
-                    change.uid,
-                    change.nic,
-                    change.cid,
-                )
-            case "kept":
-                return record is not None and record.kept and record.pod_uid == change.uid
-            case "released" | "quarantined":
-                return record is None or record.pod_uid != change.uid
-
-    def status(self) -> IPPoolStatus:
-        """The status to write: records (None when there are none, never `{}`) and counts; the rest as loaded."""
-        allocated, withheld = self._table.texts()
-        return structs.replace(
-            self._pool.status,
-            allocated_ips=allocated,
-            allocated_ip_count=len(self._records),
-            total_ip_count=min(self._total, MAX_INT64),
-            withheld_ips=withheld,
-        )
+        super().__init__(pool, reserved)
+        self._overlap: Overlap | None = None
+        self._max_records = max_records
+        self._cooldown = cooldown
+        self._now = 0.0
+        self._undo: list[Before] = []
+        self._changes: list[Change] = []
+        self._last: Outcome | None = None
 
     def apply(self, operations: Sequence[Operation], *, now: float = 0.0) -> Outcome:
         """Carry out a batch: all releases, then the claims, each group in its order.
@@ -538,16 +392,6 @@ class Ledger:
             return exact
         return others if len(others) == 1 and not self._records[others[0]].nic else []
 
-    def _matching(self, uid: str, nic: str) -> list[int]:
-        """Addresses of this holder, ascending; more than one only if another program wrote it so."""
-        mine = self._table.of_uid(uid)
-        exact = sorted(ip for ip in mine if self._records[ip].nic == nic)
-        if exact and nic:
-            return exact
-        if len(mine) == 1 and not self._records[mine[0]].nic:
-            return list(mine)
-        return []
-
     # -- changing, and saying so ---------------------------------------------------------------------------------------
 
     def _set(self, ip: int, record: AllocationRecord | None, entry: Withheld | None) -> None:
@@ -557,9 +401,6 @@ class Ledger:
         self, what: Literal["granted", "taken over", "released", "kept", "quarantined"], ip: int, it: AllocationRecord
     ) -> None:
         self._changes.append(Change(self._now, self._text(ip), what, it.pod, it.pod_uid, it.nic, it.node, it.cid))
-
-    def _held(self, ip: int) -> Held:
-        return Held(ip=ip, address=f"{self._text(ip)}/{self._prefix}", record=self._records[ip])
 
     def _granted(self, ip: int, *, fresh: bool) -> Granted:
         return Granted(ip=ip, prefix=self._prefix, address=f"{self._text(ip)}/{self._prefix}", fresh=fresh)
@@ -571,10 +412,3 @@ class Ledger:
 
     def _refused(self, predicate: str, *, wanted: str, seen: str) -> Refused:
         return Refused(reason=Reason(predicate=predicate, pool=self._name, wanted=wanted, seen=seen))
-
-    @property
-    def _name(self) -> str:
-        return self._pool.metadata.name
-
-    def _text(self, ip: int) -> str:
-        return format_address(ip, self._version)

@@ -147,7 +147,7 @@ class Scene(Struct, frozen=True):
         """
         pool = self.pools[name]
         reserved = addresses.ranges_of(self.reserved, addresses.version_of(pool))
-        ledger = Ledger.load(pool, reserved, self.installation.max_records)
+        ledger = Ledger(pool, reserved, self.installation.max_records)
         ledger.reserve(reserved, self.atlas.overlap(name))
         return ledger
 
@@ -273,7 +273,7 @@ def _records(pool: SpiderIPPool, holder: str, uid: str, *, fixed: bool) -> list[
     if not text or (holder not in text and (not uid or uid not in text)):
         return []
     try:
-        ledger = addresses.ledger(pool)
+        ledger = addresses.book(pool)
     except PoolError:
         return []
     held = addresses.held(ledger)

@@ -103,7 +103,7 @@ def granted(pool: SpiderIPPool, number: int, claim: Claim, *, now: float, force:
         pool = _replaced(pool, _status(pool, table))
     everything = [(0, number - 1), (number + 1, (1 << BITS[land.version]) - 1)]
     others = Ranges.of(land.version, [(first, last) for first, last in everything if first <= last])
-    book = Ledger.load(pool, others, _MAX_RECORDS)
+    book = Ledger(pool, others, _MAX_RECORDS)
     (answer,) = book.apply([claim], now=now).answers
     match answer:
         case Granted(ip=ip) if ip == number:
@@ -118,7 +118,7 @@ def granted(pool: SpiderIPPool, number: int, claim: Claim, *, now: float, force:
 
 
 def _status(pool: SpiderIPPool, table: Table) -> IPPoolStatus:
-    return addresses.ledger(_replaced(pool, _contents(pool.status, table))).status()
+    return addresses.book(_replaced(pool, _contents(pool.status, table))).status()
 
 
 def _contents(status: IPPoolStatus, table: Table) -> IPPoolStatus:

@@ -20,7 +20,7 @@ from ctl.errors import Failure, Misuse
 from ctl.ip import change
 from ctl.ip.holder import Holder, holder
 from ipam.addresses import format_address
-from ipam.ledger import Ledger
+from ipam.book import Book
 from ipam.withheld import Withheld
 from runtime.store.port import Store, StoreError
 
@@ -94,7 +94,7 @@ async def _look(state_dir: str, address: str, pool: str | None) -> Found:
         return await _found(store, state_dir, recorded[0], number)
 
 
-async def _found(store: Store, state_dir: str, book: Ledger, number: int) -> Found:
+async def _found(store: Store, state_dir: str, book: Book, number: int) -> Found:
     record = book.records.get(number)
     return Found(
         pool=book.pool.metadata.name,

@@ -24,7 +24,7 @@ from ctl import addresses, confirm, journal, programs, stores
 from ctl.addresses import Address
 from ctl.errors import Failure, Misuse
 from ctl.ip import change
-from ipam.ledger import Ledger
+from ipam.book import Book
 from ipam.operations import Claim
 from runtime.store.port import NotFound, Store
 
@@ -179,7 +179,7 @@ def _claim(wanted: Wanted, *, uid: str, node: str, container: str) -> Claim:
     return Claim(pod=wanted.pod, uid=uid, nic=wanted.nic, node=node, cid=container or NO_CONTAINER)
 
 
-def check_alone(claim: Claim, version: int, books: Iterable[Ledger]) -> None:
+def check_alone(claim: Claim, version: int, books: Iterable[Book]) -> None:
     """An interface has one address of a family. Raises `Failure`."""
     for book in books:
         if book.version == version and (has := book.find(claim.uid, claim.nic)) is not None:
@@ -197,7 +197,7 @@ def _plan(found: Address, claim: Claim) -> str:
     )
 
 
-async def _node(store: Store, state_dir: str, books: Iterable[Ledger]) -> str:
+async def _node(store: Store, state_dir: str, books: Iterable[Book]) -> str:
     """The node of a spiderpool-standalone: as it says itself, else as all its records say; empty when neither does."""
     try:
         (program,) = await programs.replicas(store, state_dir, namespace="", controller="")

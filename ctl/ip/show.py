@@ -12,7 +12,7 @@ from ctl import addresses, output, stores
 from ctl.addresses import Address
 from ctl.errors import Failure, Misuse
 from ctl.output import table
-from ipam.ledger import Ledger
+from ipam.book import Book
 from ipam.ranges import Ranges
 from ipam.territory import territory
 from runtime.store.port import NotFound
@@ -79,7 +79,7 @@ def _some(found: tuple[Address, ...], none: str, problems: Iterable[str]) -> Sho
     return Shown(found)
 
 
-def of_pool(book: Ledger, reserved: Ranges) -> Shown:
+def of_pool(book: Book, reserved: Ranges) -> Shown:
     """All that one pool has to say."""
     taken = Ranges.of(book.version, [(ip, ip) for ip in (*book.records, *book.withheld)])
     free = territory(book.pool).addresses.difference(reserved).difference(taken)

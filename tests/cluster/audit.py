@@ -14,7 +14,7 @@ import msgspec
 
 from api.ippool import SpiderIPPool
 from ipam.addresses import format_address
-from ipam.ledger import Ledger
+from ipam.book import Book
 from ipam.ranges import Ranges
 from tests.cluster.carriers import carried, doubles
 from tests.cluster.lab import Cluster, LabFailed
@@ -22,7 +22,6 @@ from tests.cluster.lab.node import Node
 
 SETTLE_SECONDS: Final = 90.0
 JOURNAL: Final = "/var/lib/spiderpool/journal"
-_MAX_RECORDS: Final = 1 << 20
 _HOST_TABLE: Final = "500"
 
 
@@ -106,19 +105,19 @@ def addresses(pod: Mapping[str, Any]) -> list[str]:
 def pool_records(cluster: Cluster) -> Iterable[Record]:
     """What the pools hold."""
     for pool in _pools(cluster):
-        ledger = Ledger.load(pool, Ranges(4 if "." in pool.spec.subnet else 6), _MAX_RECORDS)
-        for number, held in ledger.records.items():
-            yield Record(held.pod, format_address(number, ledger.version))
+        book = Book(pool, Ranges(4 if "." in pool.spec.subnet else 6))
+        for number, held in book.records.items():
+            yield Record(held.pod, format_address(number, book.version))
 
 
 def pool_counts(cluster: Cluster) -> list[str]:
     """Pools whose counters are not what their table says."""
     found = []
     for pool in _pools(cluster):
-        ledger = Ledger.load(pool, Ranges(4 if "." in pool.spec.subnet else 6), _MAX_RECORDS)
-        if (pool.status.allocated_ip_count or 0) != len(ledger.records):
+        book = Book(pool, Ranges(4 if "." in pool.spec.subnet else 6))
+        if (pool.status.allocated_ip_count or 0) != len(book.records):
             found.append(
-                f"pool {pool.metadata.name} counts {pool.status.allocated_ip_count}, holds {len(ledger.records)}"
+                f"pool {pool.metadata.name} counts {pool.status.allocated_ip_count}, holds {len(book.records)}"
             )
     return found
 

@@ -36,7 +36,7 @@ def make_pool(
 def load(
     pool: SpiderIPPool | None = None, *, reserved: Ranges | None = None, max_records: int = 5000, cooldown: float = 0.0
 ) -> Ledger:
-    return Ledger.load(pool or make_pool(), reserved or Ranges(4), max_records, cooldown=cooldown)
+    return Ledger(pool or make_pool(), reserved or Ranges(4), max_records, cooldown=cooldown)
 
 
 def claim(

@@ -27,9 +27,8 @@ def a_process_that_has_just_started() -> None:
         metrics.IPAM_RELEASE_DURATION,
         metrics.IPAM_RELEASE_LIMIT_DURATION,
     ):
-        durations._count, durations._sum, durations._maximum, durations._minimum = 0, 0.0, 0.0, float("inf")
-        for gauge in (durations._average, durations._max, durations._min, durations._latest):
-            gauge.set(0)
+        durations._count, durations._minimum = 0, float("inf")
+        durations._sum = durations._maximum = durations._latest = 0.0
 
 
 def documented() -> dict[str, float]:

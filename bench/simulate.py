@@ -8,6 +8,7 @@ figures mean something on a machine that does nothing else; CPU seconds always d
 """
 
 import argparse
+import gc
 import resource
 import signal
 import subprocess
@@ -78,6 +79,7 @@ def _profile(plan: Plan) -> None:
                 below[where] += 1
             frame = frame.f_back
 
+    gc.disable()  # as the program does
     signal.signal(signal.SIGPROF, sample)
     signal.setitimer(signal.ITIMER_PROF, 0.001, 0.001)
     report = simulate(plan, real=time.process_time)

@@ -26,8 +26,6 @@ _SIZES: Final = {"k": 1e3, "M": 1e6, "G": 1e9}
 _ROWS: Final = 20
 """Findings that the table shows."""
 _BAR: Final = 30
-_GARBAGE: Final = 200_000
-"""New objects after which cycles are looked for."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -42,17 +40,18 @@ def run(argv: Sequence[str]) -> int:
 
 @contextmanager
 def _in_quiet() -> Iterator[None]:
-    """Without the controllers' logs, for what they say is counted in the report; and with few looks for cycles.
+    """Without the controllers' logs, for what they say is counted in the report; and without looks for cycles.
 
-    The usual 2,000 new objects between two looks would have all pods walked over again and again.
+    They find nothing here, and each walks over all pods: a sixth of the time of a big world.
     """
-    threshold, level = gc.get_threshold(), logging.root.manager.disable
+    collecting, level = gc.isenabled(), logging.root.manager.disable
     logging.disable(logging.ERROR)
-    gc.set_threshold(_GARBAGE, 20, 100)
+    gc.disable()
     try:
         yield
     finally:
-        gc.set_threshold(*threshold)
+        if collecting:
+            gc.enable()
         logging.disable(level)
 
 

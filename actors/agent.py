@@ -24,17 +24,17 @@ import anyio
 import anyio.to_thread
 
 from actors import program
-from actors.controllers import Controllers
-from actors.departures import NetnsDepartures
-from actors.disk import Journal, open_journal
-from actors.doors import Doors, Switches
-from actors.node import Departed, Disavow, Invoke, NodeActor
-from actors.outbox import Connected, OutboxActor
-from actors.outbox import Departed as NetnsGone
-from actors.replicas import Replicas, named
-from actors.reporter import Connected as ControllerBack
-from actors.reporter import ReporterActor
-from actors.residence import STOP_SECONDS, Residence
+from actors.node.controllers import Controllers
+from actors.node.departures import NetnsDepartures
+from actors.node.disk import Journal, open_journal
+from actors.node.doors import Doors, Switches
+from actors.node.node import Departed, Disavow, Invoke, NodeActor
+from actors.node.outbox import Connected, OutboxActor
+from actors.node.outbox import Departed as NetnsGone
+from actors.node.reporter import Connected as ControllerBack
+from actors.node.reporter import ReporterActor
+from actors.node.residence import STOP_SECONDS, Residence
+from actors.replica.replicas import Replicas, named
 from api.configfile import ConfigFile
 from api.settings import AgentSettings, ControllerSettings, SettingsError, load_agent, load_controller
 from cni.errors import CniError, TryAgainLater
@@ -155,7 +155,7 @@ class Agent:
         await self.node.ask(Invoke(Invocation(verb=Verb.STATUS, type=IPAM_TYPE)), timeout=seconds)
 
     async def renounce(self, container_id: str, seen: str) -> None:
-        """Somebody else, `seen`, uses an address of a container. See `actors.sandbox.Renounce` for what is raised."""
+        """Somebody else, `seen`, uses an address of a container. Raises what `actors.node.sandbox.Renounce` does."""
         await self.node.ask(Disavow(container_id, seen), timeout=_CALL_SECONDS)
 
     async def invoke(self, invocation: Invocation) -> bytes:
@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     except (SettingsError, CredentialsError) as error:
         program.refuse(NAME, error)
     if as_controller is not None:
-        from actors import fallback  # noqa: PLC0415 - most of a controller, for nodes that want it
+        from actors.node import fallback  # noqa: PLC0415 - most of a controller, for nodes that want it
 
     async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
         await tune_node(settings.config)

@@ -26,26 +26,26 @@ import msgspec
 from prometheus_client import Counter, Histogram
 
 from actors import program
-from actors.activity import Activity
-from actors.allocator import AllocatorActor, Serve
-from actors.callers import Callers
-from actors.cluster import Cluster
-from actors.collecting import Collecting
-from actors.endpoint import Endpoints
-from actors.events import EventsActor
-from actors.events import Message as EventsMessage
-from actors.governor import Governor
-from actors.grants import Grants, Policy
-from actors.history import DRAIN_SECONDS, Histories, HistoryActor, keep_swept
-from actors.ippools import IPPools
-from actors.lookups import Lookups, Scene
-from actors.notices import Notices
-from actors.peers import Peers, pool_key
-from actors.replicas import PeerReplicas, Replicas, named
-from actors.returns import Returns
-from actors.terms import Terms, Witnesses
-from actors.throughput import Throughput, work
-from actors.workloads import Workloads
+from actors.allocation.allocator import AllocatorActor, Serve
+from actors.allocation.callers import Callers
+from actors.allocation.endpoint import Endpoints
+from actors.allocation.grants import Grants, Policy
+from actors.allocation.returns import Returns
+from actors.allocation.workloads import Workloads
+from actors.collection.collecting import Collecting
+from actors.events.notices import Notices
+from actors.events.recorder import EventsActor
+from actors.events.recorder import Message as EventsMessage
+from actors.pools.governor import Governor
+from actors.pools.history import DRAIN_SECONDS, Histories, HistoryActor, keep_swept
+from actors.pools.ippools import IPPools
+from actors.pools.peers import Peers, pool_key
+from actors.pools.terms import Terms, Witnesses
+from actors.pools.throughput import Throughput, work
+from actors.replica.activity import Activity
+from actors.replica.cluster import Cluster
+from actors.replica.lookups import Lookups, Scene
+from actors.replica.replicas import PeerReplicas, Replicas, named
 from api import wire
 from api.kinds import POD
 from api.settings import ControllerSettings, SettingsError, load_controller
@@ -69,7 +69,7 @@ _log = logging.getLogger(__name__)
 _audit = logging.getLogger("spiderpool.audit")
 
 NAME = "spiderpool-controller"
-COMMANDS = {"crds": "actors.crds", "clean": "actors.clean"}
+COMMANDS = {"crds": "actors.errands.crds", "clean": "actors.errands.clean"}
 """Besides `daemon`: what the chart's hooks run."""
 
 _IN_FLIGHT = 16384

@@ -21,13 +21,13 @@ from msgspec import structs
 
 from actors import program
 from actors.agent import Agent, tune_node
+from actors.collection.hostcollector import HostCollectorActor, Scan
+from actors.collection.hostcollector import Message as CollectorMessage
 from actors.controller import Controller
-from actors.disk import open_journal
-from actors.hostcollector import HostCollectorActor, Scan
-from actors.hostcollector import Message as CollectorMessage
-from actors.node import Audit
+from actors.node.disk import open_journal
+from actors.node.node import Audit
+from actors.node.residence import STOP_SECONDS
 from actors.poolfiles import DiskFolder, PoolFiles, PoolFilesActor
-from actors.residence import STOP_SECONDS
 from api.settings import SettingsError, StandaloneSettings, load_standalone
 from api.status import SOCKET_NAME, NodeActivity, ReplicaStatus
 from cni.kernel import LinuxKernel

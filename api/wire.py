@@ -140,7 +140,7 @@ class Look(Struct, frozen=True):
 class Report(Struct, frozen=True, tag=True):
     """All that a node's agent knows of: what it builds, what stands, and what it still has to give back.
 
-    What the pools record for the node and no report knows is garbage; see `actors.collector`.
+    What the pools record for the node and no report knows is garbage; see `actors.collection.collector`.
     """
 
     attachments: tuple[Attachment, ...] = ()

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from msgspec import Struct, field
 
-from actors.history import KEY, LABELS
+from actors.pools.history import KEY, LABELS
 from api.configfile import shown as quoted
 from api.core import ConfigMap
 from api.ippool import AllocationRecord, SpiderIPPool, decode_records

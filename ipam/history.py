@@ -2,7 +2,7 @@
 
 A `Book` is the log of the latest changes and, for every address that was held where the log begins, since when and by
 whom, the latter as a mark. So a record that nobody noted, because the owner died between its commit and the next page,
-is told from one that is older than the log. Everything here is pure; `actors.history` keeps the books.
+is told from one that is older than the log. Everything here is pure; `actors.pools.history` keeps the books.
 """
 
 import zlib

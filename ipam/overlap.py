@@ -1,7 +1,7 @@
 """Addresses that lie in two pools: they are granted by neither, for each pool knows only its own records.
 
 Admission refuses such a pool, but two admissions at the same time see nothing of each other, and a cluster may run
-without. So the owner of a pool looks at all others before it grants anything new under a spec (`actors.survey`).
+without. So the owner of a pool looks at all others before it grants anything new under a spec (`actors.pools.survey`).
 """
 
 from collections.abc import Iterable

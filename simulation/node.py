@@ -1,9 +1,9 @@
 """A node as controllers see it: the agent's end of the protocol, with a kubelet that has pods to start.
 
-Real is how a replica is found, asked and given up (`actors.controllers`), and every message as it goes over the wire.
-Modelled is what a real agent does beside that: its journal, its kernel and its actors for sandboxes and releases are
-left out, and what they would ask a controller for is asked from here. As they do it gives back what an ADD that failed
-may have been granted, and where a copy of a request may still be under way it does so twice.
+Real is how a replica is found, asked and given up (`actors.node.controllers`), and every message as it goes over the
+wire. Modelled is what a real agent does beside that: its journal, its kernel and its actors for sandboxes and releases
+are left out, and what they would ask a controller for is asked from here. As they do it gives back what an ADD that
+failed may have been granted, and where a copy of a request may still be under way it does so twice.
 """
 
 from collections import Counter
@@ -11,9 +11,9 @@ from random import Random
 
 import anyio
 
-from actors.addressing import ALLOCATE_SECONDS
-from actors.controllers import Controllers
-from actors.outbox import ECHO_SECONDS
+from actors.node.addressing import ALLOCATE_SECONDS
+from actors.node.controllers import Controllers
+from actors.node.outbox import ECHO_SECONDS
 from api.core import Pod
 from api.wire import Allocate, Allocated, PodRef, Rejected, Release
 from runtime.clock import Clock

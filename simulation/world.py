@@ -18,8 +18,8 @@ import anyio
 import msgspec
 
 from actors.controller import Controller
-from actors.controllers import Controllers
-from actors.peers import pool_key
+from actors.node.controllers import Controllers
+from actors.pools.peers import pool_key
 from api import annotations
 from api.core import Namespace, Pod, PodSpec
 from api.core import Node as NodeObject

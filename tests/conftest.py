@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
-ROOMS: Final = ("api", "ipam", "telemetry", "runtime", "cni", "actors", "ctl")
+ROOMS: Final = ("api", "ipam", "telemetry", "runtime", "cni", "actors", "simulation", "ctl")
 SERVER_FIXTURES: Final = frozenset({"control_plane", "jaeger", "namespace", "cni_binaries"})
 LOGS: Final = CHECKOUT / "build" / "logs"
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
-from actors.workloads import Workloads
+from actors.allocation.workloads import Workloads
 from api.annotations import AnnotationError
 from api.configfile import ConfigFile, SettingsError, parse
 from api.core import Namespace, Node, Pod, PodSpec

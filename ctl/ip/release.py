@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from actors.endpoint import EndpointContended, Endpoints
+from actors.allocation.endpoint import EndpointContended, Endpoints
 from api.ippool import AllocationRecord
 from api.kinds import IPPOOL
 from ctl import addresses, confirm, stores

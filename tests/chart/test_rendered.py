@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from actors import initial
+from actors.errands import initial
 from api.settings import AgentSettings, ControllerSettings, Flags, load_agent, load_controller
 from tests.chart.conftest import CHART, HOOK, Objects, Render
 from tests.servers import CommandFailed

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.installer import NodeFiles, Report
+from actors.node.installer import NodeFiles, Report
 from api.settings import load_agent
 from cni import install
 from cni.netlink.support import knows_link_kind

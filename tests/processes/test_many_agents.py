@@ -19,7 +19,7 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from actors.outbox import ECHO_SECONDS
+from actors.node.outbox import ECHO_SECONDS
 from tests.processes.audit import Accounts, findings
 from tests.processes.fleet import Fleet, Sandbox
 from tests.processes.lab import CHECKOUT, IPPOOLS

@@ -12,10 +12,10 @@ from random import Random
 import anyio
 import pytest
 
-from actors.ippool import Claim
-from actors.peers import Forward, Unserved
-from actors.peers import _answers as peer_answers
-from actors.peers import _encoder as peer_encoder
+from actors.pools.ippool import Claim
+from actors.pools.peers import Forward, Unserved
+from actors.pools.peers import _answers as peer_answers
+from actors.pools.peers import _encoder as peer_encoder
 from api import wire
 from runtime.transport.credentials import token_file
 from runtime.transport.tls import TlsChannel

@@ -2,7 +2,7 @@
 
 import pytest
 
-from actors.callers import Callers, Refusal, View
+from actors.allocation.callers import Callers, Refusal, View
 from api.core import Pod, PodSpec
 from api.kinds import POD
 from api.meta import ObjectMeta

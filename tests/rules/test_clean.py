@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from actors import clean
-from actors.clean import Task
+from actors.errands import clean
+from actors.errands.clean import Task
 from api import kinds
 from api.core import Event, Node, ObjectReference, Pod, PodSpec, PodStatus
 from api.endpoint import SpiderEndpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.disk import open_journal
+from actors.node.disk import open_journal
 from cni.claims import Claims
 from cni.errors import IoFailure, TryAgainLater
 

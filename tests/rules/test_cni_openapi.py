@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.controllers import Answer as Asked
-from actors.doors import Doors, Switches
+from actors.node.controllers import Answer as Asked
+from actors.node.doors import Doors, Switches
 from api.endpoint import IPAllocationDetail
 from api.route import Route
 from api.wire import (

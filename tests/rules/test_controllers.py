@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actors.controllers import Controllers
+from actors.node.controllers import Controllers
 from api import wire
 from runtime.testing import VirtualClock, run
 from runtime.transport.port import Disconnected, Overloaded, Silent, TransportError, Unreachable

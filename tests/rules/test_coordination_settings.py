@@ -2,7 +2,7 @@
 
 import pytest
 
-from actors.coordinator import coordination
+from actors.replica.coordinator import coordination
 from api.coordinator import CoordinatorSpec, CoordinatorStatus, SpiderCoordinator
 from api.core import ServiceCIDR, ServiceCIDRSpec
 from api.meta import ObjectMeta

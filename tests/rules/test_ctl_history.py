@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from actors.history import KEY, LABELS, name_of
+from actors.pools.history import KEY, LABELS, name_of
 from api.core import ConfigMap
 from api.ippool import AllocationRecord, IPPoolSpec, IPPoolStatus, SpiderIPPool, encode_records
 from api.kinds import CONFIGMAP, IPPOOL

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from actors import hostcollector
+from actors.collection import hostcollector
 from api.core import Pod, PodIP, PodSpec, PodStatus
 from api.ippool import AllocationRecord, IPPoolSpec, IPPoolStatus, SpiderIPPool, encode_records
 from api.kinds import IPPOOL, RESERVEDIP

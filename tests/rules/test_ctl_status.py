@@ -7,9 +7,9 @@ import anyio
 import msgspec
 import pytest
 
-from actors.activity import Activity
-from actors.claims import Claim
 from actors.controller import Controller
+from actors.pools.claims import Claim
+from actors.replica.activity import Activity
 from api.core import EndpointSlice
 from api.ippool import IPPoolSpec, IPPoolStatus, SpiderIPPool
 from api.kinds import CONFIGMAP, IPPOOL

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from actors import installer, notices
+from actors.events import notices
+from actors.node import installer
 from api import retirement, settings
 from ctl.main import VERBS
 

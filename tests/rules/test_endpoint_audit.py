@@ -5,9 +5,9 @@ from random import Random
 import anyio
 import pytest
 
-from actors.audit import EndpointAudit
-from actors.endpoint import Endpoints
-from actors.workloads import Workloads
+from actors.allocation.endpoint import Endpoints
+from actors.allocation.workloads import Workloads
+from actors.collection.audit import EndpointAudit
 from api.core import Pod, PodSpec
 from api.ippool import AllocationRecord, IPPoolSpec, SpiderIPPool, encode_records
 from api.kinds import ENDPOINT, IPPOOL, POD, Kind

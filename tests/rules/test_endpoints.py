@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from actors.endpoint import Endpoints, Holder
-from actors.workloads import Workloads
+from actors.allocation.endpoint import Endpoints, Holder
+from actors.allocation.workloads import Workloads
 from api.core import Pod, ReplicaSet
 from api.endpoint import SpiderEndpoint
 from api.kinds import ENDPOINT, POD, REPLICASET, Kind

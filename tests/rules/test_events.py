@@ -8,8 +8,8 @@ import anyio.lowlevel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.events import BURST, TOPICS, WRITES_PER_SECOND, EventsActor, Message, Say
-from actors.sayings import LONGEST_PAUSE, Sayings, Topic
+from actors.events.recorder import BURST, TOPICS, WRITES_PER_SECOND, EventsActor, Message, Say
+from actors.events.sayings import LONGEST_PAUSE, Sayings, Topic
 from api.core import Event, ObjectReference
 from api.kinds import EVENT, Kind
 from runtime.actor import Ref, System

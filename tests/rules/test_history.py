@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from actors.history import (
+from actors.pools.history import (
     BYTES_PER_SECOND,
     FLUSH_SECONDS,
     KEY,
@@ -331,7 +331,7 @@ def test_a_crash_at_every_await_loses_no_more_than_who_did_not_tell() -> None:
 
 
 def test_negative_control_without_a_look_at_the_records_a_crash_leaves_a_hole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.history.missed", lambda *_, **__: ())
+    monkeypatch.setattr("actors.pools.history.missed", lambda *_, **__: ())
     with pytest.raises(ExceptionGroup) as caught:
         World().play(_two_lives)
     assert caught.group_contains(AssertionError)

@@ -8,8 +8,8 @@ import anyio
 import pytest
 from msgspec import structs
 
-from actors.hostcollector import NO_CONTAINER, HostCollectorActor, Scan, candidates
-from actors.ippool import Refused, Surrender, Surrendered
+from actors.collection.hostcollector import NO_CONTAINER, HostCollectorActor, Scan, candidates
+from actors.pools.ippool import Refused, Surrender, Surrendered
 from api.ippool import AllocationRecord, IPPoolSpec, IPPoolStatus, SpiderIPPool, encode_records
 from api.kinds import IPPOOL
 from api.meta import ObjectMeta

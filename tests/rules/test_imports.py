@@ -16,5 +16,5 @@ def test_an_agent_starts_without_what_it_does_not_need() -> None:
 def test_only_an_agent_that_may_allocate_loads_what_that_takes() -> None:
     code = "import actors.agent, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {"actors.agent", "actors.doors"} <= set(done.stdout.split())
-    assert not {"actors.fallback", "actors.controller", "actors.allocator"} & set(done.stdout.split())
+    assert {"actors.agent", "actors.node.doors"} <= set(done.stdout.split())
+    assert not {"actors.node.fallback", "actors.controller", "actors.allocation.allocator"} & set(done.stdout.split())

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from actors import init
-from actors.errand import CannotBeDone
-from actors.init import create, differing, readiness
-from actors.initial import load
+from actors.errands import init
+from actors.errands.errand import CannotBeDone
+from actors.errands.init import create, differing, readiness
+from actors.errands.initial import load
 from api.coordinator import CoordinatorSpec
 from api.core import EndpointConditions, EndpointSlice, SliceEndpoint
 from api.ippool import IPPoolSpec

@@ -7,9 +7,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from actors.events import EventsActor
-from actors.installer import InstallerActor, Report, Retire
-from actors.ownpod import OwnPod
+from actors.events.recorder import EventsActor
+from actors.node.installer import InstallerActor, Report, Retire
+from actors.node.ownpod import OwnPod
 from api.core import Event, ObjectReference, Pod
 from api.kinds import EVENT, POD
 from api.meta import ObjectMeta

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from actors.lookups import Lookups, Scene
+from actors.replica.lookups import Lookups, Scene
 from api import wire
 from api.annotations import DEFAULT_ROUTE_NIC
 from api.core import Pod, PodSpec

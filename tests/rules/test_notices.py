@@ -2,8 +2,8 @@
 
 from random import Random
 
-from actors.events import Message, Say
-from actors.notices import Notices
+from actors.events.notices import Notices
+from actors.events.recorder import Message, Say
 from api.core import ObjectReference, Pod
 from api.ippool import IPPoolSpec, SpiderIPPool
 from api.meta import ObjectMeta

@@ -1,6 +1,6 @@
 """Who cannot be served in time is told at the door, and nobody else."""
 
-from actors.pace import Pace
+from actors.allocation.pace import Pace
 
 
 def busy(*, under_way: int, rate: int, seconds: int) -> tuple[Pace, float]:

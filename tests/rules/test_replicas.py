@@ -2,7 +2,7 @@
 
 import msgspec
 
-from actors.replicas import one_way_each, replicas_of
+from actors.replica.replicas import one_way_each, replicas_of
 from api.core import EndpointSlice
 
 

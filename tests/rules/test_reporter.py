@@ -7,8 +7,8 @@ from typing import Any
 
 import anyio
 
-from actors.controllers import Controllers
-from actors.reporter import Connected, ReporterActor
+from actors.node.controllers import Controllers
+from actors.node.reporter import Connected, ReporterActor
 from api import wire
 from api.wire import Attachment, Look, Noted, PodRef, Report
 from cni.journal import JournalEntry

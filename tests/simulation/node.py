@@ -32,7 +32,7 @@ class MemoryDisk:
 
 
 class MemoryJournal:
-    """`actors.disk.Journal` of one agent's life, on a disk that other lives share."""
+    """`actors.node.disk.Journal` of one agent's life, on a disk that other lives share."""
 
     def __init__(self, disk: MemoryDisk, *, claims: bool = True) -> None:
         """Without `claims` nobody is kept away from anything: the negative control."""

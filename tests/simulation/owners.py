@@ -11,10 +11,10 @@ from typing import Any
 
 import anyio
 
-from actors.claims import Claim, Disown, Granted, Refused, Surrender, Surrendered
-from actors.governor import Governor
-from actors.ippools import IPPools
-from actors.terms import Terms, Witnesses
+from actors.pools.claims import Claim, Disown, Granted, Refused, Surrender, Surrendered
+from actors.pools.governor import Governor
+from actors.pools.ippools import IPPools
+from actors.pools.terms import Terms, Witnesses
 from api.ippool import IPPoolSpec, SpiderIPPool
 from api.kinds import IPPOOL
 from api.meta import ObjectMeta

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from actors.peers import COLLECTOR
+from actors.pools.peers import COLLECTOR
 from api.core import Pod, PodSpec
 from api.ippool import AllocationRecord, decode_records, encode_records
 from api.kinds import IPPOOL, POD

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from actors.reclaim import Reclaimer
+from actors.collection.reclaim import Reclaimer
 from api.configfile import ConfigFile
 from api.ippool import AllocationRecord
 from api.kinds import ENDPOINT, NAMESPACE, NODE, POD, STATEFULSET, VIRTUALMACHINE, Kind

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from actors.controller import Controller
-from actors.controllers import Controllers
-from actors.fallback import Fallback
+from actors.node.controllers import Controllers
+from actors.node.fallback import Fallback
 from api import wire
 from api.core import Namespace, Node, Pod, PodSpec
 from api.ippool import IPPoolSpec, SpiderIPPool, decode_records

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.ippool import IPPoolActor
+from actors.pools.ippool import IPPoolActor
 from api.ippool import IPPoolStatus, SpiderIPPool
 from ipam.ledger import Ledger
 from ipam.operations import Claim, Disown, Refused, Surrender

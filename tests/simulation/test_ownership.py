@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import pytest
 
-from actors.peers import pool_key
+from actors.pools.peers import pool_key
 from runtime.ownership import ranking
 from runtime.testing import run
 from tests.simulation.node import Violation

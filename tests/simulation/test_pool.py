@@ -5,7 +5,7 @@ from typing import Any
 import anyio
 import pytest
 
-from actors.claims import Granted, Peek, Reclaim, Refused, Surrendered
+from actors.pools.claims import Granted, Peek, Reclaim, Refused, Surrendered
 from api.ippool import AllocationRecord
 from api.kinds import IPPOOL
 from runtime.testing.store import Chances, Fault, Script

@@ -99,13 +99,13 @@ def test_writes_without_their_fence_are_found(monkeypatch: pytest.MonkeyPatch) -
         return await patch(self, kind, name, change, **options)
 
     monkeypatch.setattr(MemoryStore, "patch", unfenced)
-    monkeypatch.setattr("actors.peers.Peers._choose", lambda self, _key, _passed: self.me)
+    monkeypatch.setattr("actors.pools.peers.Peers._choose", lambda self, _key, _passed: self.me)
     found = counts(played(controllers=2).findings)
     assert found["duplicate"] > 0 and found["lost"] > 0
 
 
 def test_two_owners_of_every_pool_cost_conflicts_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.peers.Peers._choose", lambda self, _key, _passed: self.me)
+    monkeypatch.setattr("actors.pools.peers.Peers._choose", lambda self, _key, _passed: self.me)
     report = played(controllers=2)
     assert report.findings == ()
     assert report.writes.conflicts > 0

@@ -6,7 +6,7 @@ To a pool a claim that comes later is of a newer sandbox, so the copy takes the 
 import anyio
 import pytest
 
-from actors.outbox import OutboxActor
+from actors.node.outbox import OutboxActor
 from api import wire
 from api.core import Pod, PodSpec
 from api.kinds import POD

@@ -1,0 +1,80 @@
+"""What a controller replica has to say about pods and pools, as events (`actors.events.recorder`).
+
+Called from the path of an allocation: a call costs a message, and where the events' mailbox is full it is counted and
+forgotten. Without Kubernetes there is nobody who would read events: then nothing is said.
+"""
+
+from collections.abc import Callable
+
+from actors.events.recorder import Message, Say
+from api.core import ObjectReference, Pod
+from api.ippool import SpiderIPPool
+from api.kinds import IPPOOL
+from api.reasons import Reason
+from api.wire import Disown, Rejected
+from ipam.overlap import Overlap
+from runtime.actor import Ref
+from runtime.errors import ActorError
+from telemetry import metrics
+
+FAILED_ALLOCATE = "FailedAllocate"
+IP_CONFLICT = "IPConflict"
+POOL_EXHAUSTED = "PoolExhausted"
+POOL_OVERLAP = "PoolOverlap"
+
+_OTHERS = 5
+"""Pools that an overlap is said about, besides the one that found it."""
+
+_lost = metrics.EVENTS_DROPPED.labels(why="overload")
+
+
+class Notices:
+    """The words for what happens. None of these raises, none waits."""
+
+    def __init__(self, events: Ref[Message] | None, *, pool: Callable[[str], SpiderIPPool | None]) -> None:
+        """`pool` gives a pool by name, as last seen. Without `events` nothing is said."""
+        self._events = events
+        self._pool = pool
+
+    def __repr__(self) -> str:
+        return f"<Notices{'' if self._events else ', unheard'}>"
+
+    def failed(self, pod: Pod, rejected: Rejected) -> None:
+        """A pod does not get its addresses."""
+        # Not one event for every wording: the numbers in it change from one try to the next.
+        self._say(Say(FAILED_ALLOCATE, rejected.message, about=_of_pod(pod), key=FAILED_ALLOCATE))
+
+    def conflict(self, pod: Pod, disown: Disown) -> None:
+        """Somebody else on the network has what a pod was to get."""
+        addresses = ", ".join(disown.addresses)
+        text = f"{disown.nic}: {addresses} is used by somebody else on the network: {disown.seen}"
+        self._say(Say(IP_CONFLICT, text, about=_of_pod(pod), key=addresses))
+
+    def exhausted(self, pool: str, reason: Reason) -> None:
+        """A pool has no address for somebody who wants one."""
+        self._say(Say(POOL_EXHAUSTED, str(reason), about=self._of_pool(pool), key=POOL_EXHAUSTED))
+
+    def overlapping(self, pool: str, overlap: Overlap) -> None:
+        """Pools share addresses: said about each of them."""
+        for other, ranges in overlap.shares[:_OTHERS]:
+            for one, another in ((pool, other), (other, pool)):
+                text = f"addresses that lie in two pools are granted by neither: {Overlap(((another, ranges),))}"
+                self._say(Say(POOL_OVERLAP, text, about=self._of_pool(one), key=another))
+
+    def _say(self, say: Say) -> None:
+        if self._events is None:
+            return
+        try:
+            self._events.tell(say)
+        except ActorError:
+            _lost.inc()
+
+    def _of_pool(self, name: str) -> ObjectReference:
+        seen = self._pool(name)
+        uid = seen.metadata.uid if seen is not None else ""
+        return ObjectReference(api_version=IPPOOL.api_version, kind=IPPOOL.kind, name=name, uid=uid)
+
+
+def _of_pod(pod: Pod) -> ObjectReference:
+    meta = pod.metadata
+    return ObjectReference(api_version="v1", kind="Pod", namespace=meta.namespace, name=meta.name, uid=meta.uid)

@@ -141,7 +141,7 @@ def restart_and_memory() -> None:
             pools = [f"{fleet.namespace}-p{number}" for number in range(_BIG_POOLS)]
             for number, pool in enumerate(pools):
                 _make_pool(control_plane, pool, _BIG + 100, network=20 + number)
-                _occupy(control_plane, pool, _BIG)
+                _occupy(control_plane, pool, _BIG - 100)  # the default of SPIDERPOOL_IPPOOL_MAX_ALLOCATED_IPS is 5,000
             asyncio.run(_restart(fleet, pools))
     _size()
 

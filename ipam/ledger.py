@@ -28,6 +28,7 @@ from ipam.operations import (
     Claim,
     Disown,
     Granted,
+    Heir,
     Operation,
     Outcome,
     Reclaim,
@@ -180,11 +181,21 @@ class Ledger(Book):
             return found
         if wanted.kept_only:
             found = [ip for ip in found if self._records[ip].kept]
+        if wanted.heir is not None:
+            for ip in found:
+                self._inherit(ip, wanted.heir)
+            return Surrendered()
         if wanted.successor:
             for ip in found:
                 self._pass_on(ip, wanted.successor)
             return Surrendered()
         return self._release(found, retain=wanted.retain)
+
+    def _inherit(self, ip: int, heir: Heir) -> None:
+        """It is another pod's of the same name again, whose container its agent knows. The object does not grow."""
+        new = structs.replace(self._records[ip], pod_uid=heir.uid, node=heir.node, cid="", begun=0, kept=False)
+        self._set(ip, new, self._withheld.get(ip))
+        self._note("taken over", ip, new)
 
     def _pass_on(self, ip: int, cid: str) -> None:
         """It is the newer sandbox's again. The texts are of one length, so the object does not grow."""

@@ -42,6 +42,18 @@ class Claim(Struct, frozen=True, tag="claim", kw_only=True):
     confirm: bool = False
 
 
+class Heir(Struct, frozen=True):
+    """A pod that has the same fixed addresses as one that goes: the source of a live migration that has failed.
+
+    Attributes:
+        uid: the pod's uid.
+        node: where it runs. Its container is not known to whoever passes something on to it.
+    """
+
+    uid: str
+    node: str
+
+
 class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):
     """A NIC of a sandbox is gone: its address is free.
 
@@ -57,6 +69,7 @@ class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):
             for any other goes; `nic` then only decides about records that name none.
         retain: what matches is not freed but kept for the next pod of the same name.
         kept_only: only what is kept is freed: what a link may still carry stays.
+        heir: who carries the addresses still: what matches becomes its, and nothing is freed.
         successor: the cid of the pod's living sandbox on that node, where there is one. What matches is not freed but
             becomes its: a claim of the old sandbox that came late, after the new one's, had taken it over.
     """
@@ -69,6 +82,7 @@ class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):
     retain: bool = False
     kept_only: bool = False
     successor: str = ""
+    heir: Heir | None = None
 
 
 class Disown(Struct, frozen=True, tag="disown", kw_only=True):
@@ -147,8 +161,8 @@ class Refused(Struct, frozen=True, tag="refused", kw_only=True):
 
     Attributes:
         reason: its predicate is one of `disable`, `terminating`, `max-records`, `object-size`, `full`, `overlap`,
-            `held` for a fixed address that may still be in use, and `claim` for one that lacks something; for a
-            release it is `node`.
+            `held` for a fixed address that may still be in use, `superseded` for a claim that a newer sandbox has
+            overtaken, and `claim` for one that lacks something; for a release it is `node`.
         retry: whether the same may succeed later without anybody changing anything.
     """
 

@@ -70,14 +70,16 @@ class Returns:
         if not names:
             # The agent has lost its memory of the grant.
             fixed, names = await self._search(pod)
+        retain = fixed is not None and await self._workloads.wanted(pod.namespace, fixed)
         surrender = Surrender(
             uid=pod.uid,
             nic=request.nic,
             cid=request.container_id[:CONTAINER_PREFIX],
             node=peer.node,
             keep=request.keep,
-            retain=fixed is not None and await self._workloads.wanted(pod.namespace, fixed),
+            retain=retain,
             successor=request.successor[:CONTAINER_PREFIX],
+            heir=await self._workloads.heir(pod, fixed) if retain and fixed is not None else None,
         )
         stays = surrender.retain or bool(surrender.successor)
         freed = await self._take_back(

@@ -11,6 +11,7 @@ from api.annotations import KUBEVIRT_MIGRATION_JOB
 from api.core import Pod
 from api.kinds import (
     JOB,
+    POD,
     REPLICASET,
     STATEFULSET,
     VIRTUALMACHINE,
@@ -18,9 +19,10 @@ from api.kinds import (
     VIRTUALMACHINEINSTANCEMIGRATION,
     Kind,
 )
-from api.wire import Fixed
+from api.wire import Fixed, PodRef
 from ipam import identity
 from ipam.identity import Workload
+from ipam.operations import Heir
 from runtime.store.port import NotFound, Store
 
 _ABOVE: dict[str, Kind[Any]] = {"ReplicaSet": REPLICASET, "Job": JOB}
@@ -79,6 +81,25 @@ class Workloads:
                 return self._kubevirt and identity.wants_instance(instance, machine)
             case _:
                 return False
+
+    async def heir(self, pod: PodRef, fixed: Fixed) -> Heir | None:
+        """The other pod that has the addresses of one that goes: while a machine migrates it has two.
+
+        The target of a migration that fails goes first, and the source goes on with what was the target's by then.
+        Raises `StoreError`.
+        """
+        if fixed.kind != identity.VIRTUAL_MACHINE_INSTANCE:
+            return None
+        others = [
+            one
+            for one in (await self._store.list(POD, namespace=pod.namespace)).items
+            if one.alive and one.spec.node_name and one.metadata.uid != pod.uid and self.fixed(one) == fixed
+        ]
+        if not others:
+            return None
+        # A target is one that says so; whatever is left of two of them is settled by the addresses on their links.
+        found = min(others, key=lambda one: KUBEVIRT_MIGRATION_JOB in one.metadata.annotations)
+        return Heir(uid=found.metadata.uid, node=found.spec.node_name)
 
     async def moving(self, pod: Pod) -> bool:
         """Whether a pod is the target of a live migration that runs: until it ends two pods have the same addresses.

@@ -78,6 +78,8 @@ class Surrender(Question["Surrendered | Refused"], frozen=True, tag=True):
     """What a link may still carry stays."""
     successor: str = ""
     """First 12 hex digits of the pod's living sandbox: what matches becomes its, and nothing is freed."""
+    heir: rules.Heir | None = None
+    """Another pod that carries the addresses still: what matches becomes its, and nothing is freed."""
 
 
 class Disown(Question["Surrendered | Refused"], frozen=True, tag=True):
@@ -134,7 +136,7 @@ def operation(message: Request) -> rules.Operation:
                 disputed=disputed,
                 confirm=confirm,
             )
-        case Surrender(uid, nic, cid, node, keep, retain, kept_only, successor):
+        case Surrender(uid, nic, cid, node, keep, retain, kept_only, successor, heir):
             return rules.Surrender(
                 uid=uid,
                 nic=nic,
@@ -144,6 +146,7 @@ def operation(message: Request) -> rules.Operation:
                 retain=retain,
                 kept_only=kept_only,
                 successor=successor,
+                heir=heir,
             )
         case Disown(uid, nic, cid, node, addresses, seen, seconds):
             return rules.Disown(uid=uid, nic=nic, cid=cid, node=node, addresses=addresses, seen=seen, seconds=seconds)

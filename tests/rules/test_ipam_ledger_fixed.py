@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from msgspec import structs
 
 from api.ippool import AllocationRecord
-from ipam.operations import Granted, Reclaim, Refused, Surrendered
+from ipam.operations import Granted, Heir, Reclaim, Refused, Surrendered
 from tests.rules.ipam_world import (
     NAME,
     address,
@@ -83,6 +84,19 @@ def test_a_live_migration_takes_over_what_the_source_still_carries() -> None:
     assert plain(moved) == "10.0.0.1"
     assert one(ledger, surrender("source", cid="c1")) == Surrendered(), "the source's DEL finds nothing of its own"
     assert ledger.holds("target", "eth0")
+
+
+def test_what_the_target_of_a_failed_migration_gives_up_is_the_sources_again() -> None:
+    """It carries the address: kept would say that no link does, and the next pod of the name would get it."""
+    ledger = load()
+    ledger.apply([claim("source", cid="c1", node="n1", pod="ns/vm", fixed=True)])
+    ledger.apply([claim("target", cid="c2", node="n2", pod="ns/vm", fixed=True, moving=True)])
+    back = structs.replace(surrender("target", cid="c2", node="n2", retain=True), heir=Heir("source", "n1"))
+    assert one(ledger, structs.replace(back, cid="c3")) == Surrendered() and ledger.holds("target", "eth0")
+    assert one(ledger, back) == Surrendered()
+    assert ledger.holds("source", "eth0") and not ledger.holds("target", "eth0")
+    assert reason(one(ledger, claim("next", pod="ns/vm", fixed=True)))[1] == "held"
+    assert one(reloaded(ledger), surrender("source", cid="c1", node="n1")) == Surrendered(ips=("10.0.0.1",))
 
 
 def test_nobody_else_gets_what_is_kept() -> None:

@@ -20,7 +20,7 @@ from msgspec import Struct, structs
 from actors.allocation.callers import Callers, Refusal, View
 from actors.allocation.endpoint import Endpoints, Holder
 from actors.allocation.workloads import Workloads
-from actors.pools.ippool import Claim, Granted, Peek, Refused, Surrender, Surrendered
+from actors.pools.claims import Claim, Granted, Peek, Refused, Surrender, Surrendered
 from actors.pools.peers import Pool
 from api import annotations
 from api.annotations import AnnotationError

@@ -15,8 +15,8 @@ from actors.allocation.callers import Callers, Refusal, View
 from actors.allocation.endpoint import ATTEMPTS, EndpointContended, Endpoints
 from actors.allocation.grants import CONTAINER_PREFIX, POOL_SECONDS, first
 from actors.allocation.workloads import Workloads
-from actors.pools.ippool import Disown as PoolDisown
-from actors.pools.ippool import Refused, Surrender, Surrendered
+from actors.pools.claims import Disown as PoolDisown
+from actors.pools.claims import Refused, Surrender, Surrendered
 from actors.pools.peers import Pool
 from api.core import Pod
 from api.endpoint import SpiderEndpoint

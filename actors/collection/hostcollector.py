@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from actors.allocation.endpoint import Endpoints
 from actors.node.disk import Journal
-from actors.pools.ippool import Refused, Surrender, Surrendered
+from actors.pools.claims import Refused, Surrender, Surrendered
 from actors.pools.peers import Pool
 from api.ippool import AllocationRecord, SpiderIPPool, decode_records
 from api.kinds import IPPOOL

@@ -29,11 +29,12 @@ replayed on it, which finds what is already there.
 
 import logging
 from collections.abc import Sequence
-from typing import Final, TypeGuard, assert_never
+from typing import assert_never
 
 import msgspec
 from msgspec import Struct
 
+from actors.pools.batch import Batch, commit, depends_on_others, no_room, observe, reply
 from actors.pools.claims import (
     Claim,
     Disown,
@@ -54,28 +55,13 @@ from api.ippool import SpiderIPPool
 from api.kinds import IPPOOL
 from api.reasons import Reason
 from ipam import operations as rules
-from ipam.history import Change
 from ipam.ledger import Ledger
 from ipam.overlap import Overlap, conditions
 from ipam.territory import PoolError
 from runtime.actor import LATER, Actor
 from runtime.envelope import Envelope
 from runtime.store.port import Ambiguous, Busy, Conflict, NotFound, Store, StoreError, Unavailable
-from telemetry import attributes, metrics, traces
-
-__all__ = [
-    "Claim",
-    "Disown",
-    "Granted",
-    "IPPoolActor",
-    "Message",
-    "Peek",
-    "Reclaim",
-    "Reconsider",
-    "Refused",
-    "Surrender",
-    "Surrendered",
-]
+from telemetry import metrics
 
 _log = logging.getLogger(__name__)
 
@@ -87,8 +73,6 @@ _BATCH = 512
 """Requests in one write. At 117 bytes a record that is 60 kB of growth (spec of the original: 1.5 MB object limit)."""
 _PACED_BATCH = 4096
 """After a pause for the byte budget."""
-_EXHAUSTED: Final = frozenset({"full", "max-records", "object-size"})
-"""Predicates that say that a pool has no more room."""
 _CONFLICTS = 20
 """Replays of one batch before its askers are told to come back."""
 _RETRY_SECONDS = 0.2
@@ -136,20 +120,6 @@ class Reconsider(Struct, frozen=True, tag=True):
 Message = Claim | Surrender | Disown | Reclaim | Peek | Reconsider | Loaded | Surveyed | Written | Failed | Retry | Paid
 
 
-class _Attempt(Struct):
-    """The batch in hand and how far it has come."""
-
-    asks: list[Envelope]
-    look: bool = False
-    """Whether other pools are to be looked at in any case."""
-    verified: bool = False
-    """Whether the ledger was read after this batch was taken: its answers need no further fence."""
-    conflicts: int = 0
-    outcome: rules.Outcome | None = None
-    unsure: tuple[Change, ...] = ()
-    """What a write without an answer may have changed."""
-
-
 class IPPoolActor(Actor[Message]):
     """See the module."""
 
@@ -181,7 +151,7 @@ class IPPoolActor(Actor[Message]):
         self._surveyed: int | None = None
         """The generation under which all pools were read; None where they have to be read again."""
         self._edition = 0
-        self._attempt: _Attempt | None = None
+        self._attempt: Batch | None = None
         self._pause = 0.0
 
     def __repr__(self) -> str:
@@ -197,33 +167,16 @@ class IPPoolActor(Actor[Message]):
         for envelope in batch:
             match envelope.message:
                 case Peek():
-                    _answer(envelope, self._peek(envelope.message))
+                    reply(envelope, self._peek(envelope.message))
                 case Reconsider():
                     look = True
                 case _:
                     asks.append(envelope)
         if asks or look:
-            self._observe(asks)
-            self._attempt = _Attempt(asks=asks, look=look)
+            observe(asks, pool=self._name, clock=self.system.clock)
+            self._attempt = Batch(asks=asks, look=look)
             self.hold()
             self._try()
-
-    def _observe(self, asks: Sequence[Envelope]) -> None:
-        """How long they waited in the mailbox."""
-        now, wall = self.system.clock.now(), self.system.clock.wall()
-        for envelope in asks:
-            waited = now - envelope.queued_at
-            if isinstance(envelope.message, Claim):
-                metrics.IPAM_ALLOCATION_LIMIT_DURATION.observe(waited)
-            else:
-                metrics.IPAM_RELEASE_LIMIT_DURATION.observe(waited)
-            traces.record(
-                "ippool.wait",
-                start_ns=int((wall - waited) * 1e9),
-                end_ns=int(wall * 1e9),
-                parent=envelope.trace,
-                attributes={attributes.POOL: self._name},
-            )
 
     def handle(self, message: Message, envelope: Envelope) -> object:  # noqa: ARG002 - the kernel's signature
         """Go on when I/O has ended."""
@@ -277,7 +230,7 @@ class IPPoolActor(Actor[Message]):
         attempt.outcome = self._ledger.apply(
             [operation(ask.message) for ask in attempt.asks], now=self.system.clock.wall()
         )
-        look = attempt.look or any(map(_depends_on_others, attempt.outcome.answers))
+        look = attempt.look or any(map(depends_on_others, attempt.outcome.answers))
         if look and self._surveyed != self._pool.metadata.generation:
             self._ledger.revert(attempt.outcome)
             self._look()
@@ -341,7 +294,7 @@ class IPPoolActor(Actor[Message]):
         attempt.verified = True
         self._try()
 
-    def _write(self, attempt: _Attempt) -> None:
+    def _write(self, attempt: Batch) -> None:
         assert self._ledger is not None and self._pool is not None
         status = self._ledger.status()
         told = conditions(self._pool, self._overlap, now=self.system.clock.wall())
@@ -353,41 +306,18 @@ class IPPoolActor(Actor[Message]):
             "conditions": msgspec.to_builtins(told if self._condition_due() else self._pool.status.conditions) or None,
         }
         self.pipe(
-            self._commit(attempt, {"status": change}, self._ledger.object_bytes),
+            commit(
+                self._store,
+                self._pool,
+                attempt,
+                {"status": change},
+                size=self._ledger.object_bytes,
+                clock=self.system.clock,
+            ),
             Written,
             failed=lambda error: Failed(error, writing=True),
             on_behalf=self._behalf(),
         )
-
-    async def _commit(self, attempt: _Attempt, change: dict[str, object], size: int) -> SpiderIPPool:
-        """One write for the whole batch. Its span is a child of the first asker's and linked to all of them."""
-        assert self._pool is not None
-        links = [traces.span_link(ask.trace) for ask in attempt.asks if ask.trace is not None]
-        begun = self.system.clock.now()
-        with traces.span(
-            "ippool.batch",
-            links=links,
-            attributes={
-                attributes.POOL: self._name,
-                attributes.BATCH_SIZE: len(attempt.asks),
-                "spiderpool.batch.bytes": size,
-                "spiderpool.batch.conflicts": attempt.conflicts,
-            },
-        ):
-            pool = await self._store.patch(
-                IPPOOL,
-                self._name,
-                change,
-                subresource="status",
-                # Which implies the uid: to demand that as well would cost a read on the API server.
-                resource_version=self._pool.metadata.resource_version,
-                # All of the status is ours, and the API server replaces one at half the cost of merging into it.
-                whole=True,
-            )
-        metrics.POOL_COMMIT_SECONDS.observe(self.system.clock.now() - begun)
-        metrics.POOL_COMMIT_BYTES.inc(size)
-        metrics.POOL_COMMIT_OPERATIONS.observe(len(attempt.asks))
-        return pool
 
     def _written(self, pool: SpiderIPPool) -> None:
         assert self._ledger is not None
@@ -446,7 +376,7 @@ class IPPoolActor(Actor[Message]):
             case _:
                 raise error
 
-    def _conflicted(self, attempt: _Attempt) -> None:
+    def _conflicted(self, attempt: Batch) -> None:
         """Somebody else wrote the pool first."""
         attempt.conflicts += 1
         _conflicting.inc()
@@ -467,10 +397,10 @@ class IPPoolActor(Actor[Message]):
             retry=True,
         )
 
-    def _answer_all(self, attempt: _Attempt) -> None:
+    def _answer_all(self, attempt: Batch) -> None:
         """Everything in the batch is settled in the store: say so."""
         assert attempt.outcome is not None and self._pool is not None and self._ledger is not None
-        full = next((it.reason for it in attempt.outcome.answers if _no_room(it)), None)
+        full = next((it.reason for it in attempt.outcome.answers if no_room(it)), None)
         if full is not None:
             self._witnesses.exhausted(self._name, full)
         for ask, answer in zip(attempt.asks, attempt.outcome.answers, strict=True):
@@ -482,7 +412,7 @@ class IPPoolActor(Actor[Message]):
                     metrics.POOL_ADDRESSES_RELEASED.inc(len(addresses))
                     if isinstance(ask.message, Disown):
                         metrics.POOL_ADDRESSES_QUARANTINED.inc(len(addresses))
-            _answer(ask, translated)
+            reply(ask, translated)
         self._finish()
 
     def _translate(self, message: Request, answer: rules.Answer) -> Granted | Surrendered | Refused:
@@ -499,7 +429,7 @@ class IPPoolActor(Actor[Message]):
     def _refuse_all(self, reason: Reason, *, retry: bool = False) -> None:
         if self._attempt is not None:
             for ask in self._attempt.asks:
-                _answer(ask, Refused(reason=reason, retry=retry))
+                reply(ask, Refused(reason=reason, retry=retry))
         self._finish()
 
     def _finish(self) -> None:
@@ -517,23 +447,3 @@ class IPPoolActor(Actor[Message]):
             return None
         first = self._attempt.asks[0]
         return Envelope(message=first.message, queued_at=first.queued_at, trace=first.trace, chain=first.chain)
-
-
-def _depends_on_others(answer: rules.Answer) -> bool:
-    """Whether an answer is right only if it is known which addresses other pools have."""
-    match answer:
-        case rules.Granted():
-            return answer.fresh
-        case rules.Refused():
-            return answer.reason.predicate == "overlap"
-        case _:
-            return False
-
-
-def _no_room(answer: rules.Answer) -> TypeGuard[rules.Refused]:
-    return isinstance(answer, rules.Refused) and answer.reason.predicate in _EXHAUSTED
-
-
-def _answer(envelope: Envelope, answer: object) -> None:
-    if envelope.reply is not None:
-        envelope.reply.resolve(answer)

@@ -12,7 +12,7 @@ from random import Random
 import anyio
 import pytest
 
-from actors.pools.ippool import Claim
+from actors.pools.claims import Claim
 from actors.pools.peers import Forward, Unserved
 from actors.pools.peers import _answers as peer_answers
 from actors.pools.peers import _encoder as peer_encoder

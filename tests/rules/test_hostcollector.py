@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from actors.collection.hostcollector import NO_CONTAINER, HostCollectorActor, Scan, candidates
-from actors.pools.ippool import Refused, Surrender, Surrendered
+from actors.pools.claims import Refused, Surrender, Surrendered
 from api.ippool import AllocationRecord, IPPoolSpec, IPPoolStatus, SpiderIPPool, encode_records
 from api.kinds import IPPOOL
 from api.meta import ObjectMeta

@@ -314,18 +314,19 @@ class OutboxActor(Actor[Message]):
     async def _attempt(self, key: Key, *, acknowledged: JournalEntry | None) -> Done | Echo:
         """Release once, by what the journal says now."""
         async with self._limit, self._journal.claim(key.container_id, seconds=_CLAIM_SECONDS):
-            entry = await self._journal.get(key)
+            entries = await self._journal.of(key.container_id)
+            entry = next((one for one in entries if one.key == key), None)
             if entry is None or entry.state is not State.RELEASING:
                 return Done(key, over=entry is None)
-            await self._release(entry)
+            living = (one.ifname for one in entries if one.state is not State.RELEASING)
+            await self._release(entry, keep=tuple(sorted(living)))
             if entry.doubtful and entry != acknowledged:
                 return Echo(entry)
             await self._journal.remove(key)
             return Done(key, over=True)
 
-    async def _release(self, entry: JournalEntry) -> None:
-        others = [other for other in await self._journal.of(entry.container_id) if other.state is not State.RELEASING]
-        keep = tuple(sorted(other.ifname for other in others if other.ifname != entry.ifname))
+    async def _release(self, entry: JournalEntry, *, keep: tuple[str, ...]) -> None:
+        """`keep` are the NICs that the container has left."""
         if entry.netns and await self._kernel.carries(entry.netns, entry.ifname, entry.addresses):
             msg = f"a link in {entry.netns} still carries {', '.join(entry.addresses) or entry.ifname}"
             raise _NotYet(msg)

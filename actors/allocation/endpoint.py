@@ -133,9 +133,20 @@ class Endpoints:
         except NotFound:
             return None
 
-    async def known(self, namespace: str, name: str) -> SpiderEndpoint | None:
-        """The object as it was written last here, else as the store has it. Raises `StoreError`."""
-        return self._written.get((namespace, name)) or await self.read(namespace, name)
+    async def known(self, namespace: str, name: str, *, uid: str, gone: Callable[[str], bool]) -> SpiderEndpoint | None:
+        """The object of a pod uid, if it shows a NIC that is `gone`: as it was written last here, else as it is stored.
+
+        A memory that shows nothing of it may be one that others have overtaken. Raises `StoreError`.
+        """
+
+        def shows(found: SpiderEndpoint | None) -> bool:
+            current = None if found is None else found.status.current
+            return current is not None and current.uid == uid and any(gone(detail.interface) for detail in current.ips)
+
+        found = self._written.get((namespace, name))
+        if not shows(found):
+            found = await self.read(namespace, name)
+        return found if shows(found) else None
 
     async def forget(self, found: SpiderEndpoint, *, gone: Callable[[str], bool]) -> None:
         """Take the NICs that are `gone` out of an object that still is as it was `found`; with the last one it goes.

@@ -83,7 +83,7 @@ class Returns:
         )
         stays = surrender.retain or bool(surrender.successor)
         freed = await self._take_back(
-            surrender, pod, fixed, names, peer, gone=None if stays else lambda nic: nic not in request.keep
+            surrender, pod, fixed, names, peer, gone=lambda nic: nic not in request.keep, stays=stays
         )
         return Released(addresses=freed)
 
@@ -148,30 +148,28 @@ class Returns:
         names: frozenset[str],
         peer: Peer,
         *,
-        gone: Callable[[str], bool] | None,
+        gone: Callable[[str], bool],
+        stays: bool = False,
     ) -> tuple[str, ...]:
         """Ask these pools, and those that the SpiderEndpoint names; it forgets the NICs that are `gone`; what is free.
 
         Asked once more after each change of the SpiderEndpoint: a newer sandbox of the pod may have been given
-        addresses. None: it keeps all.
+        addresses. Where it `stays` it forgets nothing.
         """
         holder = pod.name if fixed is None else fixed.holder
         freed: set[str] = set()
-        endpoint = await self._endpoints.known(pod.namespace, holder)
         for _ in range(ATTEMPTS):
-            if endpoint is not None and endpoint.status.current.uid != pod.uid:
-                endpoint = None
+            endpoint = await self._endpoints.known(pod.namespace, holder, uid=pod.uid, gone=gone)
             shown = frozenset[str]() if endpoint is None else _pools(endpoint)
             answers = await self._all(self._ask(name, message, peer) for name in sorted(names | shown))
             freed.update(address for answer in answers for address in answer.addresses)
-            if endpoint is None or gone is None or any(answer.held for answer in answers):
+            if endpoint is None or stays or any(answer.held for answer in answers):
                 return tuple(sorted(freed))
             try:
                 await self._endpoints.forget(endpoint, gone=gone)
             except Conflict:
-                endpoint = await self._endpoints.read(pod.namespace, holder)
-            else:
-                return tuple(sorted(freed))
+                continue  # its memory of it is gone
+            return tuple(sorted(freed))
         msg = f"SpiderEndpoint {pod.namespace}/{holder} was rewritten by others {ATTEMPTS} times in a row"
         raise EndpointContended(msg)
 

@@ -115,12 +115,12 @@ def test_a_finalizer_that_admission_added_stays() -> None:
 def test_what_a_new_sandbox_is_given_while_the_old_ones_addresses_are_freed_stays() -> None:
     async def scene(store: FaultyStore, endpoints: Endpoints, pod: Pod) -> None:
         mine = Endpoints(store)
-        found = await mine.known("default", "web")
+        found = await mine.known("default", "web", uid=pod.metadata.uid, gone=every)
         assert found is not None
         await endpoints.write(holder(pod), node="n1", nics=[nic(address="10.0.0.3/24")])
         with pytest.raises(Conflict):
             await mine.forget(found, gone=every)
-        found = await mine.known("default", "web")
+        found = await mine.known("default", "web", uid=pod.metadata.uid, gone=every)
         assert found is not None and [detail.ipv4 for detail in found.status.current.ips] == ["10.0.0.3/24"]
         await mine.forget(found, gone=every)
         assert (await store.list(ENDPOINT)).items == []
@@ -169,7 +169,7 @@ def test_what_is_written_while_its_removal_is_under_way_stays_and_has_the_finali
     async def main() -> None:
         endpoints = Endpoints(Overtaken(truth, policy=Recorder(), random=Random(1)))
         await endpoints.write(holder(pod), node="n1", nics=[nic()])
-        found = await endpoints.known("default", "web")
+        found = await endpoints.known("default", "web", uid=pod.metadata.uid, gone=every)
         assert found is not None
         with pytest.raises(Conflict):
             await endpoints.forget(found, gone=every)
@@ -187,6 +187,28 @@ def test_a_memory_that_others_have_overtaken_is_not_believed() -> None:
         assert (await store.list(ENDPOINT)).items == []
 
     play(scene)
+
+
+@pytest.mark.parametrize("uid", ["of the last pod", "of this pod"])
+def test_a_memory_of_another_pod_or_nic_is_not_believed(uid: str) -> None:
+    """A replica wrote it once; another one has put the next pod of the name, or another NIC, into it since."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        endpoints, others = Endpoints(store), Endpoints(store)
+        last, this = (
+            Pod(metadata=ObjectMeta(name="web-0", namespace="default", uid=it)) for it in (uid, "of this pod")
+        )
+        await endpoints.write(holder(last, SET), node="n1", nics=[nic("net1")])
+        await others.write(holder(this, SET), node="n1", nics=[nic("eth0")])
+        found = await endpoints.known("default", "web-0", uid="of this pod", gone="eth0".__eq__)
+        assert found is not None
+        await endpoints.forget(found, gone="eth0".__eq__)
+        (left,) = (await store.list(ENDPOINT)).items
+        assert [detail.interface for detail in left.status.current.ips] == ["net1"]
+        assert await endpoints.known("default", "web-0", uid="of this pod", gone="eth0".__eq__) is None
+
+    run(main, seed=1)
 
 
 def test_a_second_nic_is_not_forgotten_with_the_first() -> None:

@@ -80,7 +80,7 @@ class Reclaimer:
         async def one(of_pod: Sequence[Case]) -> None:
             async with limit:
                 try:
-                    await self._close(of_pod, ready)
+                    failed.extend(await self._close(of_pod, ready))
                 except (StoreError, ActorError, EndpointContended) as error:
                     metrics.IP_GC_FAILURE_COUNTS.inc()
                     first = of_pod[0].held
@@ -96,13 +96,14 @@ class Reclaimer:
         """A node, as it is now. Raises `StoreError`."""
         return await self._read(NODE, name)
 
-    async def _close(self, cases: Sequence[Case], ready: Callable[[str], bool]) -> None:
-        """Those of one pod."""
+    async def _close(self, cases: Sequence[Case], ready: Callable[[str], bool]) -> list[Held]:
+        """Those of one pod; returns those whose record was another one already."""
         first = cases[0].held
         pod = await self._read(POD, first.name, namespace=first.namespace) if first.namespace else None
         wanted = await self._wanted(first)
         freed: dict[str, list[str]] = {}
         nics: dict[str, set[str]] = {}
+        changed: list[Held] = []
         for case in cases:
             node = case.held.record.node or (pod.spec.node_name if pod is not None else "")
             verdict = judge(
@@ -118,7 +119,10 @@ class Reclaimer:
             )
             if verdict.ruling is not Ruling.STAY:
                 uid, nic = case.held.record.pod_uid, case.held.record.nic
-                freed.setdefault(uid, []).extend(await self._carry_out(case, verdict))
+                answer = await self._carry_out(case, verdict)
+                if not (answer.addresses or answer.retained):
+                    changed.append(case.held)
+                freed.setdefault(uid, []).extend(answer.addresses)
                 nics.setdefault(uid, set()).add(nic)
         for uid, addresses in freed.items():
             if pod is None and not wanted:
@@ -127,6 +131,7 @@ class Reclaimer:
                 await self._endpoints.drop(first.namespace, first.name, uid=uid, gone=nics[uid].__contains__)
             if addresses:
                 await self._endpoints.withdraw(first.namespace, first.name, uid=uid, addresses=addresses)
+        return changed
 
     async def _wanted(self, held: Held) -> bool:
         for fixed in wanting(held, machines=self._machines()):
@@ -134,8 +139,8 @@ class Reclaimer:
                 return True
         return False
 
-    async def _carry_out(self, case: Case, verdict: Verdict) -> tuple[str, ...]:
-        """The address, if it was freed now."""
+    async def _carry_out(self, case: Case, verdict: Verdict) -> Surrendered:
+        """What was freed or kept now: nothing where the pool refuses, or has another record than the one judged."""
         held = case.held
         retain = verdict.ruling is Ruling.KEEP
         answer = await self._pool(held.pool).ask(
@@ -147,11 +152,11 @@ class Reclaimer:
                     what = "collected" if addresses else "kept for the next pod of its name"
                     _audit.info("%s %s: %s, %s", held, what, verdict.cause, case.evidence)
                 metrics.IP_GC_COUNTS.inc(len(addresses))
-                return addresses
+                return answer
             case Refused(reason=reason):
                 metrics.IP_GC_FAILURE_COUNTS.inc()
                 _log.warning("could not collect %s (%s): %s", held, verdict.cause, reason)
-                return ()
+                return Surrendered()
             case _:
                 assert_never(answer)
 

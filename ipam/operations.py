@@ -43,7 +43,7 @@ class Claim(Struct, frozen=True, tag="claim", kw_only=True):
 
 
 class Heir(Struct, frozen=True):
-    """A pod that has the same fixed addresses as one that goes: the source of a live migration that has failed.
+    """Another pod of the name whose fixed addresses are given up: the source of a live migration that has failed, say.
 
     Attributes:
         uid: the pod's uid.
@@ -69,7 +69,7 @@ class Surrender(Struct, frozen=True, tag="surrender", kw_only=True):
             for any other goes; `nic` then only decides about records that name none.
         retain: what matches is not freed but kept for the next pod of the same name.
         kept_only: only what is kept is freed: what a link may still carry stays.
-        heir: who carries the addresses still: what matches becomes its, and nothing is freed.
+        heir: another pod that may carry the addresses still: what matches becomes its, and nothing is freed.
         successor: the cid of the pod's living sandbox on that node, where there is one. What matches is not freed but
             becomes its: a claim of the old sandbox that came late, after the new one's, had taken it over.
     """

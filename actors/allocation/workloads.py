@@ -83,9 +83,11 @@ class Workloads:
                 return False
 
     async def heir(self, pod: PodRef, fixed: Fixed) -> Heir | None:
-        """The other pod that has the addresses of one that goes: while a machine migrates it has two.
+        """The other pod of the name of one that goes: its are the addresses then. Only virtual machines have two.
 
-        The target of a migration that fails goes first, and the source goes on with what was the target's by then.
+        While one migrates both carry them: the target of a migration that fails goes first, and the source goes on with
+        what was the target's by then. Without a migration it is the next pod, which waits for them.
+
         Raises `StoreError`.
         """
         if fixed.kind != identity.VIRTUAL_MACHINE_INSTANCE:

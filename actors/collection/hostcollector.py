@@ -190,8 +190,9 @@ class HostCollectorActor(Actor[Message]):
                         "collected %s of pool %s (pod %s): no container, no link", address, one.pool, record.pod
                     )
                 metrics.IP_GC_COUNTS.inc(len(addresses))
-                namespace, _, name = record.pod.partition("/")
-                await Endpoints(self._store).withdraw(namespace, name, uid=record.pod_uid, addresses=addresses)
+                if addresses:
+                    namespace, _, name = record.pod.partition("/")
+                    await Endpoints(self._store).withdraw(namespace, name, uid=record.pod_uid, addresses=addresses)
                 return len(addresses)
             case Refused(reason=reason):
                 metrics.IP_GC_FAILURE_COUNTS.inc()

@@ -79,7 +79,7 @@ class Surrender(Question["Surrendered | Refused"], frozen=True, tag=True):
     successor: str = ""
     """First 12 hex digits of the pod's living sandbox: what matches becomes its, and nothing is freed."""
     heir: rules.Heir | None = None
-    """Another pod that carries the addresses still: what matches becomes its, and nothing is freed."""
+    """Another pod that may carry the addresses still: what matches becomes its, and nothing is freed."""
 
 
 class Disown(Question["Surrendered | Refused"], frozen=True, tag=True):

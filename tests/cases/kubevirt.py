@@ -69,11 +69,11 @@ class Machine:
         """The object of a move."""
         self._create("VirtualMachineInstanceMigration", name, spec={"vmiName": self.name})
 
-    def migrated(self, name: str, *, phase: str = "Succeeded") -> None:
-        """The move has ended."""
+    def migrated(self, name: str) -> None:
+        """The move has ended well."""
         path = f"{RESOURCES['VirtualMachineInstanceMigration']}/namespaces/{self._world.namespace}"
         path += f"/virtualmachineinstancemigrations/{name}/status"
-        self._world.request("PATCH", path, {"status": {"phase": phase}})
+        self._world.request("PATCH", path, {"status": {"phase": "Succeeded"}})
 
     def stop(self) -> None:
         """The instance goes; its launchers are collected."""

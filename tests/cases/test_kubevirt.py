@@ -1,7 +1,5 @@
 """Area kubevirt, as far as addresses go: a virtual machine keeps its own, over restarts and moves."""
 
-from typing import Any
-
 import pytest
 
 from tests.cases.kubevirt import Machine
@@ -45,17 +43,23 @@ def test_F00001_restart_keeps_the_addresses(world: World) -> None:
     world.wait(lambda: not world.endpoints(), "the endpoint goes")
 
 
-def test_F00002_live_migration_keeps_the_addresses(world: World) -> None:
-    pools = world.pair()
+def moving(world: World, pools: dict[str, list[str]]) -> tuple[Machine, str, str]:
+    """A machine in the middle of a move called "move"; the pods that it leaves and goes to."""
     machine = Machine(world, "vm", ippool(**pools))
     machine.start()
     source = machine.launcher(node="n1")
     holder(world, source)
-    before = world.pod(source)
-
+    world.pod(source)
     machine.migrate("move")
     target = machine.launcher(migration="move", node="n2")
     holder(world, target)
+    return machine, source, target
+
+
+def test_F00002_live_migration_keeps_the_addresses(world: World) -> None:
+    pools = world.pair()
+    machine, source, target = moving(world, pools)
+    before = world.pod(source)
     after = world.pod(target)
     assert after.addresses == before.addresses
     assert world.pod(source).addresses == before.addresses
@@ -68,35 +72,6 @@ def test_F00002_live_migration_keeps_the_addresses(world: World) -> None:
     world.settled()
     assert world.pod(target).addresses == before.addresses
     assert not world.kubelets.failures.get(f"{world.namespace}/{target}")
-
-
-def test_F00002_a_migration_that_fails_leaves_the_addresses_with_the_source(world: World) -> None:
-    """Its target took the records over, and goes. The source carries the addresses: they are not free for the name."""
-    pools = world.pair()
-    machine = Machine(world, "vm", ippool(**pools))
-    machine.start()
-    source = machine.launcher(node="n1")
-    holder(world, source)
-    before = world.pod(source)
-    machine.migrate("move")
-    target = machine.launcher(migration="move", node="n2")
-    holder(world, target)
-    machine.migrated("move", phase="Failed")
-    world.delete("Pod", target)
-    world.gone(target)
-
-    def recorded() -> list[dict[str, Any]]:
-        return [record for names in pools.values() for pool in names for record in world.records(pool).values()]
-
-    world.wait(lambda: {r["podUid"] for r in recorded()} == {before.uid}, "the records are the source's again")
-    world.settled()
-    assert not any(record.get("kept") for record in recorded())
-    second = machine.launcher(node="n2")
-    world.refusal(second, match="node n1")
-    world.delete("Pod", source)
-    world.gone(source)
-    holder(world, second)
-    assert world.pod(second).addresses == before.addresses
 
 
 def test_F00002_without_a_migration_two_launchers_do_not_share(world: World) -> None:

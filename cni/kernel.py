@@ -1,21 +1,17 @@
 """The node's kernel as the actors see it: a handful of asynchronous verbs, each idempotent or undone on failure."""
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from errno import errorcode
 from functools import partial
 from typing import Protocol, Self
-
-import anyio
-from anyio import to_thread
 
 from cni.coordination import CoordinationPlan, NodeView, Pair
 from cni.errors import KernelRefused
 from cni.netlink import attachment, carriers, coordinator, vf
 from cni.netns_watch import NetnsWatch
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
+from cni.workers import Workers
 from telemetry import metrics
 
 
@@ -165,16 +161,15 @@ class LinuxKernel:
     """The kernel of this machine. Implements `Kernel` on worker threads.
 
     A netlink request runs inside `sendmsg` under the kernel's rtnl lock and would hold up the loop for as long as
-    anybody else has it. Cancelling a call does not stop the kernel: the cancelled caller is released when the request
-    has ended, so that what it undoes afterwards is really there to be undone.
+    anybody else has it. A caller that is cancelled is released when its request has ended.
     """
 
     def __init__(self, *, threads: int = 8) -> None:
         """`threads` requests at a time; deleting links gets cheaper up to about eight, everything else is serial."""
-        self._limiter = anyio.CapacityLimiter(threads)
+        self._workers = Workers("netlink", threads=threads)
 
     def __repr__(self) -> str:
-        return f"<LinuxKernel {self._limiter.borrowed_tokens:g} of {self._limiter.total_tokens:g} threads busy>"
+        return f"<LinuxKernel {self._workers}>"
 
     async def attach_link(self, plan: LinkPlan) -> LinkState:
         """See `Kernel.attach_link`."""
@@ -237,19 +232,10 @@ class LinuxKernel:
     async def _run[*Args, T](self, function: Callable[[*Args], T], *args: *Args) -> T:
         step = getattr(function, "func", function).__name__
         begun = time.perf_counter()
-        work = asyncio.ensure_future(to_thread.run_sync(function, *args, limiter=self._limiter))
         try:
-            return await asyncio.shield(work)
+            return await self._workers.run(function, *args)
         except KernelRefused as error:
             metrics.NETLINK_ERRORS.labels(step=step, errno=errorcode.get(error.errno, str(error.errno))).inc()
-            raise
-        except asyncio.CancelledError:
-            with anyio.CancelScope(shield=True):
-                while not work.done():
-                    with suppress(asyncio.CancelledError):
-                        await asyncio.wait([work])
-            if not work.cancelled():
-                work.exception()  # nobody is left to be told
             raise
         finally:
             metrics.NETLINK_STEP_SECONDS.labels(step=step).observe(time.perf_counter() - begun)

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Protocol
 
 import anyio
-import anyio.to_thread
+from msgspec import Struct
 
 from cni import journal
 from cni.claims import Claims
 from cni.errors import TryAgainLater
 from cni.journal import JournalEntry, Key
+from cni.workers import Workers
 from telemetry import traces
 
 _PAUSES_SECONDS = (0.005, 0.25)
@@ -51,19 +52,33 @@ class Journal(Protocol):
         ...
 
 
+class _Write(Struct):
+    """An entry that is to be written."""
+
+    entry: JournalEntry
+    done: bool = False
+    failure: Exception | None = None
+
+
 class DiskJournal:
-    """The journal in a directory; the file work happens on worker threads."""
+    """The journal in a directory; the file work happens on a thread of its own.
+
+    Entries that come while others are written are written together next: the disk is waited for once for all of them.
+    """
 
     def __init__(self, entries: journal.Journal, claims: Claims) -> None:
         """They do the file work."""
         self._entries = entries
         self._claims = claims
         self._uses: Counter[str] = Counter()
+        self._worker = Workers("journal", threads=1)
+        self._writing = anyio.Lock(fast_acquire=True)
+        self._waiting: list[_Write] = []
 
     async def load(self) -> list[JournalEntry]:
         """See `Journal`."""
-        await anyio.to_thread.run_sync(self._claims.open)
-        return list(await anyio.to_thread.run_sync(self._entries.load_all))
+        await self._worker.run(self._claims.open)
+        return list(await self._worker.run(self._entries.load_all))
 
     @asynccontextmanager
     async def claim(self, container_id: str, *, seconds: float) -> AsyncIterator[None]:
@@ -92,21 +107,42 @@ class DiskJournal:
 
     async def get(self, key: Key) -> JournalEntry | None:
         """See `Journal`."""
-        return await anyio.to_thread.run_sync(self._entries.get, key)
+        return await self._worker.run(self._entries.get, key)
 
     async def of(self, container_id: str) -> list[JournalEntry]:
         """See `Journal`."""
-        return await anyio.to_thread.run_sync(self._entries.of, container_id)
+        return await self._worker.run(self._entries.of, container_id)
 
     async def put(self, entry: JournalEntry) -> None:
         """See `Journal`."""
-        with traces.span("journal.put"):
-            await anyio.to_thread.run_sync(self._entries.put, entry)
+        write = _Write(entry)
+        self._waiting.append(write)
+        try:
+            with traces.span("journal.put"):
+                async with self._writing:
+                    if not write.done:
+                        writes, self._waiting = self._waiting, []
+                        await self._worker.run(self._write, writes)
+        finally:
+            if not write.done:
+                self._waiting.remove(write)
+        if write.failure is not None:
+            raise write.failure
+
+    def _write(self, writes: list[_Write]) -> None:
+        # On the thread: whoever waits sees the outcome, though the one that called is cancelled meanwhile.
+        failures: list[Exception | None]
+        try:
+            failures = list(self._entries.put_all([write.entry for write in writes]))
+        except Exception as error:  # noqa: BLE001 - raised again, to each that waits
+            failures = [error] * len(writes)
+        for write, failure in zip(writes, failures, strict=True):
+            write.done, write.failure = True, failure
 
     async def remove(self, key: Key) -> None:
         """See `Journal`."""
         with traces.span("journal.remove"):
-            await anyio.to_thread.run_sync(self._entries.remove, key)
+            await self._worker.run(self._entries.remove, key)
 
 
 def open_journal(state: Path) -> DiskJournal:

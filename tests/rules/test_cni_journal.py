@@ -1,5 +1,6 @@
 """The journal: what was put is there after a restart, whatever else lies in the folder."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -57,10 +58,97 @@ def test_what_an_answer_hangs_on_is_synced_with_its_folder(
     journal = Journal(tmp_path / "journal")
     journal.load_all()
     monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.setattr(os, "fdatasync", synced.append)
     journal.put(entry(state=state))
     assert len(synced) == syncs
+    journal.put(entry(state=state, mac="02:00:00:00:00:01"))
+    assert len(synced) == 2 * syncs
     journal.remove(Key("c1", "eth0"))
-    assert len(synced) == syncs, "one that is back is released again, which finds nothing"
+    assert len(synced) == 2 * syncs, "one that is back is released again, which finds nothing"
+
+
+def test_entries_that_are_put_together_wait_for_the_folder_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[int] = []
+    journal = Journal(tmp_path)
+    monkeypatch.setattr(os, "fsync", folders.append)
+    entries = [entry(f"c{number}", state=State.ADDED) for number in range(20)]
+    assert journal.put_all(entries) == [None] * 20
+    assert len(folders) == 1
+    assert sorted(one.container_id for one in journal.load_all()) == sorted(one.container_id for one in entries)
+
+
+def test_a_state_is_a_line_and_no_new_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.put(entry())
+    (path,) = tmp_path.iterdir()
+    inode = path.stat().st_ino
+    journal.put(entry(state=State.ADDED))
+    journal.put(entry(state=State.RELEASING))
+    assert path.stat().st_ino == inode
+    assert path.read_bytes().count(b"\n") == 3
+    assert journal.load_all() == [entry(state=State.RELEASING)]
+
+
+def test_a_file_does_not_grow_for_ever(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for number in range(1000):
+        journal.put(entry(changed_ns=number))
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_size < 1 << 17
+    assert journal.get(Key("c1", "eth0")) == entry(changed_ns=999)
+
+
+@given(cut=st.integers(0, 400))
+def test_a_line_that_was_cut_short_says_nothing(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+    journal = Journal(folder)
+    journal.put(entry())
+    (path,) = folder.iterdir()
+    whole = path.stat().st_size
+    journal.put(entry(state=State.ADDED))
+    os.truncate(path, max(whole, path.stat().st_size - 1 - cut))
+    assert journal.get(Key("c1", "eth0")) == entry()
+    journal.put(entry(state=State.RELEASING))
+    assert journal.load_all() == [entry(state=State.RELEASING)]
+    assert b"added" not in path.read_bytes(), "what was cut short is not continued"
+
+
+@pytest.mark.parametrize("step", ["write", "fdatasync"])
+@pytest.mark.parametrize("before", [False, True])
+def test_what_cannot_be_written_leaves_what_there_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, step: str, before: bool
+) -> None:
+    journal = Journal(tmp_path)
+    if before:
+        journal.put(entry())
+    had = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    full = {"left": 2}
+    real = getattr(os, step)
+
+    def fails(descriptor: int, *text: bytes) -> int:
+        """The second one of three, with half of it written."""
+        full["left"] -= 1
+        if full["left"]:
+            return int(real(descriptor, *text) or 0)
+        if text:
+            return int(real(descriptor, text[0][:10]))
+        raise OSError(errno.EIO, "worn out")
+
+    monkeypatch.setattr(os, step, fails)
+    entries = [entry(name, state=State.ADDED) for name in ("c0", "c1", "c2")]
+    first, second, third = journal.put_all(entries)
+    assert first is None
+    assert third is None
+    assert isinstance(second, IoFailure)
+    assert "c1-eth0" in str(second)
+    assert {name: text for name, text in contents(tmp_path).items() if name.startswith("c1")} == had
+    assert {one.container_id for one in journal.load_all()} == {"c0", "c2", *(["c1"] if before else [])}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_get_sees_what_another_process_wrote(tmp_path: Path) -> None:

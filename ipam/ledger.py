@@ -131,6 +131,11 @@ class Ledger(Book):
             self._table.set(*before)
         self._last = None
 
+    @property
+    def spare(self) -> bool:
+        """Whether an address is left that a claim could be given."""
+        return self._table.lowest() is not None or self._table.longest_rested() is not None
+
     def reserve(self, reserved: Ranges, overlap: Overlap | None = None) -> None:
         """From now on grant all but these: they change while the pool's object does not.
 
@@ -163,9 +168,9 @@ class Ledger(Book):
             before: what the caller knew of the same pool, without anything that may not have been written.
             now: unix seconds.
         """
-        for ip, old in before.records.items():
-            record = self._records.get(ip)
-            if record is not None and record != old and stripped(record, old):
+        for ip in before.records.other_than(self._records):
+            old = before.records[ip]
+            if stripped(self._records[ip], old):
                 self._table.set(ip, old, self._withheld.get(ip))
         if self._withheld:
             return

@@ -413,6 +413,13 @@ POOL_WRITE_BALANCE_BYTES = gauge(
     "What this replica may write of pools at once; negative while pools pause",
     program=Program.CONTROLLER,
 )
+POOL_WAITS = counter(
+    "spiderpool_pool_waits_total",
+    "Claims that waited for an address of a full pool, by how it ended: granted, full, other (refused for another"
+    " reason), gone (the asker gave up)",
+    program=Program.CONTROLLER,
+    labels=("outcome",),
+)
 POOL_ADDRESSES_GRANTED = counter(
     "spiderpool_pool_addresses_granted_total", "Addresses granted and committed", program=Program.CONTROLLER
 )

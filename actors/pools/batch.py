@@ -5,11 +5,13 @@ from typing import Final, TypeGuard
 
 from msgspec import Struct
 
-from actors.pools.claims import Claim
+from actors.pools.claims import Claim, Disown, Granted, Refused, Request, Surrendered, operation
+from actors.pools.waiting import WaitingRoom
 from api.ippool import SpiderIPPool
 from api.kinds import IPPOOL
 from ipam import operations as rules
 from ipam.history import Change
+from ipam.ledger import Ledger
 from runtime.clock import Clock
 from runtime.envelope import Envelope
 from runtime.store.port import Store
@@ -93,6 +95,16 @@ async def commit(
     return written
 
 
+def work_out(batch: Batch, ledger: Ledger, room: WaitingRoom, *, now: float) -> rules.Outcome:
+    """Apply a batch to the ledger, so that nobody who waits for room is passed over; `now` are unix seconds."""
+    batch.outcome = ledger.apply([operation(ask.message) for ask in batch.asks], now=now)
+    while room.passed_over(batch.asks, batch.outcome.answers, spare=ledger.spare):
+        ledger.revert(batch.outcome)
+        batch.asks = room.joined(batch.asks)
+        batch.outcome = ledger.apply([operation(ask.message) for ask in batch.asks], now=now)
+    return batch.outcome
+
+
 def depends_on_others(answer: rules.Answer) -> bool:
     """Whether an answer is right only if it is known which addresses other pools have."""
     match answer:
@@ -107,6 +119,17 @@ def depends_on_others(answer: rules.Answer) -> bool:
 def no_room(answer: rules.Answer) -> TypeGuard[rules.Refused]:
     """Whether the pool has no more addresses to give."""
     return isinstance(answer, rules.Refused) and answer.reason.predicate in _EXHAUSTED
+
+
+def count(message: Request, said: Granted | Surrendered | Refused) -> None:
+    """What an answer has done."""
+    match said:
+        case Granted(fresh=True):
+            metrics.POOL_ADDRESSES_GRANTED.inc()
+        case Surrendered(addresses):
+            metrics.POOL_ADDRESSES_RELEASED.inc(len(addresses))
+            if isinstance(message, Disown):
+                metrics.POOL_ADDRESSES_QUARANTINED.inc(len(addresses))
 
 
 def reply(ask: Envelope, said: object) -> None:

@@ -60,6 +60,8 @@ class Claim(Question["Granted | Refused"], frozen=True, tag=True):
     """As in `wire.Allocate`."""
     confirm: bool = False
     """Nothing is granted or taken over: is what this very sandbox was granted still its own?"""
+    patience: float = 0.0
+    """For how many seconds it waits for an address where the pool is full, rather than be refused at once."""
 
 
 class Surrender(Question["Surrendered | Refused"], frozen=True, tag=True):

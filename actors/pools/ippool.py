@@ -1,10 +1,10 @@
 """The actor of one IPPool: the only writer of its status, one write per batch.
 
 Messages: those of `actors.pools.claims` from allocators and collectors, `Reconsider` from its replica; `Loaded`,
-`Surveyed`, `Written`, `Failed`, `Retry` and `Paid` from its own I/O and timers. State: the ledger of the last object it
-read or wrote, with that object's resourceVersion; the batch in hand; what the pool shares with others. Persists:
-`status.allocatedIPs`, `status.withheldIPs`, the counts and the condition `Overlapping`. Answers: after the store has
-acknowledged; `Peek` at once, from memory.
+`Surveyed`, `Written`, `Failed`, `Retry`, `Paid` and `Due` from its own I/O and timers. State: the ledger of the last
+object it read or wrote, with that object's resourceVersion; the batch in hand; the claims that wait for room; what the
+pool shares with others. Persists: `status.allocatedIPs`, `status.withheldIPs`, the counts and the condition
+`Overlapping`. Answers: after the store has acknowledged; `Peek` at once, from memory.
 
 Natural batching: while a write is in flight the mailbox is held and fills; the next write takes all of it, releases
 first. There is no timer that waits for more, but for the byte budget (`actors.pools.governor`): who has overdrawn it
@@ -14,6 +14,10 @@ The fence is the resourceVersion. Every write demands the version the ledger was
 (found, nothing to release, full) are fenced as well: they are given only together with a write that succeeded, or
 when a read begun after the requests came shows the ledger's own version. So a replica that has been deposed without
 knowing it, or two replicas that both believe to own the pool, cost conflicts and never a duplicate or a stale answer.
+
+A claim with patience that finds the pool full waits for room (`actors.pools.waiting`). It joins the batch that has an
+address for it, before whoever came later, and is refused by a batch of its own when its patience is over. A pool that
+stays full is read then, and not otherwise.
 
 Programs that know less than we do write the pool too, while a cluster moves over: the original's agents keep of a
 record the pod and its uid, and of the status what they know. When the pool was written by somebody else the ledger
@@ -34,7 +38,7 @@ from typing import assert_never
 import msgspec
 from msgspec import Struct
 
-from actors.pools.batch import Batch, commit, depends_on_others, no_room, observe, reply
+from actors.pools.batch import Batch, commit, count, depends_on_others, no_room, observe, reply, work_out
 from actors.pools.claims import (
     Claim,
     Disown,
@@ -46,11 +50,11 @@ from actors.pools.claims import (
     Surrender,
     Surrendered,
     holder,
-    operation,
 )
 from actors.pools.governor import Governor
 from actors.pools.survey import Survey
 from actors.pools.terms import Terms, Witnesses
+from actors.pools.waiting import WaitingRoom
 from api.ippool import SpiderIPPool
 from api.kinds import IPPOOL
 from api.reasons import Reason
@@ -113,11 +117,17 @@ class Paid(Struct, frozen=True, tag=True):
     """The debt to the byte budget is paid off."""
 
 
+class Due(Struct, frozen=True, tag=True):
+    """The patience of a claim that waits is over."""
+
+
 class Reconsider(Struct, frozen=True, tag=True):
     """Other pools have changed: say what is shared with them now, though nobody asks for anything."""
 
 
-Message = Claim | Surrender | Disown | Reclaim | Peek | Reconsider | Loaded | Surveyed | Written | Failed | Retry | Paid
+Message = (
+    Claim | Surrender | Disown | Reclaim | Peek | Reconsider | Loaded | Surveyed | Written | Failed | Retry | Paid | Due
+)
 
 
 class IPPoolActor(Actor[Message]):
@@ -153,6 +163,12 @@ class IPPoolActor(Actor[Message]):
         self._edition = 0
         self._attempt: Batch | None = None
         self._pause = 0.0
+        self._paused = False
+        self._room: WaitingRoom
+
+    def started(self) -> None:
+        """Nobody waits yet."""
+        self._room = WaitingRoom(self._name, self.system.clock)
 
     def __repr__(self) -> str:
         version = self._pool.metadata.resource_version if self._pool is not None else "-"
@@ -174,9 +190,12 @@ class IPPoolActor(Actor[Message]):
                     asks.append(envelope)
         if asks or look:
             observe(asks, pool=self._name, clock=self.system.clock)
-            self._attempt = Batch(asks=asks, look=look)
-            self.hold()
-            self._try()
+            self._begin(asks, look=look)
+
+    def _begin(self, asks: list[Envelope], *, look: bool) -> None:
+        self._attempt = Batch(asks=[*self._room.due(), *asks], look=look)
+        self.hold()
+        self._try()
 
     def handle(self, message: Message, envelope: Envelope) -> object:  # noqa: ARG002 - the kernel's signature
         """Go on when I/O has ended."""
@@ -196,7 +215,11 @@ class IPPoolActor(Actor[Message]):
                 self._load()
             case Paid():
                 self.batch = _PACED_BATCH
-                self.release()
+                self._paused = False
+                self._open()
+            case Due():
+                if self._attempt is None and not self._paused:
+                    self._begin([], look=False)
             case Claim() | Surrender() | Disown() | Reclaim() | Peek() | Reconsider():
                 return LATER  # user messages come in batches
             case _:
@@ -227,14 +250,12 @@ class IPPoolActor(Actor[Message]):
                 self._surveyed = None
         # A SpiderReservedIP takes effect with the next batch, whether or not the pool has been read again.
         self._ledger.reserve(self._terms.reserved(self._ledger.version), self._overlap)
-        attempt.outcome = self._ledger.apply(
-            [operation(ask.message) for ask in attempt.asks], now=self.system.clock.wall()
-        )
-        look = attempt.look or any(map(depends_on_others, attempt.outcome.answers))
+        outcome = work_out(attempt, self._ledger, self._room, now=self.system.clock.wall())
+        look = attempt.look or any(map(depends_on_others, outcome.answers))
         if look and self._surveyed != self._pool.metadata.generation:
-            self._ledger.revert(attempt.outcome)
+            self._ledger.revert(outcome)
             self._look()
-        elif attempt.outcome.changed or self._condition_due():
+        elif outcome.changed or self._condition_due():
             self._write(attempt)
         elif attempt.verified or not attempt.asks:
             _unchanged.inc()
@@ -400,18 +421,14 @@ class IPPoolActor(Actor[Message]):
     def _answer_all(self, attempt: Batch) -> None:
         """Everything in the batch is settled in the store: say so."""
         assert attempt.outcome is not None and self._pool is not None and self._ledger is not None
-        full = next((it.reason for it in attempt.outcome.answers if no_room(it)), None)
+        told = [it for it in zip(attempt.asks, attempt.outcome.answers, strict=True) if not self._room.keep(*it)]
+        full = next((answer.reason for _, answer in told if no_room(answer)), None)
         if full is not None:
             self._witnesses.exhausted(self._name, full)
-        for ask, answer in zip(attempt.asks, attempt.outcome.answers, strict=True):
+        for ask, answer in told:
+            self._room.leave(ask, answer)
             translated = self._translate(ask.message, answer)
-            match translated:
-                case Granted(fresh=True):
-                    metrics.POOL_ADDRESSES_GRANTED.inc()
-                case Surrendered(addresses):
-                    metrics.POOL_ADDRESSES_RELEASED.inc(len(addresses))
-                    if isinstance(ask.message, Disown):
-                        metrics.POOL_ADDRESSES_QUARANTINED.inc(len(addresses))
+            count(ask.message, translated)
             reply(ask, translated)
         self._finish()
 
@@ -429,6 +446,7 @@ class IPPoolActor(Actor[Message]):
     def _refuse_all(self, reason: Reason, *, retry: bool = False) -> None:
         if self._attempt is not None:
             for ask in self._attempt.asks:
+                self._room.leave(ask)
                 reply(ask, Refused(reason=reason, retry=retry))
         self._finish()
 
@@ -437,9 +455,17 @@ class IPPoolActor(Actor[Message]):
         self.timers.cancel("retry")
         pause, self._pause = self._pause, 0.0
         if pause > 0:
+            self._paused = True
             self.timers.start("paid", pause, Paid())
         else:
-            self.release()
+            self._open()
+
+    def _open(self) -> None:
+        """Take the next batch as soon as somebody asks, or one who waits has to be answered."""
+        self.release()
+        seconds = self._room.due_in()
+        if seconds is not None:
+            self.timers.start("due", seconds, Due())
 
     def _behalf(self) -> Envelope | None:
         """The first asker lends its trace; its deadline must not end a write that others wait for."""

@@ -35,6 +35,13 @@ from telemetry import attributes, traces
 
 POOL_SECONDS = 60.0
 """The longest wait for a pool; the asker's own deadline is nearer."""
+PATIENCE_SECONDS = 4.0
+"""For how long a claim waits for an address where all pools are full. When a workload is rolled one is free sooner, as
+a rule, and an ADD has 20 s."""
+_MAY_WAIT = 128
+"""So many claims of this replica may wait at once, the others are refused as before. Half of what a peer takes from one
+connection, and of what the allocator takes without asking how fast it goes (`actors.allocation.pace`): nobody who wants
+something of another pool is turned away because of those who wait."""
 CONTAINER_PREFIX = 12
 """How much of a container id a record keeps (design of the record: 12 hex digits)."""
 
@@ -94,6 +101,8 @@ class Grants:
         self._view = view
         self._policy = policy
         self._failed = failed
+        self._patient = 0
+        """Claims under way that wait where there is no room."""
 
     def __repr__(self) -> str:
         return "<Grants>"
@@ -239,12 +248,14 @@ class Grants:
     ) -> tuple[_Won | None, tuple[Verdict, ...], bool]:
         """An address from the first candidate that has one; a candidate that already serves this NIC goes first.
 
-        Also why others had none, and whether a copy of a claim may still be under way.
+        The last one may let the claim wait for an address to come back. Also why others had none, and whether a copy of
+        a claim may still be under way.
         """
         verdicts: list[Verdict] = []
         doubtful = False
-        for name in await self._in_order(claim, need, had):
-            answer = await self._pool(name).ask(claim, timeout=POOL_SECONDS)
+        names = await self._in_order(claim, need, had)
+        for at, name in enumerate(names, start=1):
+            answer = await self._ask(name, claim, patient=at == len(names))
             doubtful = doubtful or answer.doubtful
             match answer:
                 case Granted():
@@ -254,6 +265,16 @@ class Grants:
                     if reason.predicate in {"held", "superseded"}:
                         break  # it has an address, which is not free yet: it is not to get a second one
         return None, tuple(verdicts), doubtful
+
+    async def _ask(self, pool: str, claim: Claim, *, patient: bool) -> Granted | Refused:
+        if not patient or self._patient >= _MAY_WAIT:
+            return await self._pool(pool).ask(claim, timeout=POOL_SECONDS)
+        self._patient += 1
+        try:
+            waiting = structs.replace(claim, patience=PATIENCE_SECONDS)
+            return await self._pool(pool).ask(waiting, timeout=POOL_SECONDS)
+        finally:
+            self._patient -= 1
 
     async def _confirm(self, claim: Claim, won: Mapping[tuple[str, int], _Won], ref: PodRef) -> None:
         """Raise if not all that was won is this sandbox's still. Nothing is asked twice where all goes well."""

@@ -33,7 +33,7 @@ def fail(pod: Pod) -> str:
 def test_a_pod_that_gets_no_address_and_the_pool_that_is_full(lab: Lab, pool: str) -> None:
     first, second = (lab.pod(name, pools={"ipv4": [pool]}) for name in ("has-it", "wants-it"))
     first.start()
-    for _ in range(3):
+    for _ in range(2):
         assert pool in fail(second)
     lab.wait_for(lambda: events(lab, "FailedAllocate") and events(lab, "PoolExhausted", "default"))
     (failed,) = events(lab, "FailedAllocate")
@@ -42,8 +42,8 @@ def test_a_pod_that_gets_no_address_and_the_pool_that_is_full(lab: Lab, pool: st
     assert failed["type"] == "Warning"
     assert f"{pool}: rejected by full: wanted a free address, found all 1 taken" in failed["message"]
     assert failed["source"]["component"] == "spiderpool-controller"
-    # Three tries, one event: the next write says how many there were.
-    lab.wait_for(lambda: [event["count"] for event in events(lab, "FailedAllocate")] == [3])
+    # Two tries, one event: the next write says how many there were.
+    lab.wait_for(lambda: [event["count"] for event in events(lab, "FailedAllocate")] == [2])
     (exhausted,) = [e for e in events(lab, "PoolExhausted", "default") if e["involvedObject"]["name"] == pool]
     assert exhausted["involvedObject"]["kind"] == "SpiderIPPool"
     described = lab.control_plane.kubectl("-n", lab.namespace, "describe", "pod", "wants-it")

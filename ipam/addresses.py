@@ -22,8 +22,8 @@ MAPPED_LAST: Final = MAPPED_FIRST | 0xFFFFFFFF
 _BEYOND: Final = 1 << 129
 _ZEROS: Final = re.compile(r"(?<![0-9a-f])0(?::0)+(?![0-9a-f])").findall
 """The runs of two or more groups that are zero."""
-_REMEMBERED: Final = 32_768
-"""Texts kept: a pool's whole table is written each time, and an IPv6 text takes longer than the rest of its record."""
+_REMEMBERED: Final = 2048
+"""Texts kept: a batch has several uses for that of an address. More than a batch's would be memory for nothing."""
 _IPV4: Final = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(?:\.(?!$)|$)){4}").fullmatch
 """Five times as fast as `ipaddress`, and a big pool has thousands of these to read after every lost race."""
 

@@ -10,12 +10,12 @@ from types import MappingProxyType
 import msgspec
 from msgspec import structs
 
-from api.ippool import AllocationRecord, IPPoolStatus, SpiderIPPool
+from api.ippool import IPPoolStatus, SpiderIPPool
 from ipam.addresses import format_address, parse_address
 from ipam.history import Change
 from ipam.operations import Held
 from ipam.ranges import MAX_INT64, Ranges
-from ipam.records import RecordError, read_records
+from ipam.records import RecordError, Records, read_records
 from ipam.table import Table
 from ipam.territory import PoolError, territory
 from ipam.withheld import Withheld, read_withheld
@@ -59,7 +59,8 @@ class Book:
             raise PoolError(
                 pool=pool.metadata.name, field=field, content=error.content, problem=error.problem
             ) from None
-        self._pool = pool
+        # The text of the records is the biggest of all, and the table has it in pieces.
+        self._pool = structs.replace(pool, status=structs.replace(pool.status, allocated_ips=None, withheld_ips=None))
         self._version = land.version
         self._prefix = land.prefix
         self._allocatable = land.addresses
@@ -68,17 +69,15 @@ class Book:
         self._table = Table(land.version, records, withheld, self._grantable)
         self._records = self._table.records
         self._withheld = self._table.withheld
-        bare = structs.replace(
-            pool.status, allocated_ips=None, withheld_ips=None, total_ip_count=None, allocated_ip_count=None
-        )
-        self._base_bytes = len(msgspec.json.encode(structs.replace(pool, status=bare)))
+        bare = structs.replace(self._pool.status, total_ip_count=None, allocated_ip_count=None)
+        self._base_bytes = len(msgspec.json.encode(structs.replace(self._pool, status=bare)))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name}, records={len(self._records)}, addresses={self._total})"
 
     @property
     def pool(self) -> SpiderIPPool:
-        """The object this was loaded from; its status is that of then."""
+        """The object this was loaded from; its status is that of then, without the contents."""
         return self._pool
 
     @property
@@ -87,9 +86,9 @@ class Book:
         return self._version
 
     @property
-    def records(self) -> Mapping[int, AllocationRecord]:
-        """Live read-only view for audits: address as a number to record, those outside the pool's ranges too."""
-        return MappingProxyType(self._records)
+    def records(self) -> Records:
+        """Live, for audits: address as a number to record, those outside the pool's ranges too. Not to be changed."""
+        return self._records
 
     @property
     def withheld(self) -> Mapping[int, Withheld]:

@@ -5,16 +5,31 @@ that the latest changes can be taken back.
 """
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from api.ippool import AllocationRecord, IPPoolStatus
 from ipam.addresses import FreeAddresses
+from ipam.index import Index
 from ipam.ranges import Ranges
-from ipam.records import WrittenRecords, read_records
+from ipam.records import Records, read_records
 from ipam.withheld import Withheld, read_withheld, withheld_bytes, write_withheld
 
 type Before = tuple[int, AllocationRecord | None, Withheld | None]
 """What an address was: its record and why it was withheld."""
+
+
+class _Taken:
+    """The addresses that are not free: what has a record, and what is withheld and not over. Views, no copies."""
+
+    __slots__ = ("_expired", "_recorded", "_withheld")
+
+    def __init__(self, recorded: Container[int], withheld: Container[int], expired: Container[int]) -> None:
+        self._recorded = recorded
+        self._withheld = withheld
+        self._expired = expired
+
+    def __contains__(self, ip: object) -> bool:
+        return ip in self._recorded or (ip in self._withheld and ip not in self._expired)
 
 
 class Table:
@@ -37,24 +52,21 @@ class Table:
         "_version",
         "_withheld",
         "_withheld_bytes",
-        "_written",
     )
 
-    def __init__(
-        self, version: int, records: dict[int, AllocationRecord], withheld: dict[int, Withheld], grantable: Ranges
-    ) -> None:
+    def __init__(self, version: int, records: Records, withheld: dict[int, Withheld], grantable: Ranges) -> None:
         """Owns the two mappings from now on."""
         self._version = version
         self._records = records
         self._withheld = withheld
-        self._uids: dict[str, list[int]] = {}
-        self._pods: dict[str, list[int]] = {}
+        self._uids = Index()
+        self._pods = Index()
         for ip, record in records.items():
             self._index(ip, record)
-        self._written = WrittenRecords(records, version)
-        self._taken = records.keys() | withheld.keys()
         self._timeline = sorted((entry.until, ip) for ip, entry in withheld.items())
         self._expired: set[int] = set()
+        """Their time is over, and they are still written down."""
+        self._taken = _Taken(records.addresses(), withheld, self._expired)
         self._withheld_bytes = sum(withheld_bytes(entry, version) for entry in withheld.values())
         self.grant_only(grantable)
 
@@ -72,7 +84,7 @@ class Table:
         )
 
     @property
-    def records(self) -> Mapping[int, AllocationRecord]:
+    def records(self) -> Records:
         """By number. Not to be changed."""
         return self._records
 
@@ -84,19 +96,19 @@ class Table:
     @property
     def bytes(self) -> int:
         """Bytes of the contents inside the encoded pool object; keys are counted as long as the family allows."""
-        return self._written.bytes + self._withheld_bytes
+        return self._records.bytes + self._withheld_bytes
 
     def texts(self) -> tuple[str | None, str | None]:
         """`status.allocatedIPs` and `status.withheldIPs`."""
-        return self._written.text(), write_withheld(self._withheld, self._version)
+        return self._records.text(), write_withheld(self._withheld, self._version)
 
     def of_uid(self, uid: str) -> list[int]:
-        """Addresses that a pod's uid holds, in no order; none for an empty one. Not to be changed."""
-        return self._uids.get(uid, [])
+        """Addresses that a pod's uid holds, in no order; none for an empty one."""
+        return [ip for ip in self._uids.of(uid) if self._records[ip].pod_uid == uid] if uid else []
 
     def of_pod(self, pod: str) -> list[int]:
-        """Addresses that pods of this name hold, in no order. Not to be changed."""
-        return self._pods.get(pod, [])
+        """Addresses that pods of this name hold, in no order."""
+        return [ip for ip in self._pods.of(pod) if self._records[ip].pod == pod]
 
     def grant_only(self, grantable: Ranges) -> None:
         """From now on the next free address is one of these."""
@@ -112,12 +124,14 @@ class Table:
             entry = self._withheld.get(ip)
             if entry is not None and entry.until == until:
                 self._expired.add(ip)
-                self._unless_recorded(ip)
+                if ip not in self._records:
+                    self._free.released(ip)
 
     def expired(self) -> Iterable[int]:
         """Addresses whose time is over and that are still written down; this forgets which they were."""
-        expired, self._expired = self._expired, set()
-        return [ip for ip in expired if ip in self._withheld]
+        expired = [ip for ip in self._expired if ip in self._withheld]
+        self._expired.clear()
+        return expired
 
     def lowest(self) -> int | None:
         """The lowest address that is neither held nor withheld, or None."""
@@ -144,14 +158,12 @@ class Table:
     def set(self, ip: int, record: AllocationRecord | None, entry: Withheld | None) -> Before:
         """Make this the record of an address and the reason why it is withheld; returns what they were."""
         old_record, old_entry = self._records.get(ip), self._withheld.get(ip)
-        if record is not old_record:
+        if record != old_record:
             if old_record is not None:
-                del self._records[ip]
-                self._written.remove(ip)
+                self._records.remove(ip)
                 self._drop(ip, old_record)
             if record is not None:
-                self._records[ip] = record
-                self._written.put(ip, record)
+                self._records.put(ip, record)
                 self._index(ip, record)
         if entry is not old_entry:
             self._expired.discard(ip)  # that was another entry; this one's time is on the timeline
@@ -162,32 +174,21 @@ class Table:
                 self._withheld[ip] = entry
                 self._withheld_bytes += withheld_bytes(entry, self._version)
                 heapq.heappush(self._timeline, (entry.until, ip))
-        if record is not None or entry is not None:
-            self._taken.add(ip)
-            if record is None and entry is not None and self._may_rest(ip, entry):
-                heapq.heappush(self._resting, (entry.until, ip))
-        else:
-            self._unless_recorded(ip)
-        return ip, old_record, old_entry
-
-    def _unless_recorded(self, ip: int) -> None:
-        """An address is not withheld; without a record it is free."""
-        if ip not in self._records and ip in self._taken:
-            self._taken.discard(ip)
+        if record is None and entry is None:
             self._free.released(ip)
+        elif record is None and entry is not None and self._may_rest(ip, entry):
+            heapq.heappush(self._resting, (entry.until, ip))
+        return ip, old_record, old_entry
 
     def _may_rest(self, ip: int, entry: Withheld) -> bool:
         return entry.resting and ip in self._grantable
 
     def _index(self, ip: int, record: AllocationRecord) -> None:
         if record.pod_uid:
-            self._uids.setdefault(record.pod_uid, []).append(ip)
-        self._pods.setdefault(record.pod, []).append(ip)
+            self._uids.add(record.pod_uid, ip)
+        self._pods.add(record.pod, ip)
 
     def _drop(self, ip: int, record: AllocationRecord) -> None:
-        for index, key in ((self._uids, record.pod_uid), (self._pods, record.pod)):
-            found = index.get(key, [])
-            if found == [ip]:
-                del index[key]
-            elif ip in found:
-                found.remove(ip)
+        if record.pod_uid:
+            self._uids.drop(record.pod_uid, ip)
+        self._pods.drop(record.pod, ip)

@@ -10,7 +10,7 @@ it then. It goes when the workload wants it no more.
 Nothing is decided from caches alone: for a verdict Pod, Node and workload are to be read from the store.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 
@@ -23,7 +23,7 @@ from api.wire import Attachment, Fixed
 from ipam.identity import STATEFULSET, VIRTUAL_MACHINE_INSTANCE, statefulset_of
 
 
-class Held(Struct, frozen=True):
+class Held(Struct, frozen=True, gc=False):
     """One record of a pool, exactly as it was seen."""
 
     pool: str
@@ -67,60 +67,6 @@ def _records(pool: SpiderIPPool) -> dict[str, AllocationRecord]:
         return decode_records(pool.status.allocated_ips)
     except msgspec.DecodeError:
         return {}
-
-
-class Holdings:
-    """The records of all pools, as last looked at. A pool is read again only when it has changed."""
-
-    def __init__(self) -> None:
-        self._pools: dict[str, tuple[str, dict[str, AllocationRecord]]] = {}
-
-    def __repr__(self) -> str:
-        return f"<Holdings {sum(len(records) for _, records in self._pools.values())} records>"
-
-    def outdated(self, pools: Mapping[str, SpiderIPPool]) -> list[SpiderIPPool]:
-        """Let go of pools that are not there any more; returns those to `take`."""
-        self._pools = {name: known for name, known in self._pools.items() if name in pools}
-        return [
-            pool
-            for name, pool in pools.items()
-            if self._pools.get(name, ("",))[0] != pool.metadata.resource_version or name not in self._pools
-        ]
-
-    def take(self, pool: SpiderIPPool) -> None:
-        """Read a pool. One whose status cannot be read has no records for us."""
-        self._pools[pool.metadata.name] = (pool.metadata.resource_version, _records(pool))
-
-    def pick(self, wanted: Callable[[AllocationRecord], bool]) -> list[Held]:
-        """The records that are wanted. Looks at each: 50,000 take about 10 ms."""
-        return [
-            Held(name, address, record)
-            for name, (_, records) in self._pools.items()
-            for address, record in records.items()
-            if wanted(record)
-        ]
-
-    def of(self, pool: str) -> list[Held]:
-        """All records of a pool."""
-        _, records = self._pools.get(pool, ("", {}))
-        return [Held(pool, address, record) for address, record in records.items()]
-
-    def pools(self) -> list[str]:
-        """The pools that were taken."""
-        return list(self._pools)
-
-    def has(self, held: Held) -> bool:
-        """Whether a record is still as it was."""
-        known = self._pools.get(held.pool)
-        return known is not None and known[1].get(held.address) == held.record
-
-    def nodes(self) -> set[str]:
-        """All nodes that have records."""
-        return {record.node for _, records in self._pools.values() for record in records.values()} - {""}
-
-    def clear(self) -> None:
-        """Know nothing."""
-        self._pools.clear()
 
 
 # ---------------------------------------------------------------- causes

@@ -36,9 +36,9 @@ from actors.collection.reclaim import Case, Reclaimer
 from actors.collection.sight import Rules, Sight, may_end_something, workloads_above
 from actors.pools.peers import Wanted
 from api.core import Pod
-from api.ippool import AllocationRecord
 from api.wire import Attachment, Look, Noted
-from ipam.garbage import Evidence, Held, Holdings, Known, NodeState, cause_of, overdue_at, state_of, unused, witnesses
+from ipam.garbage import Evidence, Held, Known, NodeState, cause_of, overdue_at, state_of, unused, witnesses
+from ipam.holdings import Holdings
 from ipam.inquiry import REST_SECONDS, Inquiry
 from ipam.nodewatch import NodeWatch
 from runtime.actor import Actor, Question
@@ -369,14 +369,10 @@ class CollectorActor(Actor[Message]):
         if Everything() in things:
             self._begin_scan()
 
-        def concerns(record: AllocationRecord) -> bool:
-            return (
-                record.pod in pods
-                or (record.node in nodes and not record.kept)
-                or (record.kept and bool(above) and not above.isdisjoint(workloads_above(record.pod)))
-            )
-
-        found = self._holdings.pick(concerns) if pods or nodes or above else []
+        found = self._holdings.of_pods(pods)
+        found += [held for held in self._holdings.on_nodes(nodes) if not held.kept]
+        if above:
+            found += [h for h in self._holdings.kept() if not above.isdisjoint(workloads_above(h.record.pod))]
         for name in pools:
             found += self._holdings.of(name)
         found = list(dict.fromkeys(found))
@@ -390,7 +386,7 @@ class CollectorActor(Actor[Message]):
         """Have the agents of nodes in trouble say something, so that only those are silent that cannot."""
         names = self._watch.to_probe(self._now)
         if names:
-            samples = {held.record.node: held for held in self._holdings.pick(lambda record: record.node in names)}
+            samples = {held.record.node: held for held in self._holdings.on_nodes(names)}
             for name, held in samples.items():
                 self._inquiry.insist(name, held)
         for name in self._watch.in_trouble:
@@ -418,7 +414,7 @@ class CollectorActor(Actor[Message]):
         self._foreign = {held for held in self._foreign if self._holdings.has(held)}
         if not self._auditing:
             self._auditing = True
-            records = self._holdings.pick(lambda _: True)
+            records = [held for name in self._holdings.pools() for held in self._holdings.of(name)]
             self.pipe(self._audit.run(records), lambda _: Audited(), failed=Audited)
 
     # -- records -------------------------------------------------------------------------------------------------------

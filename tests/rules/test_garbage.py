@@ -8,14 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.core import Node, NodeCondition, NodeSpec, NodeStatus, Pod, PodIP, PodSpec, PodStatus, Taint
-from api.ippool import AllocationRecord, IPPoolStatus, SpiderIPPool, encode_records
+from api.ippool import AllocationRecord
 from api.meta import ObjectMeta
 from api.wire import Attachment, Fixed
 from ipam.garbage import (
     Cause,
     Evidence,
     Held,
-    Holdings,
     Known,
     NodeState,
     Ruling,
@@ -333,32 +332,3 @@ def test_what_is_known_of_a_node(seen: Node | None, state: NodeState) -> None:
 )
 def test_when_a_node_counts_as_dead(state: NodeState, not_ready: float, silent: float, verdict: bool) -> None:
     assert dead(state, not_ready_for=not_ready, silent_for=silent, grace=120.0) is verdict
-
-
-# ---------------------------------------------------------------- holdings
-
-
-def pool(name: str, version: str, text: str | None) -> SpiderIPPool:
-    return SpiderIPPool(
-        metadata=ObjectMeta(name=name, resource_version=version), status=IPPoolStatus(allocated_ips=text)
-    )
-
-
-def test_holdings_read_what_changed_and_nothing_else() -> None:
-    holdings = Holdings()
-    records = {"10.6.0.5": RECORD, "10.6.0.6": AllocationRecord(pod="nonsense", pod_uid="")}
-    first = {"v4": pool("v4", "1", encode_records(records)), "bad": pool("bad", "1", "{nonsense")}
-    for one in holdings.outdated(first):
-        holdings.take(one)
-    assert holdings.outdated(first) == []
-    assert [(h.address, h.namespace, h.name) for h in holdings.of("v4")] == [
-        ("10.6.0.5", "default", "web-0"),
-        ("10.6.0.6", "", "nonsense"),
-    ]
-    assert holdings.of("bad") == [] and holdings.nodes() == {"n1"}
-    assert holdings.pick(lambda record: record.node == "n1") == [held()]
-    assert holdings.has(held())
-    then = {"v4": pool("v4", "2", None)}
-    assert holdings.outdated(then) == [then["v4"]]
-    holdings.take(then["v4"])
-    assert not holdings.has(held()) and holdings.pools() == ["v4"]

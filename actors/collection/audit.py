@@ -18,14 +18,14 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import anyio
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from actors.allocation.endpoint import Endpoints, Holder
 from actors.allocation.workloads import Workloads
 from api.annotations import AnnotationError, pod_routes
 from api.core import Pod
 from api.endpoint import SpiderEndpoint
-from api.ippool import SpiderIPPool
+from api.ippool import IPPoolStatus, SpiderIPPool
 from api.kinds import ENDPOINT, IPPOOL, POD, Kind
 from api.meta import FINALIZER
 from api.route import Route
@@ -103,24 +103,30 @@ class EndpointAudit:
         self._clean_outdated = clean_outdated
 
     async def run(self, records: Iterable[Held]) -> None:
-        """Compare and mend. `records` are those of all pools, as last seen. Raises `StoreError`."""
+        """Compare and mend. `records` are those of all pools, as last seen, and are not kept. Raises `StoreError`."""
         by_namespace: dict[str, dict[str, list[Held]]] = {}
         for held in records:
             if held.namespace:
                 by_namespace.setdefault(held.namespace, {}).setdefault(held.name, []).append(held)
         suspects: list[tuple[str, str]] = []
         for namespace in sorted({*by_namespace, *self._namespaces()}):
-            suspects += [(namespace, name) for name in await self._differ(namespace, by_namespace.get(namespace, {}))]
+            suspects += [(namespace, name) for name in await self._differ(namespace, by_namespace.pop(namespace, {}))]
         if not suspects:
             return
         await anyio.sleep(SECOND_LOOK_SECONDS)
         # In this order: what the pools have later than they were read, an endpoint is given later than it was read. Its
         # resourceVersion is another one then, and nothing is done.
         endpoints = [(namespace, name, await self._read(ENDPOINT, name, namespace)) for namespace, name in suspects]
-        pools = {pool.metadata.name: pool for pool in (await self._store.list(IPPOOL)).items}
+        pools: dict[str, SpiderIPPool] = {}
+        recorded: dict[str, list[Held]] = {f"{namespace}/{name}": [] for namespace, name in suspects}
+        for pool in (await self._store.list(IPPOOL)).items:
+            pools[pool.metadata.name] = structs.replace(pool, status=IPPoolStatus())
+            for held in held_in(pool):
+                if held.record.pod in recorded:
+                    recorded[held.record.pod].append(held)
         for namespace, name, endpoint in endpoints:
             try:
-                await self._look_again(namespace, name, endpoint, pools)
+                await self._look_again(namespace, name, endpoint, recorded[f"{namespace}/{name}"], pools)
             except (Conflict, AlreadyExists):
                 _log.info("SpiderEndpoint %s/%s has changed meanwhile: the next audit looks at it", namespace, name)
             except StoreError as error:
@@ -141,10 +147,13 @@ class EndpointAudit:
         return found
 
     async def _look_again(
-        self, namespace: str, name: str, endpoint: SpiderEndpoint | None, pools: Mapping[str, SpiderIPPool]
+        self,
+        namespace: str,
+        name: str,
+        endpoint: SpiderEndpoint | None,
+        records: Sequence[Held],
+        pools: Mapping[str, SpiderIPPool],
     ) -> None:
-        key = f"{namespace}/{name}"
-        records = [held for pool in pools.values() for held in held_in(pool) if held.record.pod == key]
         drift = compare(
             None if endpoint is None else endpoint.status.current.uid,
             () if endpoint is None else _shown(endpoint.status.current.ips),

@@ -414,7 +414,7 @@ class CollectorActor(Actor[Message]):
         self._foreign = {held for held in self._foreign if self._holdings.has(held)}
         if not self._auditing:
             self._auditing = True
-            records = [held for name in self._holdings.pools() for held in self._holdings.of(name)]
+            records = (held for name in self._holdings.pools() for held in self._holdings.of(name))
             self.pipe(self._audit.run(records), lambda _: Audited(), failed=Audited)
 
     # -- records -------------------------------------------------------------------------------------------------------

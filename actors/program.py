@@ -25,6 +25,7 @@ from msgspec import Struct
 from api.configfile import DEFAULT_PATH
 from api.settings import Flags, SettingsError
 from runtime.actor import System
+from runtime.memory import give_back_big_blocks
 from runtime.supervision import Supervisor
 from telemetry import logs, metrics, traces
 from telemetry.health import HealthTree
@@ -130,6 +131,8 @@ def run(
     metrics.BUILD_INFO.labels(version=VERSION).set(1)
     for note in notes:
         _log.warning("%s", note)
+
+    give_back_big_blocks()
 
     async def main() -> int:
         health = HealthTree(name)

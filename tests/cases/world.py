@@ -10,6 +10,7 @@ from typing import Any, Final
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from cni.journal import Journal, State
 from tests.cases.audit import findings
 from tests.cases.kubelet import Held, Kubelets
 from tests.cases.workloads import RESOURCES, path_of
@@ -400,16 +401,12 @@ class World:
 
     def _journalled(self, namespaces: frozenset[str]) -> list[str]:
         """Interfaces of the case that an agent believes to be there. What it still owes a release is not one."""
-        found = []
-        for node in self.lab.nodes:
-            for path in self.lab.journal(node):
-                try:
-                    entry = json.loads(path.read_bytes())
-                except FileNotFoundError:
-                    continue
-                if entry["pod"]["namespace"] in namespaces and entry["state"] != "releasing":
-                    found.append(path.name)
-        return found
+        entries = (entry for node in self.lab.nodes for entry in Journal(self.lab.folder / node / "journal").load_all())
+        return [
+            f"{entry.container_id} {entry.ifname}"
+            for entry in entries
+            if entry.pod.namespace in namespaces and entry.state is not State.RELEASING
+        ]
 
     def _empty(self, namespaces: frozenset[str]) -> bool:
         if self.kubelets.known(namespaces):

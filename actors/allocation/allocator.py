@@ -5,8 +5,8 @@ Persists: nothing itself; pools persist their records, and the SpiderEndpoint is
 address is committed and the endpoint written (`actors.allocation.grants`), or everything is given back
 (`actors.allocation.returns`); or with a rejection, which says whether records may be held.
 
-A request that would not be served before its deadline is turned away at once, to come again (`actors.allocation.pace`):
-releases never are.
+A request for addresses that would not be served before its deadline is turned away at once, to come again
+(`actors.allocation.pace`). Releases never are, and they do not count: most of their time they wait for SpiderEndpoints.
 
 Each request is one coroutine beside the actor, so that one slow pool holds up nobody else. What a crash leaves: records
 of a pod whose agent got no answer. That agent repeats the request elsewhere (it finds them) or releases by pod uid, NIC
@@ -90,7 +90,8 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                 deadline = envelope.deadline
                 if isinstance(request, Allocate) and deadline and not self._pace.takes(now=now, deadline=deadline):
                     return self._too_many(request, deadline - now)
-                self._pace.begun(now=now)
+                if _counts(envelope):
+                    self._pace.begun(now=now)
                 self._number += 1
                 number = self._number
                 self._asks[number] = envelope
@@ -115,8 +116,10 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
         return None
 
     def _end(self, number: int) -> Reply | None:
-        self._pace.ended(now=self.system.clock.now())
-        return self._asks.pop(number).reply
+        asked = self._asks.pop(number)
+        if _counts(asked):
+            self._pace.ended(now=self.system.clock.now())
+        return asked.reply
 
     def _too_many(self, request: Allocate, seconds: float) -> Rejected:
         under_way, rate = self._pace.under_way, self._pace.rate
@@ -143,3 +146,8 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
             return refusal.rejected
         except (StoreError, ActorError, EndpointContended) as error:
             return Rejected(message=f"{type(error).__name__}: {error}", retry=True, cause="internal", held=True)
+
+
+def _counts(asked: Envelope) -> bool:
+    """Whether a request is one of those that the pace is measured by."""
+    return isinstance(asked.message, Serve) and isinstance(asked.message.request, Allocate)

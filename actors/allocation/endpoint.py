@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Container, Sequence
 from typing import Any
 
+import anyio
 import msgspec
 from msgspec import Struct, structs
 
@@ -27,6 +28,10 @@ from telemetry import traces
 
 ATTEMPTS = 5
 """Of a change that others overtake."""
+_REMOVALS = 8
+"""Objects that releases take away at a time. A release costs the API server ten times as much for the SpiderEndpoint as
+for its part of a pool's write: more at once would make the pools' writes wait, and with them whoever needs an address.
+"""
 _REMEMBERED = 8192
 """Objects; the oldest are forgotten first. About a kilobyte each."""
 
@@ -61,6 +66,7 @@ class Endpoints:
         """Nothing is read."""
         self._store = store
         self._written: OrderedDict[tuple[str, str], SpiderEndpoint] = OrderedDict()
+        self._removals = anyio.CapacityLimiter(_REMOVALS)
 
     def __repr__(self) -> str:
         return f"<Endpoints {len(self._written)} remembered>"
@@ -155,8 +161,9 @@ class Endpoints:
         newer sandbox is given meanwhile: that is written later than its records. Raises `Conflict` where the object
         has changed since, and other `StoreError`s.
         """
-        with traces.span("endpoint.forget"):
-            await self._shrink(found, lambda detail: None if gone(detail.interface) else detail)
+        async with self._removals:
+            with traces.span("endpoint.forget"):
+                await self._shrink(found, lambda detail: None if gone(detail.interface) else detail)
 
     async def drop(self, namespace: str, name: str, *, uid: str, gone: Callable[[str], bool]) -> None:
         """As `forget`, of a pod that is no more, however often the object changes meanwhile.

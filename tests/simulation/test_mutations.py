@@ -12,6 +12,7 @@ from ipam.ledger import Ledger
 from ipam.operations import Claim, Disown, Refused, Surrender
 from runtime.testing import run
 from runtime.testing.loop import Deadlock
+from runtime.testing.transport import Weather
 from tests.simulation.node import Violation
 from tests.simulation.stories import closing, conflict, statefulset, two_nics
 from tests.simulation.world import ROUGH_NETWORK, ROUGH_STORE, World, crashes, hangs
@@ -189,7 +190,11 @@ def rested(seed: int) -> World:
 
 
 def late(seed: int) -> World:
-    return rough(seed, pods=2, replicas=THREE, spread=True, stories=[statefulset("web", replicas=2, lives=3)])
+    """Half of all requests come twice, and a third of all messages comes when nobody waits any more."""
+    weather = Weather(delay=(0.0002, 0.01), double_request=0.5, late=0.3, late_by=(0.5, 12.0))
+    world = World(seed, chances=ROUGH_STORE, weather=weather, pods=8, replicas=THREE, spread=True)
+    world.settle_seconds = 400.0
+    return world
 
 
 def hoarded(seed: int) -> World:
@@ -220,3 +225,7 @@ def test_a_rule_that_is_taken_away_is_missed(
 ) -> None:
     mutation(monkeypatch)
     assert caught(make, disturb), f"nothing happens without it: {mutation.__doc__}"
+
+
+def test_negative_control_with_all_its_rules_it_stands_the_worst_weather() -> None:
+    assert not caught(late, hangs, seeds=range(1, 13))

@@ -552,7 +552,7 @@ NETLINK_ERRORS = counter(
 )
 JOURNAL_FSYNC_SECONDS = histogram(
     "spiderpool_journal_fsync_seconds",
-    "Time to make one journal entry durable",
+    "Time to make journal entries that are written together durable",
     program=Program.AGENT,
     buckets=IO_SECONDS,
 )

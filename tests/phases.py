@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +36,10 @@ FOLDERS: Final = (
     "cluster",
 )
 """Folders of tests/ in the order they run, quick ones first; others that hold tests follow."""
+
+SIDE_BY_SIDE: Final = frozenset({"tests/rules", "tests/simulation"})
+"""Phases that run at the same time: they start no server, touch no namespace and have no clock but a virtual one. Each
+leaves a core idle most of the time."""
 
 NO_TESTS: Final = 5
 """pytest's exit code where it found nothing to run."""
@@ -76,6 +82,16 @@ def run(*argv: str | Path) -> int:
     """Runs a command in the checkout with our terminal and no input; returns its exit code."""
     sys.stdout.flush()
     return subprocess.run(argv, cwd=CHECKOUT, stdin=subprocess.DEVNULL, check=False).returncode
+
+
+def run_aside(*argv: str | Path) -> int:
+    """As `run`, for what does not have the terminal alone: says what it has to say when it has ended."""
+    ended = subprocess.run(
+        argv, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    sys.stdout.write(ended.stdout.decode(errors="replace"))
+    sys.stdout.flush()
+    return ended.returncode
 
 
 def lint() -> tuple[Count, list[str]]:
@@ -123,7 +139,8 @@ def pytest_folder(folder: str) -> tuple[Count, list[str]]:
     """One folder of tests in a pytest of its own."""
     report = REPORTS / f"{folder}.xml"
     report.unlink(missing_ok=True)
-    code = run(sys.executable, "-m", "pytest", f"tests/{folder}", "--quiet", "--durations=3", f"--junit-xml={report}")
+    start = run_aside if f"tests/{folder}" in SIDE_BY_SIDE else run
+    code = start(sys.executable, "-m", "pytest", f"tests/{folder}", "--quiet", "--durations=3", f"--junit-xml={report}")
     if code == NO_TESTS:
         return Count(), []
     count = counted(report)
@@ -182,18 +199,23 @@ def main() -> int:
     REPORTS.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
 
+    begun = time.monotonic()
     outcomes: list[Outcome] = []
-    for name in phases:
-        if wanted and name not in wanted:
-            continue
-        outcomes.append(perform(name))
-        if outcomes[-1].failures and name in {"shim", "servers"}:
+    for group in groups([name for name in phases if name in wanted or not wanted]):
+        with ThreadPoolExecutor(len(group)) as pool:
+            outcomes += pool.map(perform, group)
+        if outcomes[-1].failures and group[-1] in {"shim", "servers"}:
             break
-    summarise(outcomes)
+    summarise(outcomes, seconds=time.monotonic() - begun)
     return 1 if any(outcome.failures for outcome in outcomes) else 0
 
 
-def summarise(outcomes: list[Outcome]) -> None:
+def groups(phases: list[str]) -> list[list[str]]:
+    """The phases in their order, those that run side by side together."""
+    return [list(group) for _, group in groupby(phases, lambda name: "" if name in SIDE_BY_SIDE else name)]
+
+
+def summarise(outcomes: list[Outcome], *, seconds: float) -> None:
     """Prints what failed and the total."""
     total = Count()
     print()
@@ -203,7 +225,7 @@ def summarise(outcomes: list[Outcome]) -> None:
             total.failed += 1
         verdict = "; ".join(outcome.failures) or "ok"
         print(f"{outcome.seconds:8.1f} s  {outcome.name:<18} {verdict}")
-    print(f"{sum(outcome.seconds for outcome in outcomes):8.1f} s  in all")
+    print(f"{seconds:8.1f} s  in all")
     print(total, flush=True)
 
 

@@ -16,7 +16,7 @@ from tests.cluster.workload import Deployment, sandbox_failures
 
 pytestmark = pytest.mark.timeout(400)
 
-SCALE = 50
+SCALE = 30
 """Pods of a wave."""
 
 

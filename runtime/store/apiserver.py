@@ -109,7 +109,7 @@ class ApiServer:
         """
         response = await self._open(call, silence)
         if response.status == HTTPStatus.UNAUTHORIZED:
-            response.close()
+            _hang_up(response)
             await self._renew(call)
             response = await self._open(call, silence)
         try:
@@ -122,14 +122,14 @@ class ApiServer:
             yield response.content
         finally:
             self._streams.pop(response, None)
-            response.close()
+            _hang_up(response)
 
     async def aclose(self) -> None:
         """Close all connections: whoever waits on one gets `Unavailable` or `Ambiguous`. Idempotent."""
         self._closed = True
         # Closing the session alone wakes nobody who waits for a byte.
         for response in self._streams:
-            response.close()
+            _hang_up(response)
         for limit in [limit for limit in self._limits if not limit.expired()]:
             limit.reschedule(asyncio.get_running_loop().time())
         if self._session is not None:
@@ -262,6 +262,14 @@ def _context(trace_request_ctx: _Progress) -> _Progress:
 
 async def _mark_sent(session: aiohttp.ClientSession, context: Any, params: object) -> None:  # noqa: ARG001
     context.sent = True
+
+
+def _hang_up(response: aiohttp.ClientResponse) -> None:
+    """End an answer that goes on, and its connection at once: TLS would wait for a farewell that nobody listens to."""
+    transport = response.connection.transport if response.connection is not None else None
+    response.close()
+    if transport is not None:
+        transport.abort()
 
 
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:

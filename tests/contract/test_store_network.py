@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -12,6 +13,7 @@ import pytest
 from api.core import Pod
 from api.ippool import SpiderIPPool
 from api.kinds import IPPOOL, POD
+from runtime.store.apiserver import Call
 from runtime.store.credentials import Credentials, FileToken, FixedToken
 from runtime.store.kubernetes import KubernetesStore
 from runtime.store.port import (
@@ -292,3 +294,28 @@ async def test_closing_the_store_ends_what_is_under_way(
             Ambiguous,
             Unavailable,
         ]
+
+
+async def test_a_stream_that_is_left_lets_go_of_its_connection_at_once(backend: Backend) -> None:
+    """Whoever ends its loop right after it would leave it open otherwise: TLS says goodbye and waits for an answer."""
+    store = KubernetesStore(real(backend).server.credentials)
+    revision = (await real(backend).list(IPPOOL)).revision
+    path = f"/apis/{IPPOOL.group}/{IPPOOL.version}/{IPPOOL.plural}"
+    query = {"watch": "true", "resourceVersion": revision}  # nothing comes: data that nobody reads would end it, too
+    call = Call(method="GET", path=path, query=query, what="watch pools")
+    before = sockets()
+    async with store.server.stream(call, silence=10.0):
+        assert len(sockets()) == len(before) + 1
+    await asyncio.sleep(0)  # less time than an answer takes
+    assert sockets() == before
+    await store.aclose()
+
+
+def sockets() -> set[str]:
+    """The descriptors of this process that are sockets."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if str(entry.readlink()).startswith("socket:"):
+                found.add(entry.name)
+    return found

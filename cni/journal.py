@@ -106,6 +106,15 @@ _decoder = msgspec.json.Decoder(JournalEntry)
 """Made here, before there are threads: see `api.kinds.Kind`."""
 
 
+def decode(text: bytes) -> JournalEntry:
+    """What a file of the journal says: its last whole line. What a writer was at when it died says nothing.
+
+    Raises `msgspec.DecodeError`, and `UnicodeDecodeError` where it is not UTF-8.
+    """
+    end = text.rfind(_END)
+    return _decoder.decode(text[text.rfind(_END, 0, end) + 1 : end] if end > 0 else text)
+
+
 class Journal:
     """The entries of one node, in one folder that only its agents write."""
 
@@ -236,7 +245,7 @@ class Journal:
 
     def _read(self, path: Path) -> JournalEntry | None:
         try:
-            entry = _decoder.decode(_last_line(path.read_bytes()))
+            entry = decode(path.read_bytes())
             if self._path(entry.key) == path:
                 return entry
             problem = f"it belongs to {entry.container_id}/{entry.ifname}"
@@ -251,12 +260,6 @@ class Journal:
         except OSError as error:
             _log.error("journal entry %s cannot be set aside: %s", path, error)
         return None
-
-
-def _last_line(text: bytes) -> bytes:
-    """The last whole one: what a writer was at when it died says nothing."""
-    end = text.rfind(_END)
-    return text[text.rfind(_END, 0, max(end, 0)) + 1 : end] if end > 0 else text
 
 
 class _Line:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from cni import journal
 from cni.journal import JournalEntry
 from ctl.errors import Failure
 
@@ -29,7 +30,7 @@ def read(state_dir: Path) -> tuple[list[JournalEntry], list[str]]:
         if path.suffix != ".json":
             continue
         try:
-            entries.append(msgspec.json.decode(path.read_bytes(), type=JournalEntry))
+            entries.append(journal.decode(path.read_bytes()))
         except FileNotFoundError:
             continue  # it has just been removed
         except (OSError, msgspec.DecodeError) as error:

@@ -14,6 +14,7 @@ from cni.errors import IoFailure
 from cni.journal import Journal, JournalEntry, Key, State
 from cni.protocol import Role
 from cni.result import IpConfig, Result
+from ctl.journal import read
 
 
 def entry(container_id: str = "c1", ifname: str = "eth0", **changes: object) -> JournalEntry:
@@ -89,6 +90,19 @@ def test_a_state_is_a_line_and_no_new_file(tmp_path: Path) -> None:
     assert path.stat().st_ino == inode
     assert path.read_bytes().count(b"\n") == 3
     assert journal.load_all() == [entry(state=State.RELEASING)]
+
+
+def test_spiderpoolctl_reads_the_same(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.load_all()
+    journal.put(entry())
+    journal.put(entry(state=State.ADDED))
+    (path,) = journal.directory.iterdir()
+    assert read(tmp_path) == (journal.load_all(), [])
+    path.write_bytes(b"{}\n")
+    entries, (problem,) = read(tmp_path)
+    assert not entries
+    assert path.name in problem
 
 
 def test_a_file_does_not_grow_for_ever(tmp_path: Path) -> None:

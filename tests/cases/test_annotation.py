@@ -185,7 +185,7 @@ def test_A00016_an_empty_pool_of_one_nic_does_not_drain_the_other(world: World) 
     world.wait(lambda: len(world.held()) == 1, "one of two pods runs")
     waiting = world.wait(lambda: [n for n in world.pods() if n not in world.held_names()], "the other one waits")
     tried = len(world.kubelets.failures.get(f"{world.namespace}/{waiting[0]}", ()))
-    while len(world.kubelets.failures.get(f"{world.namespace}/{waiting[0]}", ())) < tried + 8:
+    while len(world.kubelets.failures.get(f"{world.namespace}/{waiting[0]}", ())) < tried + 3:
         # Whoever is given an address here is given it for the moment of one ADD.
         assert len(world.records(many)) <= 2
     assert "net1" in world.refusal(waiting[0]) or one in world.refusal(waiting[0])

@@ -304,12 +304,17 @@ class _Line:
             descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
-        size = os.fstat(descriptor).st_size
-        if not 0 < size < _LONG or os.pread(descriptor, 1, size - 1) != _END:
+        try:
+            size = os.fstat(descriptor).st_size
+            whole = 0 < size < _LONG and os.pread(descriptor, 1, size - 1) == _END
+        except OSError:
             os.close(descriptor)
-            return False
-        self._descriptor, self._size = descriptor, size
-        return True
+            raise
+        if whole:
+            self._descriptor, self._size = descriptor, size
+        else:
+            os.close(descriptor)
+        return whole
 
     def keep(self, *, durable: bool) -> None:
         """Let it stand, and if `durable` wait for the disk. Raises `OSError`."""

@@ -50,7 +50,8 @@ class Workers:
         """Call a function on one of the threads, in the caller's context; gives and raises what it does.
 
         Cancelling does not stop the function: the cancelled caller is released when it has ended, so that what the
-        caller undoes afterwards is really there to be undone.
+        caller undoes afterwards is really there to be undone. Raises `RuntimeError` where the system has no thread
+        left: then the function is not called.
         """
         loop = asyncio.get_running_loop()
         answers = self._answers
@@ -61,7 +62,7 @@ class Workers:
         try:
             self._calls.put((answers, future, contextvars.copy_context(), function, args))
             if self._alive < min(self._under_way, self._limit):
-                self._hire()
+                self._hire(future)
             try:
                 return await asyncio.shield(future)
             except asyncio.CancelledError:
@@ -74,11 +75,19 @@ class Workers:
         finally:
             self._under_way -= 1
 
-    def _hire(self) -> None:
+    def _hire(self, future: asyncio.Future[Any]) -> None:
+        """One thread more. Where there can be none, the others do the work; without others the call is withdrawn."""
         with self._lock:
             self._alive += 1
         name = f"{self._name}-{next(self._numbers)}"
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError:
+            with self._lock:
+                self._alive -= 1
+            if not self._alive:
+                future.cancel()
+                raise
 
     def _work(self) -> None:
         while True:
@@ -94,6 +103,8 @@ class Workers:
                     self._alive += 1
                 continue
             answers, future, context, function, args = call
+            if future.cancelled():
+                continue
             try:
                 result, error = context.run(function, *args), None
             except BaseException as raised:  # noqa: BLE001 - the caller's, whatever it is

@@ -1,7 +1,7 @@
 """The node's journal as actors see it: a port, and the one on disk behind it."""
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -122,9 +122,13 @@ class DiskJournal:
                 async with self._writing:
                     if not write.done:
                         writes, self._waiting = self._waiting, []
-                        await self._worker.run(self._write, writes)
+                        try:
+                            await self._worker.run(self._write, writes)
+                        except RuntimeError as error:  # there is no thread for it
+                            _settle(writes, [error] * len(writes))
         finally:
-            if not write.done:
+            # Who is cancelled may be written already, by somebody who took his entry along.
+            if write in self._waiting:
                 self._waiting.remove(write)
         if write.failure is not None:
             raise write.failure
@@ -136,13 +140,17 @@ class DiskJournal:
             failures = list(self._entries.put_all([write.entry for write in writes]))
         except Exception as error:  # noqa: BLE001 - raised again, to each that waits
             failures = [error] * len(writes)
-        for write, failure in zip(writes, failures, strict=True):
-            write.done, write.failure = True, failure
+        _settle(writes, failures)
 
     async def remove(self, key: Key) -> None:
         """See `Journal`."""
         with traces.span("journal.remove"):
             await self._worker.run(self._entries.remove, key)
+
+
+def _settle(writes: Sequence[_Write], failures: Sequence[Exception | None]) -> None:
+    for write, failure in zip(writes, failures, strict=True):
+        write.done, write.failure = True, failure
 
 
 def open_journal(state: Path) -> DiskJournal:

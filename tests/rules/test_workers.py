@@ -88,6 +88,25 @@ async def test_threads_that_are_not_needed_end_and_come_back(monkeypatch: pytest
     assert await pool.run(lambda: 1) == 1
 
 
+async def test_where_there_is_no_thread_left_nothing_is_called_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, called = Workers("test", threads=2), list[int]()
+
+    def none_left(_: threading.Thread) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(RuntimeError, match="new thread"):
+            await pool.run(called.append, 1)
+    await pool.run(called.append, 2)
+    assert called == [2]
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        await asyncio.gather(*(pool.run(called.append, number) for number in (3, 4)))
+    assert called == [2, 3, 4], "who is there does all of it"
+
+
 def test_two_loops_one_after_the_other() -> None:
     pool = Workers("test", threads=1)
     for _ in range(3):

@@ -35,8 +35,23 @@ class Fixed(Struct, frozen=True, kw_only=True):
     """Under which name, in the pod's namespace, records and SpiderEndpoint are kept: the pod's or the workload's."""
 
 
+class NicRequest(Struct, frozen=True, kw_only=True):
+    """What a further NIC of a pod asks for, in the same ADD. The fields mean what they mean in `Allocate`."""
+
+    nic: str
+    default_ipv4: tuple[str, ...] = ()
+    default_ipv6: tuple[str, ...] = ()
+    clean_gateway: bool = False
+    master_subnets: tuple[str, ...] | None = None
+    multus: str = ""
+    ips: tuple[str, ...] = ()
+
+
 class Allocate(Struct, frozen=True, tag=True):
-    """Addresses for one NIC of one pod sandbox. Idempotent: a repetition gets the same addresses."""
+    """Addresses for one NIC of one pod sandbox, or for several. Idempotent: a repetition gets the same addresses.
+
+    All or nothing, over NICs and families. The answer is `Allocated`, `Rejected`, or, with `meta`, perhaps `Networked`.
+    """
 
     pod: PodRef
     nic: str
@@ -55,6 +70,16 @@ class Allocate(Struct, frozen=True, tag=True):
     master_subnets: tuple[str, ...] | None = None
     """The networks, as CIDRs, of the physical NIC behind an SR-IOV interface; None where the configuration does not ask
     for pools to match them (`match_master_subnet`)."""
+    multus: str = ""
+    """``namespace/name`` of the NetworkAttachmentDefinition that makes the NIC, for pools with a `multusName`. Empty
+    where the agent does not know: the pod's annotations say it then."""
+    ips: tuple[str, ...] = ()
+    """Addresses that the NIC is to have, with or without prefix length, at most one a family; others are refused."""
+    more: tuple[NicRequest, ...] = ()
+    """Further NICs of the sandbox that are wanted along with this one; their grants are in `Allocated.others`."""
+    meta: bool = False
+    """Whether the agent is the pod's meta plugin and has not asked for its networks yet. Where the pod's annotations
+    name any, nothing is allocated and the answer is `Networked`."""
 
 
 class Release(Struct, frozen=True, tag=True):
@@ -116,6 +141,28 @@ class FindCoordinator(Struct, frozen=True, tag=True):
     """
 
     pod: PodRef
+
+
+class FindNetworks(Struct, frozen=True, tag=True):
+    """Which networks a pod of the asking node is attached to. The answer is `Networked`, also where there are none.
+
+    Or `Rejected` with the cause ``not_found``, for a pod of another node too.
+    """
+
+    pod: PodRef
+
+
+class SetNetworkStatus(Struct, frozen=True, tag=True):
+    """Say on a pod of the asking node what its NICs are, in the annotation that people and programs know from Multus.
+
+    Idempotent. The answer is `Stored`; or `Rejected` with the cause ``not_found`` where the pod is gone, has another
+    uid, or runs on another node.
+    """
+
+    pod: PodRef
+    """With its uid: that of the answer to `Allocate`."""
+    status: str
+    """The annotation's value: a JSON list."""
 
 
 class Attachment(Struct, frozen=True):
@@ -181,6 +228,10 @@ class Coordination(Struct, frozen=True, omit_defaults=True):
     """Negative leaves it alone."""
     tx_queue_len: int = 0
     """Packets; 0 leaves it alone."""
+    tune_pod_routes: bool = True
+    """Whether packets from a NIC's address leave by that NIC, where a pod has several."""
+    pod_default_route_nic: str = ""
+    """The NIC that the default route goes by; the pod's own word wins over the cluster's. Empty: the first."""
 
 
 class NicGrant(Struct, frozen=True):
@@ -210,6 +261,47 @@ class Allocated(Struct, frozen=True, tag=True):
     """What the pod's other NICs were given along with this one; their own ADDs will ask for it."""
     fixed: Fixed | None = None
     """Set where the addresses stay when the pod goes; a release must name it."""
+    nics: tuple[str, ...] = ()
+    """All NICs that the pod will have by its annotations, in the order in which they are made; the first one is eth0.
+    Empty where that cannot be told."""
+
+
+class NetworkDefinition(Struct, frozen=True, kw_only=True):
+    """A network that a pod is attached to: its NetworkAttachmentDefinition, and what the pod asks of it."""
+
+    namespace: str
+    name: str
+    interface: str
+    """Inside the pod: the one that was asked for, else ``net1`` for the first, ``net2`` for the second and so on."""
+    config: str = ""
+    """The definition's `spec.config`, a CNI configuration or a list of them. Empty: a file of the node has it, under
+    the definition's name."""
+    resource: str = ""
+    """The device plugin's resource that the definition takes a device of; empty: none."""
+    ips: tuple[str, ...] = ()
+    """Addresses that are asked for, with or without a prefix length."""
+    mac: str = ""
+    default_route: tuple[str, ...] = ()
+    """Gateways of the default routes that are asked for on this interface."""
+    cni_args: str = ""
+    """A JSON object, for `args.cni` of the plugin's configuration; empty where none was given. So the next ones."""
+    infiniband_guid: str = ""
+    bandwidth: str = ""
+    """A JSON object, for `runtimeConfig.bandwidth`."""
+    port_mappings: str = ""
+    """A JSON list, for `runtimeConfig.portMappings`."""
+    device_id: str = ""
+    """The device that is asked for, rather than one that the kubelet has chosen."""
+
+
+class Networked(Struct, frozen=True, tag=True):
+    """The answer to `FindNetworks`, and to an `Allocate` of a meta plugin whose pod names networks."""
+
+    pod_uid: str
+    default: NetworkDefinition | None = None
+    """What makes the first NIC; None: the pod leaves that to whoever was called."""
+    networks: tuple[NetworkDefinition, ...] = ()
+    """What makes the others, in the order of their making."""
 
 
 class Released(Struct, frozen=True, tag=True):
@@ -245,6 +337,10 @@ class FoundCoordinator(Struct, frozen=True, tag=True):
     """The pod's own word wins over the cluster's."""
 
 
+class Stored(Struct, frozen=True, tag=True):
+    """The answer to `SetNetworkStatus`."""
+
+
 class Ready(Struct, frozen=True, tag=True):
     """The answer to `Inquire` of a controller that serves."""
 
@@ -263,8 +359,10 @@ class Rejected(Struct, frozen=True, tag=True):
     """Whether records may be there all the same: the agent sends a `Release`."""
 
 
-Request = Allocate | Release | Disown | FindEndpoint | FindCoordinator | Inquire | Report
-Response = Allocated | Released | FoundEndpoint | FoundCoordinator | Noted | Ready | Rejected
+Lookup = FindEndpoint | FindCoordinator | FindNetworks | SetNetworkStatus
+"""What has nothing to do with addresses; see `actors.replica.lookups`."""
+Request = Allocate | Release | Disown | Lookup | Inquire | Report
+Response = Allocated | Networked | Released | FoundEndpoint | FoundCoordinator | Stored | Noted | Ready | Rejected
 
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _response_decoder: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)

@@ -28,6 +28,7 @@ from api.wire import (
     Disown,
     FindCoordinator,
     FindEndpoint,
+    FindNetworks,
     Inquire,
     Ready,
     Rejected,
@@ -35,6 +36,7 @@ from api.wire import (
     Report,
     Request,
     Response,
+    SetNetworkStatus,
 )
 from runtime.actor import LATER, Actor, Question
 from runtime.envelope import Envelope, Reply
@@ -137,7 +139,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                     return Ready()
                 case Disown():
                     return await self._returns.disown(request, peer)
-                case Report() | FindEndpoint() | FindCoordinator():
+                case Report() | FindEndpoint() | FindCoordinator() | FindNetworks() | SetNetworkStatus():
                     # Others' business; see `actors.controller`.
                     return Rejected(message=f"{type(request).__name__} is not for the allocator", cause="internal")
                 case _:

@@ -16,6 +16,8 @@ from cni.errors import DecodeFailure, InvalidConfig
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _SHOWN = 80
+_EVERY_PLUGINS = frozenset({"cniVersion", "name", "type", "args", "runtimeConfig", "prevResult", "ipam"})
+"""Keys that say nothing about what the plugin does."""
 
 Count = Annotated[int, Meta(ge=0)]
 
@@ -111,7 +113,10 @@ class NetConfig(Struct, frozen=True, kw_only=True):
     broadcast_queue_length: Count = msgspec.field(name="bcqueuelen", default=0)
     ipam: IpamConfig = IpamConfig()
     coordinator: CoordinatorConfig | None = None
-    """Whether a main plugin also connects the pod with its own node; None means no."""
+    """Whether a main plugin also connects the pod with its own node; None means no. Of the type `coordinator`: its own
+    keys."""
+    networks: bool = False
+    """Whether this plugin also attaches the pod to the further networks that its annotations name."""
     args: Args = Args()
     runtime_config: RuntimeConfig = msgspec.field(name="runtimeConfig", default=RuntimeConfig())
     prev_result: dict[str, Any] | None = msgspec.field(name="prevResult", default=None)
@@ -144,6 +149,9 @@ def decode_config(tree: Mapping[str, Any]) -> NetConfig:
     Raises:
         InvalidConfig: a value has the wrong type or is out of range, or `name` is missing or malformed.
     """
+    tree = {key: value for key, value in tree.items() if value is not None}
+    if tree.get("type") == "coordinator":
+        tree["coordinator"] = {key: value for key, value in tree.items() if key not in _EVERY_PLUGINS}
     try:
         config = msgspec.convert(without_nulls(tree), NetConfig)
     except msgspec.ValidationError as error:

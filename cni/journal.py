@@ -1,7 +1,7 @@
 """What this node built for each sandbox, on disk before the runtime is told.
 
 So DEL is local and idempotent, and an agent that starts again knows what it owes.
-One file per (container id, interface), and in it a line for each state that it came through; the last one counts. A
+One file per (container id, interface, part), and in it a line for each state that it came through; the last one counts. A
 file appears whole, by a rename, and grows by whole lines. (With a new file for every state, ext4 spends a fifth of what
 an agent needs for an ADD on looking for inodes that were not just deleted.) Functions block: actors call them on a
 worker thread.
@@ -61,13 +61,21 @@ class Key(Struct, frozen=True, order=True):
 
     container_id: str
     ifname: str
+    part: str = ""
+    """Empty for the interface with its addresses; `COORDINATOR` or `NETWORKS` for what goes beside them."""
+
+
+COORDINATOR, NETWORKS = "coordinator", "networks"
+"""Parts of an attachment: what the chained plugin `coordinator` made, and what the meta plugin attached."""
 
 
 class JournalEntry(Struct, frozen=True, kw_only=True):
-    """One attachment."""
+    """One attachment, or one part of it that comes and goes by calls of its own."""
 
     container_id: str
     ifname: str
+    part: str = ""
+    """See `Key`."""
     netns: str = ""
     network: str = ""
     """The configuration's name, by which GC asks."""
@@ -99,7 +107,7 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> Key:
         """What it is filed under."""
-        return Key(self.container_id, self.ifname)
+        return Key(self.container_id, self.ifname, self.part)
 
 
 _decoder = msgspec.json.Decoder(JournalEntry)
@@ -232,8 +240,9 @@ class Journal:
 
     def _path(self, key: Key) -> Path:
         # Container ids and interface names come from outside: the digest makes the name unique, the rest is for eyes.
-        digest = hashlib.sha256(f"{key.container_id}\0{key.ifname}".encode()).hexdigest()[:24]
-        shown = _UNSAFE.sub("_", f"{key.container_id[:12]}-{key.ifname}")
+        names = [key.container_id, key.ifname] + ([key.part] if key.part else [])
+        digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:24]
+        shown = _UNSAFE.sub("_", f"{key.container_id[:12]}-{'-'.join(names[1:])}")
         return self.directory / f"{shown}-{digest}{_SUFFIX}"
 
     def _sync_directory(self) -> None:

@@ -18,8 +18,12 @@ from cni.errors import IncompatibleVersion, InvalidConfig, InvalidEnvironment
 from cni.result import LATEST_VERSION, SUPPORTED_VERSIONS, Result, decode_result
 
 IPAM_TYPE = "spiderpool"
-LINK_KINDS = {"macvlan": "macvlan", "spiderpool": "macvlan"}
+COORDINATOR_TYPE = "coordinator"
+IFACER_TYPE = "ifacer"
+LINK_KINDS = {"macvlan": "macvlan", "spiderpool": "macvlan", "ipvlan": "ipvlan", "vlan": "vlan", "sriov": "sriov"}
 """Plugin types that make a link here, with the kind of link that each makes (`cni.plan`, `cni.netlink.link`)."""
+PLUGIN_TYPES = (*LINK_KINDS, COORDINATOR_TYPE, IFACER_TYPE)
+"""All types under which the shim may be called as a plugin of a list."""
 
 
 class Verb(StrEnum):
@@ -40,6 +44,10 @@ class Role(StrEnum):
     """A link with addresses."""
     IPAM = "ipam"
     """Addresses for a link that another plugin makes."""
+    COORDINATOR = "coordinator"
+    """The way between a pod and its node, for a link that an earlier plugin of the list has made."""
+    IFACER = "ifacer"
+    """Parents on the node, for the link that a later plugin of the list makes."""
 
 
 class PodArgs(Struct, frozen=True, kw_only=True):
@@ -70,7 +78,8 @@ class Invocation(Struct, frozen=True, kw_only=True):
     args: PodArgs = PodArgs()
     conf: NetConfig = NetConfig()
     prev_result: Result | None = None
-    """CHECK and DEL: what ADD answered, as the runtime kept it. None where it kept nothing or nothing readable."""
+    """ADD: what the plugins before this one made; None for the first of a list. CHECK and DEL: what ADD answered, as
+    the runtime kept it. None where it kept nothing, or for DEL nothing readable."""
     traceparent: str = ""
     """W3C trace context, when the runtime put TRACEPARENT into CNI_ARGS; unchecked."""
     shim_start_ns: int = 0
@@ -136,7 +145,7 @@ def parse_invocation(headers: Mapping[str, str], body: bytes) -> Invocation:
         ifname=_ifname(environment["CNI_IFNAME"]) if of_container else "",
         args=args,
         conf=conf,
-        prev_result=_prev_result(verb, conf),
+        prev_result=_prev_result(verb, role, conf),
         traceparent=args.extra.get("TRACEPARENT", ""),
         shim_start_ns=start_ns,
     )
@@ -205,10 +214,14 @@ def _check_version(verb: Verb, version: object) -> None:
 
 def _role(called_as: str, conf: NetConfig) -> Role:
     if called_as == conf.type:
+        if called_as == COORDINATOR_TYPE:
+            return Role.COORDINATOR
+        if called_as == IFACER_TYPE:
+            return Role.IFACER
         if called_as not in LINK_KINDS:
-            known = f"plugin types: {', '.join(LINK_KINDS)}; ipam.type: {IPAM_TYPE}"
+            known = f"plugin types: {', '.join(PLUGIN_TYPES)}; ipam.type: {IPAM_TYPE}"
             raise InvalidConfig(f"type: {shown(conf.type)} is no plugin type of ours", known)
-        if conf.ipam.type != IPAM_TYPE:
+        if conf.ipam.type not in {"", IPAM_TYPE}:
             raise InvalidConfig(
                 f'ipam.type: {shown(conf.ipam.type)} is not "{IPAM_TYPE}", the only one that '
                 f"plugin type {shown(conf.type)} works with here"
@@ -273,12 +286,15 @@ def _pod_args(text: str) -> PodArgs:
     )
 
 
-def _prev_result(verb: Verb, conf: NetConfig) -> Result | None:
+def _prev_result(verb: Verb, role: Role, conf: NetConfig) -> Result | None:
     if conf.prev_result is None:
         if verb is Verb.CHECK:
             raise InvalidConfig("prevResult: missing from the network configuration, CHECK needs it")
+        if verb is Verb.ADD and role is Role.COORDINATOR:
+            msg = "prevResult: missing from the network configuration"
+            raise InvalidConfig(msg, f"{COORDINATOR_TYPE} comes behind the plugin that makes the interface")
         return None
-    if verb is Verb.CHECK:
+    if verb in {Verb.ADD, Verb.CHECK}:
         return decode_result(conf.prev_result)
     if verb is Verb.DEL:
         try:

@@ -1,10 +1,10 @@
 """What this node built for each sandbox, on disk before the runtime is told.
 
 So DEL is local and idempotent, and an agent that starts again knows what it owes.
-One file per (container id, interface, part), and in it a line for each state that it came through; the last one counts. A
-file appears whole, by a rename, and grows by whole lines. (With a new file for every state, ext4 spends a fifth of what
-an agent needs for an ADD on looking for inodes that were not just deleted.) Functions block: actors call them on a
-worker thread.
+One file per (container id, interface, part), and in it a line for each state that it came through; the last one
+counts. A file appears whole, by a rename, and grows by whole lines. (With a new file for every state, ext4 spends a
+fifth of what an agent needs for an ADD on looking for inodes that were not just deleted.) Functions block: actors call
+them on a worker thread.
 
 A process that dies loses nothing. A power cut may lose what was not synced, and that is left out where nothing hangs on
 it: with "adding" nobody was answered, and a removed entry that is back is released again, which finds nothing.

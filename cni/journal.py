@@ -79,11 +79,15 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     netns: str = ""
     network: str = ""
     """The configuration's name, by which GC asks."""
+    head: str = ""
+    """The interface whose ADD made this one along with itself; empty: its own, by which GC asks."""
     role: Role = Role.MAIN
     pod: PodRef
     state: State = State.ADDING
     kind: str = ""
     """The link's kind, empty while there is none (and always for an IPAM call)."""
+    bare: bool = False
+    """Whether it goes without addresses of ours: nothing was asked of the controller."""
     mac: str = ""
     addresses: tuple[str, ...] = ()
     """With prefix lengths."""

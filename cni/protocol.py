@@ -80,6 +80,10 @@ class Invocation(Struct, frozen=True, kw_only=True):
     prev_result: Result | None = None
     """ADD: what the plugins before this one made; None for the first of a list. CHECK and DEL: what ADD answered, as
     the runtime kept it. None where it kept nothing, or for DEL nothing readable."""
+    head: str = ""
+    """The interface whose ADD this one is made by, where a meta plugin makes several; empty: its own."""
+    multus: str = ""
+    """``namespace/name`` of the NetworkAttachmentDefinition that the configuration is from, where that is known."""
     traceparent: str = ""
     """W3C trace context, when the runtime put TRACEPARENT into CNI_ARGS; unchecked."""
     shim_start_ns: int = 0

@@ -50,3 +50,11 @@ class Escalated(ActorError):
         super().__init__(f"supervisor {supervisor} gives up: {child} failed, {failures} failures within {seconds:g} s")
         self.supervisor = supervisor
         self.child = child
+
+
+def first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first leaf of an exception group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -30,6 +30,7 @@ from api.reasons import Explanation, Reason, Verdict
 from api.route import Route
 from api.wire import Address, Allocate, Allocated, NicGrant, PodRef, Rejected
 from ipam.selection import NicSelection, Selection, SelectionError, SelectionRequest, select
+from runtime.errors import first
 from runtime.transport.port import Peer
 from telemetry import attributes, traces
 
@@ -369,10 +370,3 @@ def _exhausted(ref: PodRef, missing: Sequence[_Need], why: Explanation, *, sever
         held=held or retry,
     )
 
-
-def first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first leaf of an exception group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from actors.allocation.callers import Callers, Refusal, View
 from actors.allocation.endpoint import ATTEMPTS, EndpointContended, Endpoints
-from actors.allocation.grants import CONTAINER_PREFIX, POOL_SECONDS, first
+from actors.allocation.grants import CONTAINER_PREFIX, POOL_SECONDS
 from actors.allocation.workloads import Workloads
 from actors.pools.claims import Disown as PoolDisown
 from actors.pools.claims import Refused, Surrender, Surrendered
@@ -24,6 +24,7 @@ from api.ippool import SpiderIPPool
 from api.wire import Disown, Fixed, PodRef, Rejected, Release, Released
 from ipam import identity
 from ipam.garbage import held_in
+from runtime.errors import first
 from runtime.store.port import Conflict
 from runtime.transport.port import Peer
 

@@ -1,7 +1,11 @@
 """How an ADD asks the controller for addresses, and what its failures mean: to the runtime, and for what is held."""
 
+from collections.abc import Sequence
+
+from msgspec import Struct
+
 from actors.node.controllers import Controllers
-from api.wire import Allocate, Allocated, PodRef, Rejected
+from api.wire import Allocate, Allocated, Networked, NicRequest, PodRef, Rejected
 from cni.errors import AllocationRefused, CniError, InternalError, TryAgainLater
 from cni.protocol import Invocation, PodArgs
 from runtime.errors import ActorError
@@ -12,14 +16,20 @@ ALLOCATE_SECONDS = 20.0
 """How long an ADD waits for addresses. kubelet gives the whole sandbox 2 minutes and then tries again anyway."""
 
 
-class LinkFailed(Exception):
-    """The addresses were granted, and the link could not be made."""
+class HasNetworks(Exception):
+    """The pod names networks. Nothing was granted; the link that was made meanwhile waits for the next try."""
 
-    def __init__(self, error: CniError, allocated: Allocated, *, doubtful: bool) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.allocated = allocated
-        self.doubtful = doubtful
+    def __init__(self, networked: Networked) -> None:
+        super().__init__(f"{len(networked.networks)} further networks")
+        self.networked = networked
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """An interface that is to have addresses."""
+
+    invocation: Invocation
+    masters: tuple[str, ...] | None = None
+    """The networks of the parent NIC; None where nobody wants them matched."""
 
 
 class _Rejected(Exception):
@@ -36,19 +46,45 @@ def pod_ref(args: PodArgs) -> PodRef:
     return PodRef(namespace=args.namespace, name=args.name, uid=args.uid)
 
 
-def allocate(invocation: Invocation, *, begun: int, disputed: bool, masters: tuple[str, ...] | None) -> Allocate:
-    """The request of an ADD. `masters`: the networks of the parent NIC; None where nobody wants them matched."""
-    ipam = invocation.conf.ipam
+def allocate(wanted: Sequence[Wanted], *, begun: int, disputed: bool, meta: bool) -> Allocate:
+    """The request for the addresses of interfaces of one sandbox.
+
+    Args:
+        wanted: at least one; the pod is the first one's.
+        begun: see `Allocate`.
+        disputed: see `Allocate`.
+        meta: see `Allocate`.
+    """
+    first, *more = wanted
+    invocation = first.invocation
+    mine = _request(first)
     return Allocate(
         pod=pod_ref(invocation.args),
-        nic=invocation.ifname,
+        nic=mine.nic,
         container_id=invocation.container_id,
-        default_ipv4=ipam.default_ipv4_ippool,
-        default_ipv6=ipam.default_ipv6_ippool,
-        clean_gateway=ipam.clean_gateway,
+        default_ipv4=mine.default_ipv4,
+        default_ipv6=mine.default_ipv6,
+        clean_gateway=mine.clean_gateway,
         begun=begun,
         disputed=disputed,
-        master_subnets=masters,
+        master_subnets=mine.master_subnets,
+        multus=mine.multus,
+        ips=mine.ips,
+        more=tuple(_request(one) for one in more),
+        meta=meta,
+    )
+
+
+def _request(wanted: Wanted) -> NicRequest:
+    conf = wanted.invocation.conf
+    return NicRequest(
+        nic=wanted.invocation.ifname,
+        default_ipv4=conf.ipam.default_ipv4_ippool,
+        default_ipv6=conf.ipam.default_ipv6_ippool,
+        clean_gateway=conf.ipam.clean_gateway,
+        master_subnets=wanted.masters,
+        multus=wanted.invocation.multus,
+        ips=conf.runtime_config.ips or conf.args.cni.ips,
     )
 
 
@@ -58,6 +94,8 @@ async def ask(controllers: Controllers, request: Allocate, *, deadline: float) -
     match answered.response:
         case Allocated() as allocated:
             return allocated, answered.doubtful
+        case Networked() as networked:
+            raise HasNetworks(networked)
         case Rejected(message, retry, cause, explanation, held):
             _count_failure(cause)
             details = "" if explanation is None else explanation.summary()
@@ -72,7 +110,7 @@ def holds_nothing(error: BaseException) -> bool:
     """Whether the controller surely holds nothing because of this failure."""
     if isinstance(error, BaseExceptionGroup):
         return any(holds_nothing(inner) for inner in error.exceptions)
-    return isinstance(error, Unreachable) or (isinstance(error, _Rejected) and not error.held)
+    return isinstance(error, Unreachable | HasNetworks) or (isinstance(error, _Rejected) and not error.held)
 
 
 def as_cni(error: BaseException, invocation: Invocation) -> BaseException:
@@ -80,7 +118,7 @@ def as_cni(error: BaseException, invocation: Invocation) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     match error:
-        case _Rejected() | LinkFailed():
+        case _Rejected():
             return error.error
         case TransportError():
             metrics.IPAM_ALLOCATION_ERR_RETRIES_EXHAUSTED_COUNTS.inc()

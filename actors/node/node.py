@@ -178,7 +178,7 @@ class NodeActor(Actor[Message]):
         self._departed: set[str] = set()
         """Namespaces whose mounts went a moment ago."""
         self._refs: dict[str, Ref[SandboxMessage]] = {}
-        self._entries: dict[str, dict[str, JournalEntry]] = {}
+        self._entries: dict[str, dict[Key, JournalEntry]] = {}
         self._calls: dict[int, tuple[Envelope, str]] = {}
         self._mending: Counter[str] = Counter()
         """Interfaces of an earlier life that are not dealt with yet, by container."""
@@ -211,7 +211,7 @@ class NodeActor(Actor[Message]):
                 metrics.SANDBOXES.set(len(entries))
                 for entry in entries:
                     self._cover(entry.netns)
-                    self._entries.setdefault(entry.container_id, {})[entry.ifname] = entry
+                    self._entries.setdefault(entry.container_id, {})[entry.key] = entry
                 self._mend_all(entries)
                 self._ready()
                 self.release()
@@ -280,11 +280,15 @@ class NodeActor(Actor[Message]):
     async def _serve(self, invocation: Invocation) -> Result | None:
         match invocation.verb:
             case Verb.ADD:
-                return await self._sandbox(invocation.container_id).ask(Attach(invocation), timeout=_CALL_SECONDS)
+                attach = Attach((invocation,))
+                (result,) = await self._sandbox(invocation.container_id).ask(attach, timeout=_CALL_SECONDS)
+                return result
             case Verb.CHECK:
-                return await self._sandbox(invocation.container_id).ask(Verify(invocation), timeout=_CALL_SECONDS)
+                await self._sandbox(invocation.container_id).ask(Verify(invocation), timeout=_CALL_SECONDS)
+                return None
             case Verb.DEL:
-                return await self._sandbox(invocation.container_id).ask(Detach(invocation), timeout=_CALL_SECONDS)
+                await self._sandbox(invocation.container_id).ask(Detach((invocation,)), timeout=_CALL_SECONDS)
+                return None
             case Verb.GC:
                 await self._collect(invocation)
                 return None
@@ -341,7 +345,7 @@ class NodeActor(Actor[Message]):
                 args=PodArgs(namespace=entry.pod.namespace, name=entry.pod.name, uid=entry.pod.uid),
             )
             try:
-                await self._sandbox(entry.container_id).ask(Detach(gone), timeout=_CALL_SECONDS)
+                await self._sandbox(entry.container_id).ask(Detach((gone,)), timeout=_CALL_SECONDS)
             except (CniError, ActorError) as error:
                 failures.append(f"{entry.container_id} {entry.ifname}: {error}")
         if failures:
@@ -401,7 +405,7 @@ class NodeActor(Actor[Message]):
                 try:
                     if entry.state is State.ADDED and await self._stands(entry):
                         return entry.container_id
-                    await self._sandbox(entry.container_id).ask(Mend(entry.ifname), timeout=_CALL_SECONDS)
+                    await self._sandbox(entry.container_id).ask(Mend(entry.key), timeout=_CALL_SECONDS)
                 except (CniError, ActorError) as error:
                     _log.error("could not take down %s of %s yet: %s", entry.ifname, entry.container_id, error)
                 else:

@@ -1,22 +1,23 @@
 """The actor of one pod sandbox on this node: does ADD, CHECK and DEL of that container one after the other.
 
-Messages: `Attach`, `Verify`, `Detach`, `Renounce` and `Mend` from the node actor, `Finished` from its own work. State:
-the container's journal entries by interface. Persists: one journal entry an interface, as "adding" before anything is
-asked or built, as "added" with the result before the runtime is answered, as "releasing" from the moment the link is
-gone. Answers: when the kernel and the journal agree with the answer.
+Messages: `Attach`, `Verify`, `Detach`, `Renounce` and `Mend` from the node actor and the networks actor, `Finished`
+from its own work. State: the container's journal entries. Persists: one journal entry an interface, as "adding" before
+anything is asked or built, as "added" with the result before the runtime is answered, as "releasing" from the moment
+the link is gone. Answers: when the kernel and the journal agree with the answer.
 
-What a crash leaves: with "adding", possibly a link and possibly records, which the next agent's `Mend` takes down and
+An ADD may be for several interfaces: all are there when it is answered, or none. Their links are built at the same
+time, while the addresses of all are being allocated by one request (`actors.node.nic` has the steps of one interface).
+A failed ADD is undone in reverse, and what the controller may still hold is given back by the outbox.
+
+What a crash leaves: with "adding", possibly links and possibly records, which the next agent's `Mend` takes down and
 gives back; with "added", a working interface; with "releasing", records that the outbox gives back.
 
 While one agent replaces another, both may be asked about one container. A verb therefore claims the container from the
-other process first, and reads the entry again, which the other one may have changed since.
-
-An ADD builds the link while the address is being allocated. A failed one is undone in reverse, and what the controller
-may still hold is given back by the outbox.
+other process first, and reads the entries again, which the other one may have changed since.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, assert_never
 
 import anyio
@@ -25,7 +26,8 @@ from msgspec import Struct
 
 from actors.node.addressing import (
     ALLOCATE_SECONDS,
-    LinkFailed,
+    HasNetworks,
+    Wanted,
     allocate,
     as_cni,
     ask,
@@ -35,26 +37,20 @@ from actors.node.addressing import (
 from actors.node.conflict import disown
 from actors.node.controllers import Controllers
 from actors.node.disk import Journal
+from actors.node.nic import Nic, blank_entry, detach, intact
 from actors.node.outbox import Message as OutboxMessage
 from actors.node.outbox import Owe, Recall, Settle
 from actors.node.verification import verify
+from api.reasons import Explanation
 from api.wire import Allocated
-from cni import coordination
-from cni.coordination import CoordinationPlan, Pair, coordination_plan, host_veth
-from cni.errors import (
-    CniError,
-    InterfaceExists,
-    InvalidNetns,
-    TryAgainLater,
-)
+from cni.errors import CniError, TryAgainLater
 from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
-from cni.plan import LinkPlan, LinkState, address_plan, link_plan
 from cni.protocol import Invocation, Role
-from cni.result import Interface, IpConfig, Result, RouteConfig
+from cni.result import Result
 from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope
-from runtime.errors import ActorError
+from runtime.errors import ActorError, first
 from telemetry import metrics, traces
 
 _log = logging.getLogger(__name__)
@@ -66,11 +62,18 @@ _DISOWN_SECONDS = 10.0
 _CLAIM_SECONDS = 30.0
 """How long a verb waits for another agent of this node that works on the container: longer than an ADD takes."""
 
+type Results = tuple[Result, ...]
 
-class Attach(Question[Result], frozen=True, tag=True):
-    """ADD."""
 
-    invocation: Invocation
+class Attach(Question[Results], frozen=True, tag=True):
+    """ADD of interfaces of the container. The results are in their order.
+
+    Raises `actors.node.addressing.HasNetworks` where `meta` is set and the pod names networks: the interface of the
+    next `Attach` that wants the same link uses the one that was made; any other verb for it takes it away.
+    """
+
+    invocations: tuple[Invocation, ...]
+    meta: bool = False
 
 
 class Verify(Question[None], frozen=True, tag=True):
@@ -80,9 +83,9 @@ class Verify(Question[None], frozen=True, tag=True):
 
 
 class Detach(Question[None], frozen=True, tag=True):
-    """DEL."""
+    """DEL of interfaces of the container, in no particular order."""
 
-    invocation: Invocation
+    invocations: tuple[Invocation, ...]
 
 
 class Renounce(Question[None], frozen=True, tag=True):
@@ -99,13 +102,13 @@ class Renounce(Question[None], frozen=True, tag=True):
 class Mend(Question[None], frozen=True, tag=True):
     """Take down what an agent before left of an interface: an ADD that was cut short, a namespace that is gone."""
 
-    ifname: str
+    key: Key
 
 
 class Finished(Struct, frozen=True, tag=True):
-    """The work for one message has ended, with a result or an error."""
+    """The work for one message has ended, with results or an error."""
 
-    result: Result | None = None
+    results: Results | None = None
     error: Exception | None = None
 
 
@@ -126,9 +129,9 @@ class SandboxActor(Actor[Message]):
         journal: Journal,
         controllers: Controllers,
         outbox: Ref[OutboxMessage],
-        entries: dict[str, JournalEntry],
+        entries: dict[Key, JournalEntry],
     ) -> None:
-        """`entries` is what the journal held of this container, by interface; the actor keeps it up to date."""
+        """`entries` is what the journal held of this container; the actor keeps it up to date."""
         self._container_id = container_id
         self._kernel = kernel
         self._journal = journal
@@ -136,31 +139,33 @@ class SandboxActor(Actor[Message]):
         self._outbox = outbox
         self._entries = entries
         self._asker: Envelope | None = None
+        self._spare: Nic | None = None
+        """An interface whose link stands while somebody looks up the pod's networks."""
 
     def __repr__(self) -> str:
-        held = {ifname: entry.state for ifname, entry in self._entries.items()}
+        held = {key.ifname: entry.state for key, entry in self._entries.items()}
         return f"<SandboxActor {self._container_id[:12]} {held}{' busy' if self._asker else ''}>"
 
     def handle(self, message: Message, envelope: Envelope) -> object:
         """Begin one verb and hold the next ones until it has ended."""
-        work: Coroutine[Any, Any, Result | None]
+        work: Coroutine[Any, Any, Results | None]
         match message:
-            case Attach(invocation):
-                work = self._alone(invocation.ifname, lambda known: self._attach(invocation, known))
+            case Attach(invocations):
+                work = self._alone(_keys(invocations), lambda known: self._attach(message, known))
             case Verify(invocation):
-                work = self._alone(invocation.ifname, lambda known: verify(self._kernel, invocation, known))
-            case Detach(invocation):
-                work = self._alone(invocation.ifname, lambda known: self._detach(invocation, known))
+                work = self._alone(_keys([invocation]), lambda known: verify(self._kernel, invocation, known[0]))
+            case Detach(invocations):
+                work = self._alone(_keys(invocations), lambda known: self._detach(invocations, known))
             case Renounce(seen):
                 work = self._renounce(seen)
-            case Mend(ifname):
-                work = self._alone(ifname, self._mend)
-            case Finished(result, error):
+            case Mend(key):
+                work = self._alone([key], self._mend)
+            case Finished(results, error):
                 asker, self._asker = self._asker, None
                 self.release()
                 if asker is not None and asker.reply is not None:
                     if error is None:
-                        asker.reply.resolve(result)
+                        asker.reply.resolve(results)
                     else:
                         asker.reply.fail(error)
                 return None
@@ -171,136 +176,113 @@ class SandboxActor(Actor[Message]):
         self.pipe(work, Finished, failed=lambda error: Finished(error=error), on_behalf=envelope)
         return LATER
 
-    async def _alone[R](self, ifname: str, verb: Callable[[JournalEntry | None], Awaitable[R]]) -> R:
-        """Do a verb while no other agent touches the container. It is given the interface's entry as it is now."""
+    async def _alone[R](self, keys: Sequence[Key], verb: Callable[[Sequence[JournalEntry | None]], Awaitable[R]]) -> R:
+        """Do a verb while no other agent touches the container. It is given the entries as they are now."""
         async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
-            known = await self._journal.get(Key(self._container_id, ifname))
-            if known is None or known.state is State.RELEASING:
-                self._forget(ifname)
-            else:
-                self._know(known)
+            known = [await self._journal.get(key) for key in keys]
+            for key, entry in zip(keys, known, strict=True):
+                if entry is None or entry.state is State.RELEASING:
+                    self._forget(key)
+                else:
+                    self._know(entry)
             return await verb(known)
 
     # -- ADD -----------------------------------------------------------------------------------------------------------
 
-    async def _attach(self, invocation: Invocation, known: JournalEntry | None) -> Result:
-        ifname = invocation.ifname
-        if known is not None and known.state is State.RELEASING:
-            self._hand_over(known)
-        elif known is not None:
-            if known.result is not None and known.netns == invocation.netns and await self._intact(known):
-                return known.result
-            # Left over from an ADD that could not be undone, or of a namespace that was rebuilt: that goes first.
-            await self._take_down(known)
+    async def _attach(self, attach: Attach, known: Sequence[JournalEntry | None]) -> Results:
+        invocations = attach.invocations
+        spare, self._spare = self._spare, None
+        standing = await self._standing(invocations, known)
+        if standing is not None:
+            return standing
+        nics = [Nic(invocation, changed_ns=self._wall_ns()) for invocation in invocations]
+        for nic, entry in zip(nics, known, strict=True):
+            if spare is not None and entry == spare.entry and nic.plan == spare.plan:
+                nic.link = spare.link
+            elif entry is not None and entry.state is not State.RELEASING:
+                # Left over from an ADD that could not be undone, or of a namespace that was rebuilt: that goes first.
+                await self._take_down(entry)
         begun = int(self.system.clock.wall() * 1000)
-        disputed = await self._settle(invocation)
-        if invocation.role is Role.IPAM and not await self._kernel.netns_exists(invocation.netns):
-            msg = f"CNI_NETNS: {invocation.netns} is no network namespace that the agent can see"
-            raise InvalidNetns(msg, "nobody could say later whether a link in there still has the address")
-        if invocation.role is Role.MAIN and await self._kernel.inspect(invocation.netns, ifname) is not None:
-            msg = f"CNI_IFNAME: {ifname} exists already in {invocation.netns}"
-            raise InterfaceExists(msg, "an interface of that name was made by somebody else")
-        plan = link_plan(invocation) if invocation.role is Role.MAIN else None
-        if plan is not None:
-            coordination.check(invocation)
-        entry = self._entry(invocation)
-        await self._put(entry)
+        disputed = [await self._settle(invocation) for invocation in invocations]
+        for nic in nics:
+            await nic.look(self._kernel)
+        await self._put_all([nic.entry for nic in nics])
         try:
-            link, allocated, doubtful = await self._build(invocation, plan, begun=begun, disputed=disputed)
-            result = _result(invocation, link, allocated)
-            coordinated = None
-            if link is not None:
-                with traces.span("link.configure"):
-                    await self._kernel.configure(invocation.netns, ifname, address_plan(result))
-                coordinated = await self._coordinate(invocation, allocated)
-            entry = msgspec.structs.replace(
-                entry,
-                state=State.ADDED,
-                pod=msgspec.structs.replace(entry.pod, uid=allocated.pod_uid),
-                mac=link.mac if link is not None else "",
-                addresses=tuple(a.address for a in allocated.addresses),
-                pools=tuple(a.pool for a in allocated.addresses),
-                others=allocated.others,
-                fixed=allocated.fixed,
-                doubtful=doubtful,
-                host_veth="" if coordinated is None else coordinated.host_veth,
-                coordination=coordinated,
-                result=result,
-                changed_ns=self._wall_ns(),
-            )
-            await self._put(entry)
+            await self._build(nics, begun=begun, disputed=any(disputed), meta=attach.meta)
+            await self._put_all([nic.complete(changed_ns=self._wall_ns()) for nic in nics])
+        except HasNetworks:
+            self._spare = nics[0]
+            raise
         except BaseException as error:
-            if isinstance(error, LinkFailed):
-                given = error.allocated
-                entry = msgspec.structs.replace(
-                    entry,
-                    pools=tuple(address.pool for address in given.addresses),
-                    others=given.others,
-                    fixed=given.fixed,
-                    doubtful=error.doubtful,
-                )
             with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
-                await self._undo(entry, made=not isinstance(error, LinkFailed), asked=not holds_nothing(error))
-            raise as_cni(error, invocation) from error
-        return result
+                await self._undo(nics, asked=not holds_nothing(error))
+            raise as_cni(error, invocations[0]) from error
+        return tuple(nic.result for nic in nics)
 
-    async def _build(
-        self, invocation: Invocation, plan: LinkPlan | None, *, begun: int, disputed: bool
-    ) -> tuple[LinkState | None, Allocated, bool]:
-        """Link and addresses at the same time.
+    async def _standing(
+        self, invocations: Sequence[Invocation], known: Sequence[JournalEntry | None]
+    ) -> Results | None:
+        """The answers that were given before, where all of what was made then stands."""
+        results: list[Result] = []
+        for invocation, entry in zip(invocations, known, strict=True):
+            if entry is not None and entry.state is State.RELEASING:
+                self._hand_over(entry)
+            elif (
+                entry is not None
+                and entry.result is not None
+                and entry.netns == invocation.netns
+                and await intact(self._kernel, entry)
+            ):
+                results.append(entry.result)
+        return tuple(results) if len(results) == len(invocations) else None
 
-        A link that fails does not cut the request for addresses short: its answer says what there is to give back.
-        """
-        link: LinkState | None = None
-        failure: CniError | None = None
-
-        async def make(wanted: LinkPlan) -> None:
-            nonlocal link, failure
-            try:
-                with traces.span("link.create"):
-                    link = await self._kernel.attach_link(wanted)
-            except CniError as error:
-                failure = error
-
+    async def _build(self, nics: Sequence[Nic], *, begun: int, disputed: bool, meta: bool) -> None:
+        """Links and addresses at the same time, then what needs both, one interface after the other."""
+        wanting = [nic for nic in nics if nic.wants_addresses]
+        allocated = Allocated((), (), Explanation(), "")
         async with anyio.create_task_group() as group:
-            if plan is not None:
-                group.start_soon(make, plan)
-            allocated, doubtful = await self._addresses(invocation, begun=begun, disputed=disputed)
-        if failure is not None:
-            raise LinkFailed(failure, allocated, doubtful=doubtful)
-        return link, allocated, doubtful
+            for nic in nics:
+                group.start_soon(nic.make, self._kernel)
+            if wanting:
+                allocated, doubtful = await self._addresses(wanting, begun=begun, disputed=disputed, meta=meta)
+                together = frozenset(nic.ifname for nic in wanting)
+                for nic in wanting:
+                    nic.take(allocated, first=nic is wanting[0], doubtful=doubtful, together=together)
+        for nic in nics:
+            if nic.failure is not None:
+                raise nic.failure
+        for nic in nics:
+            await nic.configure(self._kernel)
+            await nic.coordinate(self._kernel, allocated.coordinator)
 
-    async def _addresses(self, invocation: Invocation, *, begun: int, disputed: bool) -> tuple[Allocated, bool]:
-        masters: tuple[str, ...] | None = None
-        if invocation.conf.ipam.match_master_subnet:
-            masters = await self._kernel.master_networks(invocation.netns, invocation.ifname)
-        asked = allocate(invocation, begun=begun, disputed=disputed, masters=masters)
+    async def _addresses(
+        self, wanting: Sequence[Nic], *, begun: int, disputed: bool, meta: bool
+    ) -> tuple[Allocated, bool]:
+        wanted = [
+            Wanted(
+                invocation=nic.invocation,
+                masters=await self._kernel.master_networks(nic.invocation.netns, nic.ifname)
+                if nic.invocation.conf.ipam.match_master_subnet
+                else None,
+            )
+            for nic in wanting
+        ]
+        asked = allocate(wanted, begun=begun, disputed=disputed, meta=meta)
         return await ask(self._controllers, asked, deadline=self.system.clock.now() + ALLOCATE_SECONDS)
 
-    async def _coordinate(self, invocation: Invocation, allocated: Allocated) -> CoordinationPlan | None:
-        """The pod's way to its own node and back, where the configuration wants one."""
-        if not coordination.wanted(invocation.conf):
-            return None
-        addresses = tuple(address.address for address in allocated.addresses)
-        with traces.span("coordinate"):
-            node = await self._kernel.view_node(addresses)
-            plan = coordination_plan(invocation, addresses, allocated.coordinator, node)
-            if plan is not None:
-                await self._kernel.coordinate(plan)
-        return plan
-
-    async def _undo(self, entry: JournalEntry, *, made: bool, asked: bool) -> None:
-        """Take the link away and see to it that the addresses go back."""
-        try:
-            if made:
-                await detach(self._kernel, entry)
-            if asked:
-                await self._owe(entry)
-            else:
-                await self._remove(entry.ifname)
-        except (CniError, ActorError) as error:
-            # The entry stays as "adding": a DEL or the next start of the agent goes on from here.
-            _log.warning("could not undo %s of %s: %s", entry.ifname, entry.container_id, error)
+    async def _undo(self, nics: Sequence[Nic], *, asked: bool) -> None:
+        """Take the links away, the last first, and see to it that the addresses go back."""
+        for nic in reversed(nics):
+            try:
+                if nic.failure is None:
+                    await detach(self._kernel, nic.entry)
+                if asked and nic.wants_addresses:
+                    await self._owe(nic.entry)
+                else:
+                    await self._remove(nic.entry.key)
+            except (CniError, ActorError) as error:
+                # The entry stays as "adding": a DEL or the next start of the agent goes on from here.
+                _log.warning("could not undo %s of %s: %s", nic.ifname, self._container_id, error)
 
     async def _settle(self, invocation: Invocation) -> bool:
         """Wait until nothing is owed for this container; says whether its addresses may be asked for twice over."""
@@ -313,11 +295,22 @@ class SandboxActor(Actor[Message]):
 
     # -- DEL -----------------------------------------------------------------------------------------------------------
 
-    async def _detach(self, invocation: Invocation, known: JournalEntry | None) -> None:
-        if known is None and await self._is_over(invocation.ifname):
+    async def _detach(self, invocations: Sequence[Invocation], known: Sequence[JournalEntry | None]) -> None:
+        self._spare = None
+        entries = []
+        for invocation, entry in zip(invocations, known, strict=True):
+            if entry is not None or not await self._is_over(invocation.ifname):
+                # Unknown here, and not of this life: the journal may have been lost. Kernel and controller are asked.
+                entries.append(entry or blank_entry(invocation, changed_ns=self._wall_ns()))
+        if len(entries) == 1:
+            await self._take_down(entries[0])
             return
-        # Unknown here, and not of this life: the journal may have been lost. Kernel and controller are asked.
-        await self._take_down(known or self._entry(invocation))
+        try:
+            async with anyio.create_task_group() as group:
+                for entry in entries:
+                    group.start_soon(self._take_down, entry)
+        except BaseExceptionGroup as failures:
+            raise first(failures) from failures
 
     async def _is_over(self, ifname: str) -> bool:
         try:
@@ -334,7 +327,8 @@ class SandboxActor(Actor[Message]):
             for entry in given:
                 await self._owe(entry)
 
-    async def _mend(self, entry: JournalEntry | None) -> None:
+    async def _mend(self, known: Sequence[JournalEntry | None]) -> None:
+        (entry,) = known
         if entry is None:
             return
         if entry.state is State.RELEASING:
@@ -349,15 +343,10 @@ class SandboxActor(Actor[Message]):
             await detach(self._kernel, entry)
         if entry.state is State.RELEASING:
             self._hand_over(entry)
+        elif entry.bare:
+            await self._remove(entry.key)
         elif entry.pod.name:
             await self._owe(entry)
-
-    async def _intact(self, entry: JournalEntry) -> bool:
-        if entry.role is Role.IPAM:
-            return True
-        if await self._kernel.inspect(entry.netns, entry.ifname) is None:
-            return False
-        return entry.coordination is None or not await self._kernel.differences(entry.coordination)
 
     # -- journal -------------------------------------------------------------------------------------------------------
 
@@ -369,67 +358,42 @@ class SandboxActor(Actor[Message]):
 
     def _hand_over(self, owed: JournalEntry) -> None:
         """The journal says "releasing". It does no harm if the outbox knows already."""
-        self._forget(owed.ifname)
+        self._forget(owed.key)
         self._outbox.tell(Owe(owed))
 
-    def _entry(self, invocation: Invocation) -> JournalEntry:
-        return JournalEntry(
-            container_id=invocation.container_id,
-            ifname=invocation.ifname,
-            netns=invocation.netns,
-            network=invocation.conf.name,
-            role=invocation.role,
-            kind=invocation.link_kind,
-            host_veth=_host_veth(invocation),
-            pod=pod_ref(invocation.args),
-            changed_ns=self._wall_ns(),
-        )
+    async def _put_all(self, entries: Sequence[JournalEntry]) -> None:
+        """Write entries that belong together; the disk is waited for once."""
+        if len(entries) == 1:
+            await self._put(entries[0])
+            return
+        try:
+            async with anyio.create_task_group() as group:
+                for entry in entries:
+                    group.start_soon(self._put, entry)
+        except BaseExceptionGroup as failures:
+            raise first(failures) from failures
 
     async def _put(self, entry: JournalEntry) -> None:
         await self._journal.put(entry)
         self._know(entry)
 
     def _know(self, entry: JournalEntry) -> None:
-        if entry.ifname not in self._entries:
+        if entry.key not in self._entries:
             metrics.SANDBOXES.inc()
-        self._entries[entry.ifname] = entry
+        self._entries[entry.key] = entry
 
-    async def _remove(self, ifname: str) -> None:
-        await self._journal.remove(Key(self._container_id, ifname))
-        self._forget(ifname)
+    async def _remove(self, key: Key) -> None:
+        await self._journal.remove(key)
+        self._forget(key)
 
-    def _forget(self, ifname: str) -> None:
-        if self._entries.pop(ifname, None) is not None:
+    def _forget(self, key: Key) -> None:
+        if self._entries.pop(key, None) is not None:
             metrics.SANDBOXES.dec()
 
     def _wall_ns(self) -> int:
         return int(self.system.clock.wall() * 1e9)
 
 
-async def detach(kernel: Kernel, entry: JournalEntry) -> None:
-    """Remove the links that an entry stands for; one of another kind is somebody else's and stays.
-
-    Its MAC address does not matter: a chained plugin may have changed it since.
-    """
-    if entry.role is Role.MAIN and (entry.netns or entry.host_veth):
-        pair = Pair(entry.host_veth, entry.container_id) if entry.host_veth else None
-        await kernel.detach_link(entry.netns, entry.ifname, kind=entry.kind, pair=pair)
-
-
-def _host_veth(invocation: Invocation) -> str:
-    """Noted before anything is built: after a crash, or with the journal lost, the pair is still found."""
-    if invocation.role is Role.MAIN and coordination.wanted(invocation.conf):
-        return host_veth(invocation.container_id)
-    return ""
-
-
-def _result(invocation: Invocation, link: LinkState | None, allocated: Allocated) -> Result:
-    interfaces = (
-        (Interface(name=invocation.ifname, mac=link.mac, mtu=link.mtu, sandbox=invocation.netns),) if link else ()
-    )
-    index = 0 if link else None
-    return Result(
-        interfaces=interfaces,
-        ips=tuple(IpConfig(address=a.address, gateway=a.gateway, interface=index) for a in allocated.addresses),
-        routes=tuple(RouteConfig(dst=r.dst, gw=r.gw) for r in allocated.routes),
-    )
+def _keys(invocations: Sequence[Invocation]) -> list[Key]:
+    """What the journal files the interfaces of calls under."""
+    return [Key(invocation.container_id, invocation.ifname) for invocation in invocations]

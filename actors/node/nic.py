@@ -1,0 +1,176 @@
+"""One interface of a sandbox while it is built: what is known of it so far, and the steps that it still has to take.
+
+The sandbox actor builds all interfaces of a call together. Those that need nothing of each other (links, addresses) do
+their step at the same time, what depends on what is there already (routes between the interfaces) is done in order.
+"""
+
+import msgspec
+
+from actors.node.addressing import pod_ref
+from api.wire import Allocated, Coordination, NicGrant
+from cni import coordination
+from cni.coordination import Pair, coordination_plan, host_veth
+from cni.errors import CniError, InterfaceExists, InvalidNetns
+from cni.journal import JournalEntry, State
+from cni.kernel import Kernel
+from cni.plan import LinkPlan, LinkState, address_plan, link_plan
+from cni.protocol import IPAM_TYPE, Invocation, Role
+from cni.result import Interface, IpConfig, Result, RouteConfig
+from telemetry import traces
+
+
+class Nic:
+    """See the module. Its `entry` is what the journal is to say of it."""
+
+    def __init__(self, invocation: Invocation, *, changed_ns: int) -> None:
+        """Nothing is there yet.
+
+        Raises:
+            CniError: the configuration cannot be, whatever the cluster says.
+        """
+        self.invocation = invocation
+        self.plan: LinkPlan | None = link_plan(invocation) if invocation.role is Role.MAIN else None
+        if self.plan is not None:
+            coordination.check(invocation)
+        self.entry = blank_entry(invocation, changed_ns=changed_ns)
+        self.link: LinkState | None = None
+        self.failure: CniError | None = None
+        """Why there is no link: then there is nothing of ours to take away."""
+        self.grant: NicGrant | None = None
+        self.result = Result()
+
+    def __repr__(self) -> str:
+        return f"<Nic {self.ifname} {self.entry.kind}{'' if self.link is None else ' made'}>"
+
+    @property
+    def ifname(self) -> str:
+        """Its name in the container."""
+        return self.invocation.ifname
+
+    @property
+    def wants_addresses(self) -> bool:
+        """Whether its addresses come from us; it may be one that goes without."""
+        return not self.entry.bare
+
+    async def look(self, kernel: Kernel) -> None:
+        """Refuse what cannot be done in the container's namespace.
+
+        Raises:
+            InvalidNetns: there is none.
+            InterfaceExists: somebody else's interface has the name.
+        """
+        netns = self.invocation.netns
+        if self.invocation.role is Role.IPAM and not await kernel.netns_exists(netns):
+            msg = f"CNI_NETNS: {netns} is no network namespace that the agent can see"
+            raise InvalidNetns(msg, "nobody could say later whether a link in there still has the address")
+        if self.plan is not None and self.link is None and await kernel.inspect(netns, self.ifname) is not None:
+            msg = f"CNI_IFNAME: {self.ifname} exists already in {netns}"
+            raise InterfaceExists(msg, "an interface of that name was made by somebody else")
+
+    async def make(self, kernel: Kernel) -> None:
+        """Make the link. What goes wrong is kept as `failure`: the request for addresses is not to be cut short."""
+        if self.plan is None or self.link is not None:
+            return
+        try:
+            with traces.span("link.create"):
+                self.link = await kernel.attach_link(self.plan)
+        except CniError as error:
+            self.failure = error
+
+    def take(self, allocated: Allocated, *, first: bool, doubtful: bool, together: frozenset[str]) -> None:
+        """Note what the controller has granted; `together` are the interfaces of this call."""
+        mine = NicGrant(self.ifname, allocated.addresses, allocated.routes) if first else None
+        self.grant = mine or next(grant for grant in allocated.others if grant.nic == self.ifname)
+        others = tuple(grant for grant in allocated.others if grant.nic not in together) if first else ()
+        self.entry = msgspec.structs.replace(
+            self.entry,
+            pod=msgspec.structs.replace(self.entry.pod, uid=allocated.pod_uid),
+            addresses=tuple(address.address for address in self.grant.addresses),
+            pools=tuple(address.pool for address in self.grant.addresses),
+            others=others,
+            fixed=allocated.fixed,
+            doubtful=doubtful,
+        )
+
+    async def configure(self, kernel: Kernel) -> None:
+        """Addresses, up, routes. Raises `CniError`."""
+        self.result = _result(self.invocation, self.link, self.grant)
+        if self.link is not None:
+            with traces.span("link.configure"):
+                await kernel.configure(self.invocation.netns, self.ifname, address_plan(self.result))
+            self.entry = msgspec.structs.replace(self.entry, mac=self.link.mac)
+
+    async def coordinate(self, kernel: Kernel, cluster: Coordination) -> None:
+        """The pod's way to its own node and back, where the configuration wants one. Raises `CniError`."""
+        if self.link is None or self.grant is None or not coordination.wanted(self.invocation.conf):
+            return
+        addresses = tuple(address.address for address in self.grant.addresses)
+        with traces.span("coordinate"):
+            node = await kernel.view_node(addresses)
+            plan = coordination_plan(self.invocation, addresses, cluster, node)
+            if plan is not None:
+                await kernel.coordinate(plan)
+        self.entry = msgspec.structs.replace(
+            self.entry, host_veth="" if plan is None else plan.host_veth, coordination=plan
+        )
+
+    def complete(self, *, changed_ns: int) -> JournalEntry:
+        """What the journal says of it when all is done."""
+        self.entry = msgspec.structs.replace(self.entry, state=State.ADDED, result=self.result, changed_ns=changed_ns)
+        return self.entry
+
+
+def blank_entry(invocation: Invocation, *, changed_ns: int) -> JournalEntry:
+    """What the journal says of an interface before anything is built: enough to take away whatever may be there."""
+    return JournalEntry(
+        container_id=invocation.container_id,
+        ifname=invocation.ifname,
+        netns=invocation.netns,
+        network=invocation.conf.name,
+        head=invocation.head,
+        role=invocation.role,
+        kind=invocation.link_kind,
+        bare=invocation.conf.ipam.type != IPAM_TYPE,
+        host_veth=_host_veth(invocation),
+        pod=pod_ref(invocation.args),
+        changed_ns=changed_ns,
+    )
+
+
+async def detach(kernel: Kernel, entry: JournalEntry) -> None:
+    """Remove the links that an entry stands for; one of another kind is somebody else's and stays.
+
+    Its MAC address does not matter: a chained plugin may have changed it since. Raises `CniError`.
+    """
+    if entry.role is Role.MAIN and (entry.netns or entry.host_veth):
+        pair = Pair(entry.host_veth, entry.container_id) if entry.host_veth else None
+        await kernel.detach_link(entry.netns, entry.ifname, kind=entry.kind, pair=pair)
+
+
+async def intact(kernel: Kernel, entry: JournalEntry) -> bool:
+    """Whether an interface is as its ADD made it, at a glance. Raises `CniError`."""
+    if entry.role is Role.IPAM:
+        return True
+    if await kernel.inspect(entry.netns, entry.ifname) is None:
+        return False
+    return entry.coordination is None or not await kernel.differences(entry.coordination)
+
+
+def _host_veth(invocation: Invocation) -> str:
+    """Noted before anything is built: after a crash, or with the journal lost, the pair is still found."""
+    if invocation.role is Role.MAIN and coordination.wanted(invocation.conf):
+        return host_veth(invocation.container_id)
+    return ""
+
+
+def _result(invocation: Invocation, link: LinkState | None, grant: NicGrant | None) -> Result:
+    interfaces = (
+        (Interface(name=invocation.ifname, mac=link.mac, mtu=link.mtu, sandbox=invocation.netns),) if link else ()
+    )
+    index = 0 if link else None
+    addresses, routes = ((), ()) if grant is None else (grant.addresses, grant.routes)
+    return Result(
+        interfaces=interfaces,
+        ips=tuple(IpConfig(address=a.address, gateway=a.gateway, interface=index) for a in addresses),
+        routes=tuple(RouteConfig(dst=r.dst, gw=r.gw) for r in routes),
+    )

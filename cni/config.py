@@ -20,6 +20,8 @@ _EVERY_PLUGINS = frozenset({"cniVersion", "name", "type", "args", "runtimeConfig
 """Keys that say nothing about what the plugin does."""
 
 Count = Annotated[int, Meta(ge=0)]
+VlanId = Annotated[int, Meta(ge=0, le=4094)]
+BondMode = Annotated[int, Meta(ge=0, le=6)]
 
 
 class IpamConfig(Struct, frozen=True, kw_only=True):
@@ -96,6 +98,15 @@ class CoordinatorConfig(Struct, frozen=True, kw_only=True, rename="camel"):
     """Bytes."""
 
 
+class BondConfig(Struct, frozen=True, kw_only=True):
+    """The `bond` block of the plugin `ifacer`."""
+
+    name: str = ""
+    mode: BondMode = 0
+    options: str = ""
+    """"miimon=100;primary=eth1"."""
+
+
 class NetConfig(Struct, frozen=True, kw_only=True):
     """One plugin's configuration."""
 
@@ -111,6 +122,18 @@ class NetConfig(Struct, frozen=True, kw_only=True):
     link_in_container: bool = msgspec.field(name="linkInContainer", default=False)
     """Whether `master` is looked up in the container's namespace."""
     broadcast_queue_length: Count = msgspec.field(name="bcqueuelen", default=0)
+    vlan_id: VlanId | None = msgspec.field(name="vlanId", default=None)
+    """Spelt so for the plugin `vlan`."""
+    vlan_id_of_parent: VlanId | None = msgspec.field(name="vlanID", default=None)
+    """Spelt so for the plugin `ifacer`."""
+    vlan_mode: str = msgspec.field(name="vlanMode", default="")
+    """Of vlan: manual, or auto."""
+    vlan_proto: str = msgspec.field(name="vlanProto", default="")
+    """802.1q or 802.1ad."""
+    interfaces: tuple[str, ...] = ()
+    """Of ifacer: what the parent is made of."""
+    bond: BondConfig | None = None
+    """Of ifacer."""
     ipam: IpamConfig = IpamConfig()
     coordinator: CoordinatorConfig | None = None
     """Whether a main plugin also connects the pod with its own node; None means no. Of the type `coordinator`: its own
@@ -123,6 +146,11 @@ class NetConfig(Struct, frozen=True, kw_only=True):
     """As decoded; `cni.result.decode_result` reads it."""
     valid_attachments: tuple[Attachment, ...] | None = msgspec.field(name="cni.dev/valid-attachments", default=None)
     """GC only; None means that the key was absent, which must not be read as "none is valid"."""
+
+    @property
+    def vlan_tag(self) -> int | None:
+        """The VLAN id of vlan and ifacer, in whichever spelling: plugins in Go take both."""
+        return self.vlan_id if self.vlan_id is not None else self.vlan_id_of_parent
 
 
 def decode_json(text: bytes) -> dict[str, Any]:

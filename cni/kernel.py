@@ -9,6 +9,7 @@ from typing import Protocol, Self
 from cni.coordination import CoordinationPlan, NodeView, Pair
 from cni.errors import KernelRefused
 from cni.netlink import attachment, carriers, coordinator, vf
+from cni.netlink.holders import Modes
 from cni.netns_watch import NetnsWatch
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
 from cni.workers import Workers
@@ -43,8 +44,9 @@ class Kernel(Protocol):
 
         Raises:
             InvalidNetns: `plan.netns` is no network namespace, or the node's own.
-            InvalidConfig: the parent is missing, or smaller than the wanted MTU.
-            InterfaceExists: the namespace has an interface of that name.
+            InvalidConfig: the parent is missing, down, or smaller than the wanted MTU, or has ipvlan links of another
+                mode.
+            InterfaceExists: the namespace has an interface of that name, or the parent has the VLAN id.
             KernelRefused: anything else that the kernel said no to, in its own words.
         """
         ...
@@ -74,6 +76,14 @@ class Kernel(Protocol):
 
     async def inspect(self, netns: str, ifname: str) -> Inspection | None:
         """The link and what is configured on it; None when the namespace or the link is missing."""
+        ...
+
+    async def link_differences(self, plan: LinkPlan) -> list[str]:
+        """What of a link, its addresses and MAC address left out, is not as planned, in words; empty when all is.
+
+        Raises:
+            KernelRefused: the kernel does not say.
+        """
         ...
 
     async def netns_exists(self, netns: str) -> bool:
@@ -167,13 +177,14 @@ class LinuxKernel:
     def __init__(self, *, threads: int = 8) -> None:
         """`threads` requests at a time; deleting links gets cheaper up to about eight, everything else is serial."""
         self._workers = Workers("netlink", threads=threads)
+        self._modes = Modes()
 
     def __repr__(self) -> str:
         return f"<LinuxKernel {self._workers}>"
 
     async def attach_link(self, plan: LinkPlan) -> LinkState:
         """See `Kernel.attach_link`."""
-        return await self._run(attachment.make_link, plan)
+        return await self._run(attachment.make_link, plan, self._modes)
 
     async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
         """See `Kernel.configure`."""
@@ -188,6 +199,10 @@ class LinuxKernel:
     async def inspect(self, netns: str, ifname: str) -> Inspection | None:
         """See `Kernel.inspect`."""
         return await self._run(attachment.inspect_link, netns, ifname)
+
+    async def link_differences(self, plan: LinkPlan) -> list[str]:
+        """See `Kernel.link_differences`."""
+        return await self._run(attachment.link_differences, plan)
 
     async def netns_exists(self, netns: str) -> bool:
         """See `Kernel.netns_exists`."""

@@ -3,13 +3,18 @@
 from ipaddress import ip_interface
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from cni.config import shown
-from cni.errors import InvalidConfig, InvalidEnvironment
+from cni.config import NetConfig, shown
+from cni.errors import InvalidConfig, InvalidEnvironment, UnsupportedField
 from cni.protocol import Invocation
 from cni.result import Result
 
 MACVLAN_MODES = ("bridge", "private", "vepa", "passthru")
+IPVLAN_MODES = ("l2", "l3", "l3s")
+VLAN_PROTOCOLS = ("802.1q", "802.1ad")
+MADE_KINDS = frozenset({"macvlan", "ipvlan", "vlan"})
+"""Of links that `Kernel.attach_link` makes; others are there already, and are handed over."""
 
 
 class LinkPlan(Struct, frozen=True, kw_only=True):
@@ -21,10 +26,15 @@ class LinkPlan(Struct, frozen=True, kw_only=True):
     """Parent interface; empty means the device of the default route."""
     kind: str = "macvlan"
     mode: str = "bridge"
+    """Of macvlan and ipvlan; empty for other kinds."""
+    vlan_id: int | None = None
+    """Of vlan."""
+    vlan_protocol: str = ""
+    """Of vlan, one of `VLAN_PROTOCOLS`."""
     mtu: int = 0
     """Bytes; 0 means the parent's."""
     mac: str = ""
-    """Empty means that the kernel draws one."""
+    """Empty means that the kernel draws one, or takes the parent's (ipvlan, vlan, macvlan passthru)."""
     container_id: str = ""
     broadcast_queue_length: int = 0
     """Frames; 0 means the kernel's default."""
@@ -55,7 +65,14 @@ class LinkState(Struct, frozen=True, kw_only=True):
     up: bool = False
     parent_index: int = 0
     """The parent's index in its own namespace."""
+    parent_netns: int | None = None
+    """Which namespace that is, by the number that it has in this one; None: this one."""
+    master_index: int = 0
+    """The bridge or bond that the link is a port of; 0: none."""
     mode: str = ""
+    """Of macvlan and ipvlan."""
+    vlan_id: int | None = None
+    vlan_protocol: str = ""
     alias: str = ""
     """What its maker wrote on it (`ip link`, alias)."""
 
@@ -76,35 +93,62 @@ def link_plan(invocation: Invocation) -> LinkPlan:
     Where several places name a MAC address, the runtime's wins over CNI_ARGS, that over the configuration.
 
     Raises:
-        InvalidConfig: the mode or the MAC address is none.
+        InvalidConfig: the mode or the MAC address is none, or there is no VLAN id.
         InvalidEnvironment: the MAC address of CNI_ARGS is none.
+        UnsupportedField: the kind of link cannot have it.
     """
     conf = invocation.conf
-    mode = conf.mode or "bridge"
-    if mode not in MACVLAN_MODES:
-        raise InvalidConfig(f"mode: {shown(mode)} is no macvlan mode", f"modes: {', '.join(MACVLAN_MODES)}")
-    mac = ""
-    for field, value in (
-        ("runtimeConfig.mac", conf.runtime_config.mac),
-        ("CNI_ARGS MAC", invocation.args.mac),
-        ("args.cni.mac", conf.args.cni.mac),
-        ("mac", conf.mac),
-    ):
-        if value:
-            mac = _mac(field, value)
-            break
-    return LinkPlan(
+    field, mac = _wanted_mac(invocation)
+    plan = LinkPlan(
         netns=invocation.netns,
         ifname=invocation.ifname,
         master=conf.master,
         kind=invocation.link_kind,
-        mode=mode,
+        mode="",
         mtu=conf.mtu,
-        mac=mac,
+        mac=_mac(field, mac) if mac else "",
         container_id=invocation.container_id,
         broadcast_queue_length=conf.broadcast_queue_length,
         link_in_container=conf.link_in_container,
     )
+    match plan.kind:
+        case "macvlan":
+            return replace(plan, mode=_mode(conf, "macvlan", MACVLAN_MODES))
+        case "ipvlan":
+            if mac:
+                _refuse_mac(field, mac)
+            if conf.coordinator is not None and conf.coordinator.pod_mac_prefix:
+                _refuse_mac("coordinator.podMACPrefix", conf.coordinator.pod_mac_prefix)
+            return replace(plan, mode=_mode(conf, "ipvlan", IPVLAN_MODES), broadcast_queue_length=0)
+        case "vlan":
+            return replace(plan, vlan_id=_vlan_id(conf), vlan_protocol=_vlan_protocol(conf), broadcast_queue_length=0)
+        case _:
+            return plan
+
+
+def link_differences(plan: LinkPlan, seen: LinkState, parent: LinkState | None) -> list[str]:
+    """What of a link is not as planned, in words; its name, addresses and MAC address are compared by others.
+
+    `parent` is the link that the plan names; None where it names none, or where there is none of that name.
+    """
+    if seen.kind != plan.kind:
+        return [f"it is a {seen.kind or 'physical'} link, not {plan.kind}"]
+    found = []
+    if seen.mode != plan.mode:
+        found.append(f"its mode is {seen.mode}, not {plan.mode}")
+    if seen.vlan_id != plan.vlan_id:
+        found.append(f"its VLAN id is {seen.vlan_id}, not {plan.vlan_id}")
+    if seen.vlan_protocol != plan.vlan_protocol:
+        found.append(f"its protocol is {seen.vlan_protocol}, not {plan.vlan_protocol}")
+    if plan.mtu and seen.mtu != plan.mtu:
+        found.append(f"its MTU is {seen.mtu}, not {plan.mtu}")
+    if not seen.up:
+        found.append("it is down")
+    if plan.master and parent is None:
+        found.append(f"there is no interface {plan.master} for it any more")
+    elif parent is not None and seen.parent_index != parent.index:
+        found.append(f"it is not on {parent.ifname}")
+    return found
 
 
 def address_plan(result: Result) -> AddressPlan:
@@ -118,6 +162,48 @@ def address_plan(result: Result) -> AddressPlan:
         gateways=tuple(gateways.values()),
         routes=tuple((route.dst, route.gw) for route in result.routes),
     )
+
+
+def _mode(conf: NetConfig, kind: str, known: tuple[str, ...]) -> str:
+    mode = conf.mode or known[0]
+    if mode not in known:
+        raise InvalidConfig(f"mode: {shown(mode)} is no {kind} mode", f"modes: {', '.join(known)}")
+    return mode
+
+
+def _vlan_id(conf: NetConfig) -> int:
+    if conf.vlan_mode not in {"", "manual", "auto"}:
+        raise InvalidConfig(f"vlanMode: {shown(conf.vlan_mode)} is unknown", "known: manual, auto")
+    if conf.vlan_tag is not None:
+        return conf.vlan_tag
+    if conf.vlan_mode == "auto":
+        msg = 'vlanMode: "auto" takes the VLAN id from a network provider, which is not supported here'
+        raise UnsupportedField(msg, "vlanId names one")
+    raise InvalidConfig("vlanId: missing from the network configuration")
+
+
+def _vlan_protocol(conf: NetConfig) -> str:
+    protocol = conf.vlan_proto.lower() or VLAN_PROTOCOLS[0]
+    if protocol not in VLAN_PROTOCOLS:
+        raise InvalidConfig(f"vlanProto: {shown(conf.vlan_proto)} is unknown", f"known: {', '.join(VLAN_PROTOCOLS)}")
+    return protocol
+
+
+def _wanted_mac(invocation: Invocation) -> tuple[str, str]:
+    """The field that names a MAC address, and what it says; empty when none does."""
+    conf = invocation.conf
+    places = (
+        ("runtimeConfig.mac", conf.runtime_config.mac),
+        ("CNI_ARGS MAC", invocation.args.mac),
+        ("args.cni.mac", conf.args.cni.mac),
+        ("mac", conf.mac),
+    )
+    return next(((field, value) for field, value in places if value), ("", ""))
+
+
+def _refuse_mac(field: str, value: str) -> None:
+    msg = f"{field}: {shown(value)} is not possible, an ipvlan link has the MAC address of its master"
+    raise UnsupportedField(msg, "macvlan links have their own")
 
 
 def _mac(field: str, text: str) -> str:

@@ -3,7 +3,7 @@
 from cni.errors import StateDiffers, UnknownContainer
 from cni.journal import JournalEntry, State
 from cni.kernel import Kernel
-from cni.plan import address_plan
+from cni.plan import MADE_KINDS, address_plan, link_plan
 from cni.protocol import Invocation, Role
 
 
@@ -27,6 +27,11 @@ async def verify(kernel: Kernel, invocation: Invocation, entry: JournalEntry | N
     if seen.link.mac != entry.mac:
         msg = f"interface {entry.ifname}: MAC is {seen.link.mac}, expected {entry.mac}"
         raise StateDiffers(msg)
+    if invocation.role is Role.MAIN and invocation.link_kind in MADE_KINDS:
+        others = await kernel.link_differences(link_plan(invocation))
+        if others:
+            msg = f"interface {entry.ifname} is not the link that ADD made"
+            raise StateDiffers(msg, "; ".join(others))
     missing = [address for address in entry.addresses if address not in seen.addresses]
     if missing:
         msg = f"interface {entry.ifname} lacks {', '.join(missing)}"

@@ -1,25 +1,28 @@
 """What the actors want done to a container's interface, each as one blocking call on one thread."""
 
+import errno
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from ipaddress import IPv6Interface, ip_address, ip_interface, ip_network
 
 from cni.coordination import POD_VETH, Pair
-from cni.errors import CniError, InvalidNetns, KernelRefused
-from cni.netlink import address, link, route, veth
+from cni.errors import CniError, InterfaceExists, InvalidNetns, KernelRefused
+from cni.netlink import address, holders, link, route, veth
 from cni.netlink.announce import Advertiser
+from cni.netlink.holders import Modes
 from cni.netlink.route import Address
-from cni.netlink.socket import Netns, RouteSocket, route_socket
+from cni.netlink.socket import Netns, Refusal, RouteSocket, route_socket
 from cni.netlink.sysctl import ipv6_setting
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
+from cni.plan import link_differences as compared
 from telemetry import traces
 from telemetry.attributes import LINK_KIND, LINK_PARENT, NETLINK_STEP, NETWORK_INTERFACE_NAME
 
 _log = logging.getLogger(__name__)
 
 
-def make_link(plan: LinkPlan) -> LinkState:
+def make_link(plan: LinkPlan, modes: Modes) -> LinkState:
     """See `cni.kernel.Kernel.attach_link`."""
     with ExitStack() as stack:
         netns = stack.enter_context(Netns.open(plan.netns))
@@ -34,12 +37,31 @@ def make_link(plan: LinkPlan) -> LinkState:
             LINK_KIND: plan.kind,
             LINK_PARENT: parent.ifname,
         }
+        below = netns if plan.link_in_container else stack.enter_context(Netns.open(holders.OWN))
         with traces.span("netlink create link", attributes=attributes):
-            link.create(beside, plan, parent=parent, netns=netns)
-        made = link.get(inside, plan.ifname)
-        if made is None:
-            raise KernelRefused(f"{plan.kind} {plan.ifname} was made in {plan.netns} and is not there")
+            kept = modes.keeping(plan, parent, netns=below) if plan.kind == "ipvlan" else nullcontext()
+            with kept:
+                try:
+                    link.create(beside, plan, parent=parent, netns=netns, inside=inside)
+                except link.Occupied as occupied:
+                    raise _occupied(plan, parent, occupied.refusal, netns=below) from None
+                made = link.get(inside, plan.ifname)
+                if made is None:
+                    raise KernelRefused(f"{plan.kind} {plan.ifname} was made in {plan.netns} and is not there")
+                if plan.kind == "ipvlan":
+                    modes.made(plan, parent, made)
         return made
+
+
+def link_differences(plan: LinkPlan) -> list[str]:
+    """See `cni.kernel.Kernel.link_differences`."""
+    with ExitStack() as stack:
+        sockets = _enter(stack, plan.netns)
+        seen = link.get(sockets, plan.ifname) if sockets is not None else None
+        if sockets is None or seen is None:
+            return [f"it is gone from {plan.netns}"]
+        beside = sockets if plan.link_in_container else stack.enter_context(route_socket())
+        return compared(plan, seen, link.get(beside, plan.master) if plan.master else None)
 
 
 def configure_link(netns_path: str, ifname: str, plan: AddressPlan) -> None:
@@ -80,7 +102,7 @@ def delete_link(netns_path: str, ifname: str, *, kind: str = "", mac: str = "", 
     attributes = {NETLINK_STEP: "dellink", NETWORK_INTERFACE_NAME: ifname}
     with ExitStack() as stack:
         sockets = _enter(stack, netns_path)
-        found = link.get(sockets, ifname) if sockets is not None else None
+        found = _find(sockets, ifname) if sockets is not None else None
         if found is not None and ((kind and found.kind != kind) or (mac and found.mac != mac)):
             found = None
         doomed = [] if found is None else [found]
@@ -146,6 +168,21 @@ def is_paired(pair: Pair) -> bool:
     with route_socket() as node:
         near = link.get(node, pair.host_veth)
         return near is not None and veth.is_ours(near, pair.container_id)
+
+
+def _find(sockets: RouteSocket, ifname: str) -> LinkState | None:
+    return link.get(sockets, ifname) or link.get(sockets, link.temporary_name(ifname))
+
+
+def _occupied(plan: LinkPlan, parent: LinkState, refusal: Refusal, *, netns: Netns) -> CniError:
+    """Why a parent takes no link: by what is on it, as far as that can be seen."""
+    if plan.kind == "vlan" and refusal.number == errno.EEXIST:
+        msg = f"vlanId: {plan.vlan_id} is taken on master {parent.ifname}"
+        seen = holders.described(parent, netns=netns, vlan_id=plan.vlan_id)
+        return InterfaceExists(msg, "; ".join(filter(None, (str(refusal), seen, "a parent has each id once"))))
+    refused = refusal.explain(f"make {plan.kind} {plan.ifname} in {plan.netns} on master {parent.ifname}")
+    refused.details = "; ".join(filter(None, (refused.details, holders.described(parent, netns=netns))))
+    return refused
 
 
 def _enter(stack: ExitStack, netns_path: str) -> RouteSocket | None:

@@ -5,12 +5,16 @@ RCU grace period, 16 ms.
 """
 
 import errno
+import hashlib
 import struct
+import sys
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from cni.config import shown
-from cni.errors import InterfaceExists, InvalidConfig
-from cni.netlink import message, route
+from cni.errors import InterfaceExists, InvalidConfig, KernelRefused
+from cni.netlink import kinds, message, route
 from cni.netlink.message import attribute, nested, text, u32
 from cni.netlink.socket import Netns, Refusal, Request, RouteSocket
 from cni.plan import LinkPlan, LinkState
@@ -18,9 +22,8 @@ from cni.plan import LinkPlan, LinkState
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
 _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 13, 18, 20, 26, 28, 29
-_IFLA_GROUP = 27
+_IFLA_MASTER, _IFLA_GROUP, _IFLA_LINK_NETNSID = 10, 27, 37
 _INFO_KIND, _INFO_DATA = 1, 2
-_MACVLAN_MODE, _MACVLAN_BC_QUEUE_LEN = 1, 7
 _SKIP_STATS = 8
 _DOOMED = 0x73706964
 """A group that nobody else uses."""
@@ -31,23 +34,65 @@ _RP_FILTER, _ARP_NOTIFY = 8, 22
 _UP = 1
 _HEADER = struct.Struct("=BxHiII")
 
-_MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+
+class Occupied(Exception):
+    """The parent cannot take the link: it has one of another kind, of another mode, or of the same VLAN id."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
 
 
-def create(sockets: RouteSocket, plan: LinkPlan, *, parent: LinkState, netns: Netns) -> None:
-    """Make the link in `netns`, down. `sockets` is in the namespace of the parent.
+def create(sockets: RouteSocket, plan: LinkPlan, *, parent: LinkState, netns: Netns, inside: RouteSocket) -> None:
+    """Make the link in `netns`, down. `sockets` is in the namespace of the parent, `inside` in `netns`.
 
     Raises:
         InterfaceExists: the name is taken there.
+        Occupied: the parent is, perhaps.
         KernelRefused: anything else.
     """
     body = create_body(plan, parent_index=parent.index, descriptor=netns.descriptor)
+    doing = f"make {plan.kind} {plan.ifname} in {plan.netns} on master {parent.ifname}"
     try:
         sockets.request(RTM_NEWLINK, message.F_CREATE | message.F_EXCL, body)
     except Refusal as refusal:
-        if refusal.number == errno.EEXIST:
+        if refusal.number in {errno.EBUSY, errno.EINVAL}:
+            raise Occupied(refusal) from None
+        if refusal.number != errno.EEXIST:
+            raise refusal.explain(doing) from None
+        if get(inside, plan.ifname) is not None:
             raise InterfaceExists(f"CNI_IFNAME: {plan.ifname} exists already in {plan.netns}", str(refusal)) from None
-        raise refusal.explain(f"make {plan.kind} {plan.ifname} in {plan.netns} on master {parent.ifname}") from None
+        _create_elsewhere_named(sockets, plan, parent=parent, netns=netns, inside=inside, doing=doing)
+
+
+def temporary_name(ifname: str) -> str:
+    """What a link is called until it gets its name. A process that dies in between leaves it so."""
+    return f"sp{hashlib.sha256(ifname.encode()).hexdigest()[:13]}"
+
+
+def _create_elsewhere_named(
+    sockets: RouteSocket, plan: LinkPlan, *, parent: LinkState, netns: Netns, inside: RouteSocket, doing: str
+) -> None:
+    """Kernels before 6.15 look for the name in the namespace of the parent, too, where another link may have it."""
+    temporary = replace(plan, ifname=temporary_name(plan.ifname))
+    body = create_body(temporary, parent_index=parent.index, descriptor=netns.descriptor)
+    left = get(inside, temporary.ifname)
+    if left is not None:
+        delete(inside, left)
+    try:
+        sockets.request(RTM_NEWLINK, message.F_CREATE | message.F_EXCL, body)
+    except Refusal as refusal:
+        if refusal.number in {errno.EEXIST, errno.EBUSY, errno.EINVAL}:
+            raise Occupied(refusal) from None
+        raise refusal.explain(doing) from None
+    made = get(inside, temporary.ifname)
+    if made is None:
+        raise KernelRefused(f"{plan.kind} {temporary.ifname} was made in {plan.netns} and is not there")
+    try:
+        inside.request(RTM_SETLINK, 0, _HEADER.pack(0, 0, made.index, 0, 0) + text(_IFLA_IFNAME, plan.ifname))
+    except Refusal as refusal:
+        delete(inside, made)
+        raise refusal.explain(doing) from None
 
 
 def create_body(plan: LinkPlan, *, parent_index: int, descriptor: int) -> bytes:
@@ -57,13 +102,10 @@ def create_body(plan: LinkPlan, *, parent_index: int, descriptor: int) -> bytes:
         parts.append(attribute(_IFLA_ADDRESS, bytes.fromhex(plan.mac.replace(":", ""))))
     if plan.mtu:
         parts.append(attribute(_IFLA_MTU, u32(plan.mtu)))
-    data = [attribute(_MACVLAN_MODE, u32(_MACVLAN_MODES[plan.mode]))]
-    if plan.broadcast_queue_length:
-        data.append(attribute(_MACVLAN_BC_QUEUE_LEN, u32(plan.broadcast_queue_length)))
     parts += [
         attribute(_IFLA_LINK, u32(parent_index)),
         attribute(_IFLA_NET_NS_FD, u32(descriptor)),
-        nested(_IFLA_LINKINFO, text(_INFO_KIND, plan.kind), nested(_INFO_DATA, *data)),
+        nested(_IFLA_LINKINFO, text(_INFO_KIND, plan.kind), nested(_INFO_DATA, *kinds.data(plan))),
     ]
     return b"".join(parts)
 
@@ -72,7 +114,7 @@ def find_parent(sockets: RouteSocket, plan: LinkPlan) -> LinkState:
     """The link that `plan.master` names in the socket's namespace.
 
     Raises:
-        InvalidConfig: it is missing, there is no default route to take it from, or its MTU is too small.
+        InvalidConfig: it is missing or down, there is no default route to take it from, or its MTU is too small.
     """
     if plan.master:
         found = get(sockets, plan.master)
@@ -84,6 +126,10 @@ def find_parent(sockets: RouteSocket, plan: LinkPlan) -> LinkState:
         found = get_index(sockets, index) if index else None
         if found is None:
             raise InvalidConfig("master: missing from the network configuration, and there is no default route")
+    # In a container it may be another link of the same pod, which comes up a moment later.
+    if not found.up and not plan.link_in_container:
+        problem = f"a {plan.kind} link on it would be dead; whoever manages the node's interfaces sets it up"
+        raise InvalidConfig(f"master: interface {shown(found.ifname)} on this node is down", problem)
     if plan.mtu > found.mtu:
         problem = f"it is larger than {found.mtu}, the MTU of master {found.ifname}"
         raise InvalidConfig(f"mtu: {plan.mtu} is not possible", problem)
@@ -100,6 +146,21 @@ def get_index(sockets: RouteSocket, index: int) -> LinkState | None:
     """The link of that index, None when there is none."""
     body = _HEADER.pack(0, 0, index, 0, 0) + attribute(_IFLA_EXT_MASK, u32(_SKIP_STATS))
     return _get(sockets, body, f"#{index}")
+
+
+def listed(sockets: RouteSocket, *, kind: str = "") -> list[LinkState]:
+    """All links in the socket's namespace, or those of one kind.
+
+    Raises:
+        KernelRefused: it does not say.
+    """
+    body = _HEADER.pack(0, 0, 0, 0, 0) + attribute(_IFLA_EXT_MASK, u32(_SKIP_STATS))
+    if kind:
+        body += nested(_IFLA_LINKINFO, text(_INFO_KIND, kind))
+    try:
+        return [one for one in sockets.dump(RTM_GETLINK, body, decode) if not kind or one.kind == kind]
+    except Refusal as refusal:
+        raise refusal.explain("list links") from None
 
 
 def delete(sockets: RouteSocket, link: LinkState) -> bool:
@@ -213,10 +274,8 @@ def decode(body: memoryview) -> LinkState:
     found = message.attributes(body[16:])
     info = message.attributes(found.get(_IFLA_LINKINFO, memoryview(b"")))
     kind = message.read_text(info.get(_INFO_KIND))
-    mode = ""
-    if kind == "macvlan":
-        number = message.read_u32(message.attributes(info.get(_INFO_DATA, memoryview(b""))).get(_MACVLAN_MODE))
-        mode = next((name for name, value in _MACVLAN_MODES.items() if value == number), str(number))
+    more = kinds.particulars(kind, message.attributes(info.get(_INFO_DATA, memoryview(b""))))
+    netns = found.get(_IFLA_LINK_NETNSID)
     return LinkState(
         ifname=message.read_text(found.get(_IFLA_IFNAME)),
         index=index,
@@ -225,6 +284,10 @@ def decode(body: memoryview) -> LinkState:
         mtu=message.read_u32(found.get(_IFLA_MTU)),
         up=bool(flags & _UP),
         parent_index=message.read_u32(found.get(_IFLA_LINK)),
-        mode=mode,
+        parent_netns=int.from_bytes(netns[:4], sys.byteorder, signed=True) if netns is not None else None,
+        master_index=message.read_u32(found.get(_IFLA_MASTER)),
+        mode=more.mode,
+        vlan_id=more.vlan_id,
+        vlan_protocol=more.vlan_protocol,
         alias=message.read_text(found.get(_IFLA_IFALIAS)),
     )

@@ -22,6 +22,7 @@ from cni.config import CoordinatorConfig, NetConfig
 from cni.coordination import CoordinationPlan, Pair, coordination_plan
 from cni.errors import InterfaceExists, KernelRefused
 from cni.netlink import attachment, coordinator, nftables
+from cni.netlink.holders import Modes
 from cni.netlink.nftables import FilterSocket
 from cni.plan import AddressPlan, LinkPlan
 from cni.protocol import Invocation, Verb
@@ -88,7 +89,8 @@ class Node:
         """A container with its LAN link, as a main plugin leaves it."""
         self._pods += 1
         pod = Pod(self.segment.container(), self._pods)
-        self.netns.run(lambda: attachment.make_link(LinkPlan(netns=pod.path, ifname="eth0", master="node-nic")))
+        link = LinkPlan(netns=pod.path, ifname="eth0", master="node-nic")
+        self.netns.run(lambda: attachment.make_link(link, Modes()))
         plan = AddressPlan(
             addresses=(f"{pod.addresses[4]}/24", f"{pod.addresses[6]}/64"),
             routes=(("0.0.0.0/0", "10.77.0.1"), ("::/0", "fd77::1")),

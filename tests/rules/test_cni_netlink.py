@@ -10,7 +10,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from cni.netlink import address, announce, link, message, route
-from cni.plan import MACVLAN_MODES, LinkPlan
+from cni.plan import IPVLAN_MODES, MACVLAN_MODES, VLAN_PROTOCOLS, LinkPlan
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789.-_", min_size=1, max_size=15)
 INDEX = st.integers(1, 2**31 - 1)
@@ -66,6 +66,45 @@ def test_new_macvlan(*, ifname: str, mac: str, mtu: int, mode: str, parent: int,
     attributes += [("IFLA_LINK", parent), ("IFLA_NET_NS_FD", descriptor), ("IFLA_LINKINFO", info)]
     ours = link.create_body(plan, parent_index=parent, descriptor=descriptor)
     assert plain(ours, 16) == plain(encoded(ifinfmsg, {}, attributes), 16)
+
+
+@given(mode=st.sampled_from(IPVLAN_MODES), parent=INDEX, descriptor=st.integers(0, 1 << 20))
+def test_new_ipvlan(mode: str, parent: int, descriptor: int) -> None:
+    plan = LinkPlan(netns="", ifname="eth0", kind="ipvlan", mode=mode)
+    info = {
+        "attrs": [
+            ("IFLA_INFO_KIND", "ipvlan"),
+            ("IFLA_INFO_DATA", {"attrs": [("IFLA_IPVLAN_MODE", IPVLAN_MODES.index(mode))]}),
+        ]
+    }
+    attributes = [("IFLA_IFNAME", "eth0"), ("IFLA_LINK", parent), ("IFLA_NET_NS_FD", descriptor)]
+    theirs = encoded(ifinfmsg, {}, [*attributes, ("IFLA_LINKINFO", info)])
+    assert plain(link.create_body(plan, parent_index=parent, descriptor=descriptor), 16) == plain(theirs, 16)
+    assert link.decode(memoryview(theirs)).mode == mode
+
+
+@given(number=st.integers(0, 4094), protocol=st.sampled_from(VLAN_PROTOCOLS), parent=INDEX)
+def test_new_vlan(number: int, protocol: str, parent: int) -> None:
+    plan = LinkPlan(netns="", ifname="eth0", kind="vlan", mode="", vlan_id=number, vlan_protocol=protocol)
+    data = [("IFLA_VLAN_ID", number), ("IFLA_VLAN_PROTOCOL", {"802.1q": 0x8100, "802.1ad": 0x88A8}[protocol])]
+    info = {"attrs": [("IFLA_INFO_KIND", "vlan"), ("IFLA_INFO_DATA", {"attrs": data})]}
+    attributes = [("IFLA_IFNAME", "eth0"), ("IFLA_LINK", parent), ("IFLA_NET_NS_FD", 9)]
+    theirs = encoded(ifinfmsg, {}, [*attributes, ("IFLA_LINKINFO", info)])
+    assert plain(link.create_body(plan, parent_index=parent, descriptor=9), 16) == plain(theirs, 16)
+    seen = link.decode(memoryview(theirs))
+    assert (seen.vlan_id, seen.vlan_protocol, seen.mode) == (number, protocol, "")
+
+
+def test_where_a_parent_is() -> None:
+    for attributes, netns, master in (([], None, 0), ([("IFLA_LINK_NETNSID", 3), ("IFLA_MASTER", 8)], 3, 8)):
+        seen = link.decode(memoryview(encoded(ifinfmsg, {"index": 5}, attributes)))
+        assert (seen.parent_netns, seen.master_index) == (netns, master)
+
+
+def test_a_temporary_name_is_one() -> None:
+    names = {link.temporary_name(name) for name in ("eth0", "eth1", "net1", "a" * 15)}
+    assert len(names) == 4
+    assert all(len(name) == 15 for name in names)
 
 
 def test_a_queue_length_is_the_only_thing_that_it_adds() -> None:

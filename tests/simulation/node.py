@@ -210,6 +210,10 @@ class MemoryKernel:
         await anyio.lowlevel.checkpoint()
         return [] if plan.host_veth in self._segment else [f"{plan.host_veth} is missing"]
 
+    async def link_differences(self, plan: LinkPlan) -> list[str]:
+        await anyio.lowlevel.checkpoint()
+        return [] if (plan.netns, plan.ifname) in self._links else ["it is gone"]
+
     async def inspect(self, netns: str, ifname: str) -> Inspection | None:
         await anyio.lowlevel.checkpoint()
         found = self._links.get((netns, ifname))

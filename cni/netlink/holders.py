@@ -24,6 +24,8 @@ OWN = "/proc/thread-self/ns/net"
 _RTM_GETNSID = 90
 _NSID, _NS_FD = 1, 3
 _NOBODY = -1
+_PAIRS = {"veth", "netkit", "vxcan"}
+"""Kinds whose other end is shown where others show their parent."""
 _NAMED = 3
 """So many of a parent's links are named in an error."""
 
@@ -47,7 +49,7 @@ def holders(parent: LinkState, *, netns: Netns) -> Iterator[Holder]:
     """
     with route_socket(netns) as sockets:
         for one in link.listed(sockets):
-            if one.parent_index == parent.index and one.parent_netns is None:
+            if _is_on(one, parent, number=None):
                 yield Holder("", one)
     for path in namespaces():
         with ExitStack() as stack:
@@ -59,7 +61,7 @@ def holders(parent: LinkState, *, netns: Netns) -> Iterator[Holder]:
             except (InvalidNetns, Refusal, CniError):
                 continue
             for one in found:
-                if one.parent_index == parent.index and one.parent_netns == number:
+                if _is_on(one, parent, number=number):
                     yield Holder(path, one)
 
 
@@ -122,6 +124,10 @@ class Modes:
             del self._last[parent.index]
             return None
         return Holder(path, found)
+
+
+def _is_on(one: LinkState, parent: LinkState, *, number: int | None) -> bool:
+    return (one.parent_index, one.parent_netns) == (parent.index, number) and one.kind not in _PAIRS
 
 
 def _number(sockets: RouteSocket, netns: Netns) -> int:

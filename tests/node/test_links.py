@@ -10,11 +10,15 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from pyroute2 import IPRoute
 
 from cni.errors import CniError, InterfaceExists, InvalidConfig, InvalidNetns, KernelRefused
 from cni.kernel import LinuxKernel
-from cni.netlink import attachment
+from cni.netlink import attachment, link, message
+from cni.netlink.socket import Netns as SeenNetns
+from cni.netlink.socket import route_socket
+from cni.netlink.support import knows_link_kind
 from cni.plan import AddressPlan, LinkPlan
 from tests.netns import Netns
 from tests.node.conftest import Segment, talk
@@ -147,7 +151,7 @@ async def test_the_segment_is_told_where_the_kernel_keeps_silent(
     kernel: LinuxKernel, segment: Segment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As under a read-only /proc/sys, which keeps ndisc_notify off. The first round is the control.
-    monkeypatch.setattr(attachment, "_prepare_ipv6", lambda _: None)
+    monkeypatch.setattr(attachment, "prepare_ipv6", lambda _: None)
     container = segment.container()
     heard = []
     for advertises in (False, True):
@@ -275,6 +279,94 @@ async def test_the_kernels_own_words(kernel: LinuxKernel, segment: Segment) -> N
     assert names(container) == ["lo", "eth0"]
 
 
+async def test_a_parent_that_is_down(kernel: LinuxKernel, segment: Segment) -> None:
+    container = segment.container()
+    plan = LinkPlan(netns=str(container.path), ifname="eth0", master="up0")
+    await asyncio.to_thread(_set, "up0", state="down")
+    with pytest.raises(InvalidConfig, match='master: interface "up0" on this node is down'):
+        await kernel.attach_link(plan)
+    assert names(container) == ["lo"]
+    with pytest.raises(InvalidConfig, match="wlan9"):
+        await kernel.attach_link(LinkPlan(netns=plan.netns, ifname="eth0", master="wlan9"))
+    await asyncio.to_thread(_set, "up0", state="up")
+    await kernel.attach_link(plan)
+    # In the container it may come up later.
+    down = LinkPlan(netns=plan.netns, ifname="net1", master="eth0", link_in_container=True)
+    assert not (await kernel.attach_link(down)).up
+
+
+async def test_who_has_the_parent(kernel: LinuxKernel, segment: Segment) -> None:
+    one, two = segment.container(), segment.container()
+    await kernel.attach_link(LinkPlan(netns=str(one.path), ifname="eth0", master="up0", mode="passthru"))
+    with pytest.raises(KernelRefused, match=rf"net1 in {two.path} on master up0.*up0 has macvlan eth0 \(passthru\) in "):
+        await kernel.attach_link(LinkPlan(netns=str(two.path), ifname="net1", master="up0"))
+    with pytest.raises(KernelRefused, match=r"EBUSY.*up0-port has bridge lan, whose port it is"):
+        await kernel.attach_link(LinkPlan(netns=str(two.path), ifname="net1", master="up0-port"))
+    assert names(two) == ["lo"]
+    # The control: nobody is named where nobody is.
+    plan = LinkPlan(netns=str(two.path), ifname="net1", master="up1", mode="passthru")
+    await kernel.attach_link(plan)
+    assert await kernel.detach_link(plan.netns, "net1")
+    with pytest.raises(KernelRefused) as caught:
+        await kernel.attach_link(LinkPlan(netns=str(two.path), ifname="net1", master="lo"))
+    assert "has" not in caught.value.details.split()
+
+
+async def test_a_name_that_the_node_has_too(kernel: LinuxKernel, segment: Segment) -> None:
+    container = segment.container()
+    path = str(container.path)
+    await kernel.attach_link(LinkPlan(netns=path, ifname="up1", master="up0"))
+    assert names(container) == ["lo", "up1"]
+    with pytest.raises(InterfaceExists, match="up1 exists already"):
+        await kernel.attach_link(LinkPlan(netns=path, ifname="up1", master="up0"))
+
+
+async def test_a_kernel_that_wants_the_name_to_be_free_on_the_node(kernel: LinuxKernel, segment: Segment) -> None:
+    container = segment.container()
+    plan = LinkPlan(netns=str(container.path), ifname="eth0", master="up0", mac=MAC)
+    for leave in (False, True):
+        await asyncio.to_thread(_create_as_before_6_15, plan, leave=leave)
+        assert names(container) == ["lo", link.temporary_name("eth0") if leave else "eth0"]
+        # Also where the process died before the link got its name.
+        assert await kernel.detach_link(plan.netns, "eth0", kind="macvlan")
+        assert names(container) == ["lo"]
+    await asyncio.to_thread(_create_as_before_6_15, plan, leave=True)
+    await asyncio.to_thread(_create_as_before_6_15, plan)
+    seen = await kernel.inspect(plan.netns, "eth0")
+    assert seen is not None
+    assert (seen.link.mac, names(container)) == (MAC, ["lo", "eth0"])
+
+
+async def test_what_differs_from_the_plan(kernel: LinuxKernel, segment: Segment) -> None:
+    container = segment.container()
+    plan = LinkPlan(netns=str(container.path), ifname="eth0", master="up0", mode="vepa", mtu=1400)
+    assert await kernel.link_differences(plan) == [f"it is gone from {container.path}"]
+    await kernel.attach_link(plan)
+    assert await kernel.link_differences(plan) == ["it is down"]
+    await kernel.configure(plan.netns, "eth0", FIRST)
+    assert await kernel.link_differences(plan) == []
+    container.run(lambda: _set("eth0", mtu=1300))
+    await asyncio.to_thread(_delete, "up1-port")
+    assert await kernel.link_differences(replace(plan, mode="bridge", master="up1")) == [
+        "its mode is vepa, not bridge",
+        "its MTU is 1300, not 1400",
+        "there is no interface up1 for it any more",
+    ]
+    assert await kernel.link_differences(replace(plan, mtu=0, master="up0-port")) == ["it is not on up0-port"]
+    assert await kernel.link_differences(replace(plan, netns="/nowhere")) == ["it is gone from /nowhere"]
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("ipvlan", "l2"), ("vlan", "")])
+async def test_a_kind_that_the_kernel_lacks(kernel: LinuxKernel, segment: Segment, kind: str, mode: str) -> None:
+    if await asyncio.to_thread(knows_link_kind, kind):
+        pytest.skip(f"this kernel has {kind}")
+    container = segment.container()
+    plan = LinkPlan(netns=str(container.path), ifname="eth0", master="up0", kind=kind, mode=mode, vlan_id=7)
+    with pytest.raises(KernelRefused, match=f"make {kind} eth0 in .* on master up0.*Unknown device type"):
+        await kernel.attach_link(plan)
+    assert names(container) == ["lo"]
+
+
 async def test_many_at_once_each_in_its_own_namespace(kernel: LinuxKernel, segment: Segment) -> None:
     containers = [segment.container() for _ in range(16)]
     before = _descriptors()
@@ -308,6 +400,28 @@ async def test_a_cancelled_caller_is_released_when_the_kernel_is_done(kernel: Li
     with pytest.raises(asyncio.CancelledError):
         await call
     assert done
+
+
+def _create_as_before_6_15(plan: LinkPlan, *, leave: bool = False) -> None:
+    """As `link.create` goes on when the kernel says that the name exists; with `leave` not to the end."""
+    with SeenNetns.open(plan.netns) as netns, route_socket() as node, route_socket(netns) as inside:
+        parent = link.find_parent(node, plan)
+        if leave:
+            temporary = replace(plan, ifname=link.temporary_name(plan.ifname))
+            body = link.create_body(temporary, parent_index=parent.index, descriptor=netns.descriptor)
+            node.request(link.RTM_NEWLINK, message.F_CREATE | message.F_EXCL, body)
+        else:
+            link._create_elsewhere_named(node, plan, parent=parent, netns=netns, inside=inside, doing="make it")
+
+
+def _set(ifname: str, **changes: object) -> None:
+    with IPRoute() as route:
+        route.link("set", index=route.link_lookup(ifname=ifname)[0], **changes)
+
+
+def _delete(ifname: str) -> None:
+    with IPRoute() as route:
+        route.link("del", index=route.link_lookup(ifname=ifname)[0])
 
 
 def _default_route(ifname: str) -> None:

@@ -28,6 +28,7 @@ from actors.node.controllers import Controllers
 from actors.node.departures import NetnsDepartures
 from actors.node.disk import Journal, open_journal
 from actors.node.doors import Doors, Switches
+from actors.node.networks import Meta
 from actors.node.node import Departed, Disavow, Invoke, NodeActor
 from actors.node.outbox import Connected, OutboxActor
 from actors.node.outbox import Departed as NetnsGone
@@ -37,6 +38,7 @@ from actors.node.residence import STOP_SECONDS, Residence
 from actors.replica.replicas import Replicas, named
 from api.configfile import ConfigFile
 from api.settings import AgentSettings, ControllerSettings, SettingsError, load_agent, load_controller
+from cni.delegate import ExecutedDelegates
 from cni.errors import CniError, TryAgainLater
 from cni.kernel import Kernel, LinuxKernel
 from cni.netlink import sysctl
@@ -71,8 +73,12 @@ class Agent:
         channels: Sequence[Channel],
         node: str = "",
         named: Callable[[Invocation], Invocation] = named_by_runtime,
+        meta: Meta | None = None,
     ) -> None:
-        """`path` is the name of the subtree. `node` decides which replica is asked first, `named` whose a call is."""
+        """`path` is the name of the subtree. `node` decides which replica is asked first, `named` whose a call is.
+
+        `meta` is for pods with several networks; None: there is nothing but what the runtime says.
+        """
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
         self.controllers = Controllers(channels, clock=system.clock, node=node)
         self._system = system
@@ -117,6 +123,7 @@ class Agent:
                 journal=journal,
                 controllers=self.controllers,
                 outbox=outbox,
+                meta=meta or Meta(delegates=ExecutedDelegates()),
                 ready=self.recovered.set,
                 cover=departures.cover,
             ),
@@ -234,6 +241,10 @@ def main(argv: list[str] | None = None) -> int:
             journal=open_journal(Path(settings.state_dir)),
             channels=[],
             node=settings.node_name,
+            meta=Meta(
+                delegates=ExecutedDelegates(settings.cni_bin_dir),
+                conf_dir=Path(settings.cni_conf_dir) if settings.cni_conf_dir else None,
+            ),
         )
         connections = Supervisor("agent/controllers", system)
         replicas = Replicas(

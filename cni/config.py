@@ -22,6 +22,8 @@ _EVERY_PLUGINS = frozenset({"cniVersion", "name", "type", "args", "runtimeConfig
 Count = Annotated[int, Meta(ge=0)]
 VlanId = Annotated[int, Meta(ge=0, le=4094)]
 BondMode = Annotated[int, Meta(ge=0, le=6)]
+Priority = Annotated[int, Meta(ge=0, le=7)]
+Rate = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 
 
 class IpamConfig(Struct, frozen=True, kw_only=True):
@@ -76,7 +78,7 @@ class CoordinatorConfig(Struct, frozen=True, kw_only=True, rename="camel"):
     """
 
     mode: str = ""
-    """auto, underlay, or disabled (also spelt disable)."""
+    """auto, underlay, overlay, or disabled (also spelt disable)."""
     pod_default_cni_nic: str = ""
     """Name of the pod's first interface; empty means eth0."""
     overlay_pod_cidr: tuple[str, ...] = msgspec.field(name="overlayPodCIDR", default=())
@@ -84,9 +86,11 @@ class CoordinatorConfig(Struct, frozen=True, kw_only=True, rename="camel"):
     hijack_cidr: tuple[str, ...] = msgspec.field(name="hijackCIDR", default=())
     policy_routes: tuple[Route, ...] = ()
     tune_pod_routes: bool | None = None
-    """Of pods with several interfaces; no effect yet."""
+    """Of pods with several interfaces: whether packets from an interface's address leave by it."""
     pod_default_route_nic: str = ""
-    """Of pods with several interfaces; no effect yet."""
+    """Of pods with several interfaces: the one that the default route goes by; empty means the first."""
+    hijack_in_policy_tables: bool | None = None
+    """Whether the tables of further interfaces have the routes to Services and overlay pods, too; None means yes."""
     host_rule_table: int | None = None
     pod_rp_filter: int | None = msgspec.field(name="podRPFilter", default=None)
     host_rp_filter: int | None = msgspec.field(name="hostRPFilter", default=None)
@@ -130,6 +134,21 @@ class NetConfig(Struct, frozen=True, kw_only=True):
     """Of vlan: manual, or auto."""
     vlan_proto: str = msgspec.field(name="vlanProto", default="")
     """802.1q or 802.1ad."""
+    device_id: str = msgspec.field(name="deviceID", default="")
+    """Of sriov: the PCI address of the virtual function."""
+    pci_bus_id: str = msgspec.field(name="pciBusID", default="")
+    """The same, as Multus spells it for some plugins."""
+    vlan: VlanId | None = None
+    """Of sriov; 0 is none."""
+    vlan_qos: Priority | None = msgspec.field(name="vlanQoS", default=None)
+    min_tx_rate: Rate | None = None
+    max_tx_rate: Rate | None = None
+    """Mb/s; 0 is no limit."""
+    spoofchk: str = ""
+    trust: str = ""
+    """on or off, both."""
+    link_state: str = ""
+    """auto, enable or disable."""
     interfaces: tuple[str, ...] = ()
     """Of ifacer: what the parent is made of."""
     bond: BondConfig | None = None
@@ -140,6 +159,9 @@ class NetConfig(Struct, frozen=True, kw_only=True):
     keys."""
     networks: bool = False
     """Whether this plugin also attaches the pod to the further networks that its annotations name."""
+    cluster_network: str = msgspec.field(name="clusterNetwork", default="")
+    """With `networks`: whose network makes the first interface of pods that name none. The name of a configuration in
+    the node's folder; empty means this configuration."""
     args: Args = Args()
     runtime_config: RuntimeConfig = msgspec.field(name="runtimeConfig", default=RuntimeConfig())
     prev_result: dict[str, Any] | None = msgspec.field(name="prevResult", default=None)

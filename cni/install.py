@@ -30,12 +30,12 @@ LINK_KIND = "macvlan"
 
 _SUFFIXES = (".conf", ".conflist", ".json")
 """Of what containerd and CRI-O read."""
-_SET_ASIDE = ".before-spiderpool"
+SET_ASIDE = ".before-spiderpool"
 """Suffix of a program of somebody else's whose name the shim has taken; it comes back on the way out."""
 _OURS = b"POST /v1/cni HTTP/1.1\r\nHost: spiderpool\r\n"
 """In every shim of every version, and in nothing else."""
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-_META_PLUGINS = frozenset({"multus", "multus-shim", "genie"})
+META_PLUGINS = frozenset({"multus", "multus-shim", "genie"})
 """Plugins that call others, ours perhaps, by configurations that are not in the folder."""
 
 
@@ -170,7 +170,7 @@ def plan_withdrawal(others: Sequence[Configuration] | None, plugins: Iterable[st
     if first.problem:
         return Withdrawal(why=f"{first.name} comes next, and a container runtime cannot use it: {first.problem}")
     for one in others:
-        called = one.types & (set(plugins) | _META_PLUGINS)
+        called = one.types & (set(plugins) | META_PLUGINS)
         if called:
             why = f"{one.name} calls {', '.join(sorted(called))}, which may need the shim for pods that run"
             return Withdrawal(conflist=True, why=why)
@@ -267,7 +267,7 @@ def _set_aside(path: Path) -> None:
             link = path.with_name(f".{path.name}.aside")
             link.unlink(missing_ok=True)
             link.hardlink_to(path)
-            link.rename(path.with_name(path.name + _SET_ASIDE))
+            link.rename(path.with_name(path.name + SET_ASIDE))
     except OSError as error:
         raise InstallFailed("set aside", path, error) from error
 
@@ -276,7 +276,7 @@ def _give_back(path: Path) -> bool:
     """Remove a shim, or put what had its name before in its place; whether there was one of ours."""
     if not path.exists() or not _is_ours(path):
         return False
-    before = path.with_name(path.name + _SET_ASIDE)
+    before = path.with_name(path.name + SET_ASIDE)
     try:
         if before.exists():
             before.rename(path)

@@ -7,7 +7,8 @@ fifth of what an agent needs for an ADD on looking for inodes that were not just
 them on a worker thread.
 
 A process that dies loses nothing. A power cut may lose what was not synced, and that is left out where nothing hangs on
-it: with "adding" nobody was answered, and a removed entry that is back is released again, which finds nothing.
+it: with "adding" nobody was answered, and a removed entry that is back is released again, which finds nothing. (Other
+people's plugins may keep things where a power cut leaves them: what was begun with those is synced.)
 
 While one agent replaces another both write here: an entry is written, removed or read for a decision only by who has
 claimed its container (`cni.claims`).
@@ -33,6 +34,7 @@ from cni.coordination import CoordinationPlan
 from cni.errors import IoFailure
 from cni.protocol import Role
 from cni.result import Result
+from cni.sriov import VfHeld
 from telemetry import metrics
 
 _log = logging.getLogger(__name__)
@@ -69,6 +71,22 @@ COORDINATOR, NETWORKS = "coordinator", "networks"
 """Parts of an attachment: what the chained plugin `coordinator` made, and what the meta plugin attached."""
 
 
+class Attached(Struct, frozen=True, kw_only=True):
+    """One network that a meta plugin attached a sandbox to: all that it takes to detach it again."""
+
+    ifname: str
+    network: str = ""
+    """``namespace/name`` of its NetworkAttachmentDefinition; empty: none made it."""
+    name: str
+    """Of its configuration."""
+    plugins: tuple[str, ...]
+    """Their configurations as they were called, as JSON and without prevResult."""
+    gateways: tuple[str, ...] | None = None
+    """As `cni.protocol.Invocation` has them."""
+    result: Result | None = None
+    """What the last plugin said."""
+
+
 class JournalEntry(Struct, frozen=True, kw_only=True):
     """One attachment, or one part of it that comes and goes by calls of its own."""
 
@@ -99,10 +117,14 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     """Set where the addresses stay when the pod goes."""
     doubtful: bool = True
     """Whether a copy of the request for addresses may be under way that nobody answered."""
+    vf: VfHeld | None = None
+    """The virtual function that was lent to the container, as it was before; None once it is given back."""
     host_veth: str = ""
     """The node's end of the pair beside the link; empty when none was wanted."""
     coordination: CoordinationPlan | None = None
     """What was built around that pair."""
+    networks: tuple[Attached, ...] = ()
+    """Of the part `NETWORKS`: all interfaces, the first one included, in the order of their making."""
     result: Result | None = None
     """What ADD answers, the same each time it is asked again."""
     changed_ns: int = 0
@@ -208,7 +230,7 @@ class Journal:
                 else:
                     lines.append((entry, line))
             for entry, line in lines:
-                durable = entry.state is not State.ADDING
+                durable = entry.state is not State.ADDING or entry.part == NETWORKS
                 try:
                     line.keep(durable=durable)
                 except OSError as error:

@@ -80,6 +80,12 @@ class Invocation(Struct, frozen=True, kw_only=True):
     prev_result: Result | None = None
     """ADD: what the plugins before this one made; None for the first of a list. CHECK and DEL: what ADD answered, as
     the runtime kept it. None where it kept nothing, or for DEL nothing readable."""
+    path: str = ""
+    """CNI_PATH."""
+    arguments: str = ""
+    """CNI_ARGS as they came, for plugins that are called on behalf of this one."""
+    gateways: tuple[str, ...] | None = None
+    """The next hops of the default routes that the interface is to have; None: those of its addresses."""
     head: str = ""
     """The interface whose ADD this one is made by, where a meta plugin makes several; empty: its own."""
     multus: str = ""
@@ -137,7 +143,7 @@ def parse_invocation(headers: Mapping[str, str], body: bytes) -> Invocation:
     tree = decode_json(body)
     _check_version(verb, tree.get("cniVersion"))
     conf = decode_config(tree)
-    role = _role(called_as, conf)
+    role = role_of(called_as, conf)
     args = _pod_args(environment.get("CNI_ARGS", ""))
     of_container = verb in {Verb.ADD, Verb.CHECK, Verb.DEL}
     return Invocation(
@@ -150,6 +156,8 @@ def parse_invocation(headers: Mapping[str, str], body: bytes) -> Invocation:
         args=args,
         conf=conf,
         prev_result=_prev_result(verb, role, conf),
+        path=environment.get("CNI_PATH", ""),
+        arguments=environment.get("CNI_ARGS", ""),
         traceparent=args.extra.get("TRACEPARENT", ""),
         shim_start_ns=start_ns,
     )
@@ -216,7 +224,12 @@ def _check_version(verb: Verb, version: object) -> None:
         raise IncompatibleVersion(f"cniVersion: {shown(version)} has no {verb}", f"{verb} needs {since} or later")
 
 
-def _role(called_as: str, conf: NetConfig) -> Role:
+def role_of(called_as: str, conf: NetConfig) -> Role:
+    """What a plugin of ours is to do that is called by this name.
+
+    Raises:
+        InvalidConfig: name and configuration do not go together.
+    """
     if called_as == conf.type:
         if called_as == COORDINATOR_TYPE:
             return Role.COORDINATOR

@@ -523,6 +523,12 @@ RPC_CONNECTION_FAILURES = counter(
 
 # ---------------------------------------------------------------- ours: the node
 
+CNI_DELEGATE_EXECS = counter(
+    "spiderpool_cni_delegate_execs_total",
+    "Executions of other people's CNI plugins, by verb and plugin type",
+    program=Program.AGENT,
+    labels=("verb", "type"),
+)
 CNI_REQUESTS = counter(
     "spiderpool_cni_requests_total",
     "CNI calls by verb, plugin type and CNI error code (0: success)",

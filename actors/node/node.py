@@ -30,16 +30,18 @@ from actors.node.carried import still_carried
 from actors.node.controllers import Controllers
 from actors.node.departures import SETTLE_SECONDS
 from actors.node.disk import Journal
+from actors.node.networks import Check, Dissolve, Join, Leave, Meta, NetworksActor
+from actors.node.networks import Message as NetworksMessage
 from actors.node.outbox import Message as OutboxMessage
 from actors.node.outbox import Owe
 from actors.node.sandbox import Attach, Detach, Mend, Renounce, SandboxActor, Verify
 from actors.node.sandbox import Message as SandboxMessage
 from api.wire import Inquire, Ready
 from cni.coordination import Pair
-from cni.errors import CniError, InvalidConfig, NotReady, TryAgainLater
-from cni.journal import JournalEntry, Key, State
+from cni.errors import CniError, InvalidConfig, NotReady, TryAgainLater, UnsupportedField
+from cni.journal import NETWORKS, JournalEntry, Key, State
 from cni.kernel import Kernel
-from cni.protocol import Invocation, PodArgs, Verb
+from cni.protocol import Invocation, PodArgs, Role, Verb
 from cni.result import Result
 from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope, Reply
@@ -154,6 +156,7 @@ class NodeActor(Actor[Message]):
         journal: Journal,
         controllers: Controllers,
         outbox: Ref[OutboxMessage],
+        meta: Meta,
         ready: Callable[[], None],
         cover: Callable[[str], None],
     ) -> None:
@@ -165,6 +168,7 @@ class NodeActor(Actor[Message]):
             journal: a port.
             controllers: whom to ask whether they would serve.
             outbox: gets what is owed.
+            meta: what it takes to attach pods to several networks.
             ready: called when the journal has been read.
             cover: called with the path of every namespace of a sandbox: its going is to be told.
         """
@@ -173,11 +177,14 @@ class NodeActor(Actor[Message]):
         self._journal = journal
         self._controllers = controllers
         self._outbox = outbox
+        self._meta = meta
         self._ready = ready
         self._cover = cover
         self._departed: set[str] = set()
         """Namespaces whose mounts went a moment ago."""
         self._refs: dict[str, Ref[SandboxMessage]] = {}
+        self._networks: dict[str, Ref[NetworksMessage]] = {}
+        """Of containers of which a meta plugin was asked."""
         self._entries: dict[str, dict[Key, JournalEntry]] = {}
         self._calls: dict[int, tuple[Envelope, str]] = {}
         self._mending: Counter[str] = Counter()
@@ -186,7 +193,8 @@ class NodeActor(Actor[Message]):
         """Interfaces that were as good as gone at the last look."""
         self._limit = anyio.CapacityLimiter(_MENDING)
         self._number = 0
-        self._names: dict[str, str] = {}
+        self._names: dict[str, list[str]] = {}
+        """Of the children, by container."""
         self._children = 0
 
     def __repr__(self) -> str:
@@ -272,23 +280,21 @@ class NodeActor(Actor[Message]):
         busy = self._mending[container_id] > 0 or any(other == container_id for _, other in self._calls.values())
         if not busy:
             del self._mending[container_id]
-            if not self._entries.get(container_id) and container_id in self._refs:
-                del self._refs[container_id]
+            if not self._entries.get(container_id) and container_id in self._names:
+                self._refs.pop(container_id, None)
+                self._networks.pop(container_id, None)
                 self._entries.pop(container_id, None)
-                self.pipe(self._sandboxes.remove(self._names.pop(container_id)), lambda _: Retired(container_id))
+                for name in self._names.pop(container_id):
+                    self.pipe(self._sandboxes.remove(name), lambda _: Retired(container_id))
 
     async def _serve(self, invocation: Invocation) -> Result | None:
         match invocation.verb:
-            case Verb.ADD:
-                attach = Attach((invocation,))
-                (result,) = await self._sandbox(invocation.container_id).ask(attach, timeout=_CALL_SECONDS)
-                return result
-            case Verb.CHECK:
-                await self._sandbox(invocation.container_id).ask(Verify(invocation), timeout=_CALL_SECONDS)
-                return None
-            case Verb.DEL:
-                await self._sandbox(invocation.container_id).ask(Detach((invocation,)), timeout=_CALL_SECONDS)
-                return None
+            case Verb.ADD | Verb.CHECK | Verb.DEL:
+                if invocation.role is Role.IFACER:
+                    return await self._serve_parents(invocation)
+                if self._is_meta(invocation):
+                    return await self._serve_networks(invocation)
+                return await self._serve_interface(invocation)
             case Verb.GC:
                 await self._collect(invocation)
                 return None
@@ -300,6 +306,47 @@ class NodeActor(Actor[Message]):
             case _:
                 assert_never(invocation.verb)
 
+    def _is_meta(self, invocation: Invocation) -> bool:
+        """Whether the call may be about other interfaces of the pod, too."""
+        key = Key(invocation.container_id, invocation.ifname, NETWORKS)
+        return invocation.role is Role.MAIN and (
+            invocation.conf.networks or key in self._entries.get(invocation.container_id, {})
+        )
+
+    async def _serve_interface(self, invocation: Invocation) -> Result | None:
+        sandbox = self._sandbox(invocation.container_id)
+        match invocation.verb:
+            case Verb.ADD:
+                (result,) = await sandbox.ask(Attach((invocation,)), timeout=_CALL_SECONDS)
+                return result
+            case Verb.CHECK:
+                await sandbox.ask(Verify(invocation), timeout=_CALL_SECONDS)
+            case _:
+                await sandbox.ask(Detach((invocation,)), timeout=_CALL_SECONDS)
+        return None
+
+    async def _serve_networks(self, invocation: Invocation) -> Result | None:
+        networks = self._networks_of(invocation.container_id)
+        match invocation.verb:
+            case Verb.ADD:
+                return await networks.ask(Join(invocation), timeout=_CALL_SECONDS)
+            case Verb.CHECK:
+                await networks.ask(Check(invocation), timeout=_CALL_SECONDS)
+            case _:
+                await networks.ask(Leave(invocation), timeout=_CALL_SECONDS)
+        return None
+
+    async def _serve_parents(self, invocation: Invocation) -> Result | None:
+        """Parents are the node's, and nobody's in particular: they come by ADD and stay."""
+        if invocation.verb is not Verb.ADD:
+            return None
+        await self._provide(invocation)
+        return invocation.prev_result or Result()
+
+    async def _provide(self, invocation: Invocation) -> None:
+        msg = f"type: {invocation.type} is not supported yet"
+        raise UnsupportedField(msg)
+
     async def _renounce(self, container_id: str, seen: str) -> None:
         await self._sandbox(container_id).ask(Renounce(seen), timeout=_CALL_SECONDS)
 
@@ -307,10 +354,8 @@ class NodeActor(Actor[Message]):
         ref = self._refs.get(container_id)
         if ref is None:
             entries = self._entries.setdefault(container_id, {})
-            self._children += 1
-            name = self._names[container_id] = f"{container_id[:12]}-{self._children}"
             ref = self._refs[container_id] = self._sandboxes.add_actor(
-                name,
+                self._child(container_id),
                 lambda: SandboxActor(
                     container_id,
                     kernel=self._kernel,
@@ -323,6 +368,31 @@ class NodeActor(Actor[Message]):
             )
         return ref
 
+    def _networks_of(self, container_id: str) -> Ref[NetworksMessage]:
+        ref = self._networks.get(container_id)
+        if ref is None:
+            entries = self._entries.setdefault(container_id, {})
+            ref = self._networks[container_id] = self._sandboxes.add_actor(
+                self._child(container_id),
+                lambda: NetworksActor(
+                    container_id,
+                    journal=self._journal,
+                    controllers=self._controllers,
+                    meta=self._meta,
+                    sandbox=lambda: self._sandbox(container_id),
+                    provide=self._provide,
+                    entries=entries,
+                ),
+                capacity=NetworksActor.capacity,
+            )
+        return ref
+
+    def _child(self, container_id: str) -> str:
+        self._children += 1
+        name = f"{container_id[:12]}-{self._children}"
+        self._names.setdefault(container_id, []).append(name)
+        return name
+
     async def _collect(self, invocation: Invocation) -> None:
         """GC: take down every interface of this network that the runtime does not list."""
         valid = invocation.conf.valid_attachments
@@ -331,8 +401,9 @@ class NodeActor(Actor[Message]):
             raise InvalidConfig(msg)
         keep = {(attachment.container_id, attachment.ifname) for attachment in valid}
         failures: list[str] = []
-        for entry in await self._journal.load():
-            key = (entry.container_id, entry.ifname)
+        # What a meta plugin attached goes as a whole, so that goes first.
+        for entry in sorted(await self._journal.load(), key=lambda one: one.part != NETWORKS):
+            key = (entry.container_id, entry.head or entry.ifname)
             if entry.network != invocation.conf.name or key in keep or entry.state is State.RELEASING:
                 continue
             gone = msgspec.structs.replace(
@@ -345,7 +416,10 @@ class NodeActor(Actor[Message]):
                 args=PodArgs(namespace=entry.pod.namespace, name=entry.pod.name, uid=entry.pod.uid),
             )
             try:
-                await self._sandbox(entry.container_id).ask(Detach((gone,)), timeout=_CALL_SECONDS)
+                if entry.part == NETWORKS:
+                    await self._networks_of(entry.container_id).ask(Leave(gone), timeout=_CALL_SECONDS)
+                else:
+                    await self._sandbox(entry.container_id).ask(Detach((gone,)), timeout=_CALL_SECONDS)
             except (CniError, ActorError) as error:
                 failures.append(f"{entry.container_id} {entry.ifname}: {error}")
         if failures:
@@ -405,7 +479,10 @@ class NodeActor(Actor[Message]):
                 try:
                     if entry.state is State.ADDED and await self._stands(entry):
                         return entry.container_id
-                    await self._sandbox(entry.container_id).ask(Mend(entry.key), timeout=_CALL_SECONDS)
+                    if entry.part == NETWORKS:
+                        await self._networks_of(entry.container_id).ask(Dissolve(entry.key), timeout=_CALL_SECONDS)
+                    else:
+                        await self._sandbox(entry.container_id).ask(Mend(entry.key), timeout=_CALL_SECONDS)
                 except (CniError, ActorError) as error:
                     _log.error("could not take down %s of %s yet: %s", entry.ifname, entry.container_id, error)
                 else:

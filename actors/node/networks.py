@@ -1,0 +1,450 @@
+"""The actor that attaches one pod sandbox to several networks: what a meta plugin is, with no Multus on the node.
+
+Messages: `Join`, `Check` and `Leave` from the node actor (ADD, CHECK and DEL of the first interface), `Dissolve` for
+what an agent before left, `Finished` from its own work. State: none between messages. Persists: one journal entry a
+sandbox, part "networks": every list of plugins with the configurations that they are called with, written before the
+first one is called, so that a DEL needs neither the pod nor the definitions, whatever they say by then; with the
+results when all are there. Answers: as the runtime would be by the first interface's list alone.
+
+A pod that names no networks, and most don't, costs nothing here: its ADD is the sandbox actor's, whose request for
+addresses finds out. For one that does, the interfaces that we make ourselves are one call of the sandbox actor, with
+one request for the addresses of all. Then comes whatever other plugins a list has, list by list, ours in this process,
+others by execution. All are there in the end, or none: a failure undoes everything in reverse.
+
+What a crash leaves: the entry as "adding", and some of what it lists. The next agent takes that apart, plugin by
+plugin, all of which are called for what may never have been made.
+
+Below a Multus that calls us none of this is done: that one attaches the pod.
+"""
+
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, assert_never
+
+import anyio
+import anyio.to_thread
+import msgspec
+from msgspec import Struct
+
+from actors.node import chains
+from actors.node.addressing import HasNetworks, pod_ref
+from actors.node.chains import Call, calls, invocation_of, main_of, network_status
+from actors.node.controllers import Controllers
+from actors.node.disk import Journal
+from actors.node.sandbox import Attach, Detach, Verify
+from actors.node.sandbox import Message as SandboxMessage
+from api.wire import FindNetworks, Networked, PodRef, Rejected, SetNetworkStatus, Stored
+from cni.conflist import ConfList, calls_multus, find_conflist
+from cni.delegate import Delegates, Target
+from cni.errors import AllocationRefused, CniError, InternalError, InvalidConfig, TryAgainLater, UnknownContainer
+from cni.journal import NETWORKS, Attached, JournalEntry, Key, State
+from cni.protocol import IFACER_TYPE, Invocation, PodArgs, Role, Verb
+from cni.result import Result
+from runtime.actor import LATER, Actor, Question, Ref
+from runtime.envelope import Envelope
+from runtime.errors import ActorError, first
+from runtime.transport.port import TransportError
+from telemetry import traces
+
+_log = logging.getLogger(__name__)
+
+_CLAIM_SECONDS = 30.0
+_SANDBOX_SECONDS = 55.0
+_LOOKUP_SECONDS = 10.0
+_STATUS_SECONDS = 5.0
+_UNDO_SECONDS = 30.0
+
+
+class Join(Question[Result], frozen=True, tag=True):
+    """ADD of the first interface, and of all that the pod names."""
+
+    invocation: Invocation
+
+
+class Check(Question[None], frozen=True, tag=True):
+    """CHECK of all of them."""
+
+    invocation: Invocation
+
+
+class Leave(Question[None], frozen=True, tag=True):
+    """DEL of all of them."""
+
+    invocation: Invocation
+
+
+class Dissolve(Question[None], frozen=True, tag=True):
+    """Take apart what an agent before left: an ADD that was cut short, a namespace that is gone."""
+
+    key: Key
+
+
+class Finished(Struct, frozen=True, tag=True):
+    """The work for one message has ended."""
+
+    result: Result | None = None
+    error: Exception | None = None
+
+
+Message = Join | Check | Leave | Dissolve | Finished
+
+
+class Meta(Struct, frozen=True, kw_only=True):
+    """What a meta plugin needs of the node."""
+
+    delegates: Delegates
+    conf_dir: Path | None = None
+    """The node's CNI configurations, as this process sees them."""
+
+    def find(self, name: str) -> ConfList | None:
+        """The node's own configuration of that name. Blocks. Raises `InvalidConfig`."""
+        return None if self.conf_dir is None else find_conflist(self.conf_dir, name)
+
+    def below_multus(self) -> bool:
+        """Whether the runtime calls a Multus first. Blocks."""
+        return self.conf_dir is not None and calls_multus(self.conf_dir)
+
+    def devices(self, pod: PodRef) -> Callable[[str], str]:
+        """For a pod: takes the next device of a resource that the kubelet gave it. Blocks. Raises `InvalidConfig`."""
+
+        def take(resource: str) -> str:
+            msg = f"pod {pod}: there is no device of resource {resource} for it"
+            raise InvalidConfig(msg)
+
+        return take
+
+
+class NetworksActor(Actor[Message]):
+    """See the module."""
+
+    capacity = 16
+
+    def __init__(
+        self,
+        container_id: str,
+        *,
+        journal: Journal,
+        controllers: Controllers,
+        meta: Meta,
+        sandbox: Callable[[], Ref[SandboxMessage]],
+        provide: Callable[[Invocation], Coroutine[Any, Any, None]],
+        entries: dict[Key, JournalEntry],
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            container_id: whose networks.
+            journal: a port.
+            controllers: who knows the pod's networks, and writes what became of them.
+            meta: see there.
+            sandbox: the way to the container's sandbox actor.
+            provide: makes the parents that an `ifacer` plugin names. Raises `CniError`.
+            entries: what the journal holds of the container; shared with the sandbox actor.
+        """
+        self._container_id = container_id
+        self._journal = journal
+        self._controllers = controllers
+        self._meta = meta
+        self._sandbox = sandbox
+        self._provide = provide
+        self._entries = entries
+        self._asker: Envelope | None = None
+
+    def __repr__(self) -> str:
+        return f"<NetworksActor {self._container_id[:12]}{' busy' if self._asker else ''}>"
+
+    def handle(self, message: Message, envelope: Envelope) -> object:
+        """Begin one verb and hold the next ones until it has ended."""
+        work: Coroutine[Any, Any, Result | None]
+        match message:
+            case Join(invocation):
+                work = self._join(invocation)
+            case Check(invocation):
+                work = self._check(invocation)
+            case Leave(invocation):
+                work = self._leave(invocation)
+            case Dissolve(key):
+                work = self._dissolve(key)
+            case Finished(result, error):
+                asker, self._asker = self._asker, None
+                self.release()
+                if asker is not None and asker.reply is not None:
+                    if error is None:
+                        asker.reply.resolve(result)
+                    else:
+                        asker.reply.fail(error)
+                return None
+            case _:
+                assert_never(message)
+        self._asker = envelope
+        self.hold()
+        self.pipe(work, Finished, failed=lambda error: Finished(error=error), on_behalf=envelope)
+        return LATER
+
+    # -- ADD -----------------------------------------------------------------------------------------------------------
+
+    async def _join(self, invocation: Invocation) -> Result:
+        async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
+            known = await self._known(invocation)
+            if known is not None:
+                if known.state is State.ADDED and known.result is not None and known.netns == invocation.netns:
+                    try:
+                        await self._verify(known, invocation)
+                    except CniError as error:
+                        _log.warning("container %s is attached anew: %s", self._container_id[:12], error)
+                    else:
+                        return known.result
+                await self._take_apart(known, invocation)
+            if await anyio.to_thread.run_sync(self._meta.below_multus):
+                (result,) = await self._ask(Attach((invocation,)))
+                return result
+            if invocation.conf.cluster_network:
+                return await self._attach(invocation, await self._find(invocation))
+            try:
+                (result,) = await self._ask(Attach((invocation,), meta=True))
+            except HasNetworks as found:
+                return await self._attach(invocation, found.networked)
+            return result
+
+    async def _attach(self, invocation: Invocation, networked: Networked) -> Result:
+        pod = msgspec.structs.replace(pod_ref(invocation.args), uid=networked.pod_uid)
+        record = JournalEntry(
+            container_id=self._container_id,
+            ifname=invocation.ifname,
+            part=NETWORKS,
+            netns=invocation.netns,
+            network=invocation.conf.name,
+            pod=pod,
+            bare=True,
+            changed_ns=self._wall_ns(),
+        )
+        try:
+            networks = await self._plan(invocation, networked, pod)
+            record = msgspec.structs.replace(record, networks=networks)
+            await self._put(record)
+            with traces.span("networks.attach"):
+                networks = await self._run(invocation, networks)
+            answer = networks[0].result or Result()
+            await self._put(
+                msgspec.structs.replace(
+                    record, state=State.ADDED, networks=networks, result=answer, changed_ns=self._wall_ns()
+                )
+            )
+        except BaseException as error:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
+                try:
+                    await self._take_apart(record, invocation)
+                except (CniError, ActorError) as left:
+                    # The entry stays as "adding": a DEL or the next start of the agent goes on from here.
+                    _log.warning("could not undo the networks of %s: %s", self._container_id[:12], left)
+            raise _as_cni(error, invocation) from error
+        await self._announce(pod, networks)
+        return answer
+
+    async def _plan(self, invocation: Invocation, networked: Networked, pod: PodRef) -> tuple[Attached, ...]:
+        meta = self._meta
+
+        def plan() -> tuple[Attached, ...]:
+            return chains.chains(invocation, networked, find=meta.find, device=meta.devices(pod))
+
+        return await anyio.to_thread.run_sync(plan)
+
+    async def _run(self, head: Invocation, networks: Sequence[Attached]) -> tuple[Attached, ...]:
+        """Call every plugin; the networks with their results. What fails leaves what was made before."""
+        made: dict[str, Result] = {}
+        mains: list[Invocation] = []
+        for one in networks:
+            for call in calls(one):
+                if call.type == IFACER_TYPE and call.ours:
+                    await self._provide(invocation_of(head, Verb.ADD, one, call))
+            main = main_of(one)
+            if main is not None:
+                mains.append(invocation_of(head, Verb.ADD, one, main))
+        if head.ifname not in {main.ifname for main in mains} and Key(self._container_id, head.ifname) in self._entries:
+            # What was made before it was known whose the first interface is.
+            await self._ask(Detach((head,)))
+        if mains:
+            results = await self._ask(Attach(tuple(mains)))
+            made = {main.ifname: result for main, result in zip(mains, results, strict=True)}
+        return tuple([await self._run_rest(head, one, made.get(one.ifname)) for one in networks])
+
+    async def _run_rest(self, head: Invocation, one: Attached, previous: Result | None) -> Attached:
+        """The plugins of a list that were not called with all others'; `previous` is what those have made."""
+        done = previous is not None
+        for call in calls(one):
+            if call.ours and call.type == IFACER_TYPE:
+                continue
+            if done and call.ours and call == main_of(one):
+                continue
+            if call.ours:
+                (previous,) = await self._ask(
+                    Attach((invocation_of(head, Verb.ADD, one, call, previous=previous or Result()),))
+                )
+            else:
+                previous = await self._meta.delegates.run(
+                    Verb.ADD, self._target(head, one.ifname), call.conf, previous=previous
+                )
+        return msgspec.structs.replace(one, result=previous)
+
+    async def _find(self, invocation: Invocation) -> Networked:
+        """Raises `CniError`."""
+        question = FindNetworks(pod_ref(invocation.args))
+        try:
+            answered = await self._controllers.ask(question, deadline=self.system.clock.now() + _LOOKUP_SECONDS)
+        except TransportError as error:
+            msg = f"pod {pod_ref(invocation.args)}: no controller could be asked for its networks"
+            raise TryAgainLater(msg, str(error)) from error
+        match answered.response:
+            case Networked() as networked:
+                return networked
+            case Rejected(message, retry):
+                raise TryAgainLater(message) if retry else AllocationRefused(message)
+            case other:
+                msg = f"a controller answered a question for networks with {type(other).__name__}"
+                raise InternalError(msg)
+
+    async def _announce(self, pod: PodRef, networks: Sequence[Attached]) -> None:
+        """Write the annotation that people know from Multus. A pod whose annotation is late works all the same."""
+        asked = SetNetworkStatus(pod, network_status(networks))
+        try:
+            with traces.span("networks.status"):
+                answered = await self._controllers.ask(asked, deadline=self.system.clock.now() + _STATUS_SECONDS)
+        except TransportError as error:
+            _log.warning("pod %s: its network-status is not written: %s", pod, error)
+            return
+        if not isinstance(answered.response, Stored):
+            _log.warning("pod %s: its network-status is not written: %s", pod, answered.response)
+
+    # -- CHECK ---------------------------------------------------------------------------------------------------------
+
+    async def _check(self, invocation: Invocation) -> None:
+        async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
+            known = await self._known(invocation)
+            if known is None:
+                await self._ask(Verify(invocation))
+            elif known.state is State.ADDED:
+                await self._verify(known, invocation)
+            else:
+                msg = f"CNI_CONTAINERID: the networks of container {self._container_id} were not added"
+                raise UnknownContainer(msg)
+
+    async def _verify(self, record: JournalEntry, head: Invocation) -> None:
+        for one in record.networks:
+            for call in calls(one):
+                if not call.ours:
+                    await self._meta.delegates.run(
+                        Verb.CHECK, self._target(head, one.ifname), call.conf, previous=one.result
+                    )
+                elif call.type != IFACER_TYPE:
+                    await self._ask(Verify(invocation_of(head, Verb.CHECK, one, call, previous=one.result)))
+
+    # -- DEL -----------------------------------------------------------------------------------------------------------
+
+    async def _leave(self, invocation: Invocation) -> None:
+        async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
+            known = await self._known(invocation)
+            if known is not None:
+                await self._take_apart(known, invocation)
+                return
+            # None was made, or the journal was lost. What else is known of the sandbox goes with its first interface.
+            led = [entry for entry in self._entries.values() if entry.head == invocation.ifname and not entry.part]
+            await self._ask(Detach((invocation, *(_of_entry(invocation, entry) for entry in led))))
+
+    async def _dissolve(self, key: Key) -> None:
+        async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
+            record = await self._journal.get(key)
+            if record is not None:
+                _log.warning("taking the networks of %s (pod %s) apart", self._container_id[:12], record.pod)
+                await self._take_apart(record, _head_of(record))
+
+    async def _take_apart(self, record: JournalEntry, head: Invocation) -> None:
+        """Call every plugin of every list in reverse, whatever was made of it.
+
+        Raises `CniError`: the first failure, after all have been called; then the entry stays.
+        """
+        failures: list[Exception] = []
+        mains: list[Invocation] = []
+        for one in reversed(record.networks):
+            main = main_of(one)
+            for call in reversed(calls(one)):
+                try:
+                    if call == main:
+                        mains.append(invocation_of(head, Verb.DEL, one, call, previous=one.result))
+                    else:
+                        await self._take_away(head, one, call)
+                except InvalidConfig as error:
+                    # What cannot be called now could not be called then, unless it was.
+                    if record.state is not State.ADDING:
+                        failures.append(error)
+                except (CniError, ActorError) as error:
+                    failures.append(error)
+        if not record.networks:
+            mains.append(head)
+        if mains:
+            try:
+                await self._ask(Detach(tuple(mains)))
+            except (CniError, ActorError) as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        await self._remove(record.key)
+
+    async def _take_away(self, head: Invocation, one: Attached, call: Call) -> None:
+        if not call.ours:
+            netns = head.netns
+            target = msgspec.structs.replace(self._target(head, one.ifname), netns=netns)
+            await self._meta.delegates.run(Verb.DEL, target, call.conf, previous=one.result)
+        elif call.type != IFACER_TYPE:
+            await self._ask(Detach((invocation_of(head, Verb.DEL, one, call, previous=one.result),)))
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    async def _ask[R](self, question: Question[R]) -> R:
+        return await self._sandbox().ask(question, timeout=_SANDBOX_SECONDS)
+
+    def _target(self, head: Invocation, ifname: str) -> Target:
+        return Target(
+            container_id=self._container_id, netns=head.netns, ifname=ifname, args=head.arguments, path=head.path
+        )
+
+    async def _known(self, invocation: Invocation) -> JournalEntry | None:
+        return await self._journal.get(Key(self._container_id, invocation.ifname, NETWORKS))
+
+    async def _put(self, entry: JournalEntry) -> None:
+        await self._journal.put(entry)
+        self._entries[entry.key] = entry
+
+    async def _remove(self, key: Key) -> None:
+        await self._journal.remove(key)
+        self._entries.pop(key, None)
+
+    def _wall_ns(self) -> int:
+        return int(self.system.clock.wall() * 1e9)
+
+
+def _head_of(record: JournalEntry) -> Invocation:
+    """The DEL of the first interface as a runtime would call it."""
+    pod = record.pod
+    arguments = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.name};K8S_POD_UID={pod.uid}"
+    return Invocation(
+        verb=Verb.DEL,
+        type="",
+        container_id=record.container_id,
+        netns=record.netns,
+        ifname=record.ifname,
+        args=PodArgs(namespace=pod.namespace, name=pod.name, uid=pod.uid),
+        arguments=arguments,
+    )
+
+
+def _of_entry(head: Invocation, entry: JournalEntry) -> Invocation:
+    return msgspec.structs.replace(head, ifname=entry.ifname, role=Role.MAIN, head=head.ifname)
+
+
+def _as_cni(error: BaseException, invocation: Invocation) -> BaseException:
+    if isinstance(error, BaseExceptionGroup):
+        error = first(error)
+    if isinstance(error, ActorError):
+        return TryAgainLater(f"pod {pod_ref(invocation.args)}: the agent is overloaded or stopping", str(error))
+    return error

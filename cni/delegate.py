@@ -1,0 +1,142 @@
+"""Other people's CNI plugins, executed as a container runtime would: environment, stdin, and what comes back.
+
+A plugin of ours may have taken the name of one that was there before; the program that was set aside then is the one
+that is meant here, since what is ours is never executed.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from subprocess import PIPE
+from typing import Any, Protocol
+
+import anyio
+import msgspec
+from msgspec import Struct
+
+from cni.config import shown
+from cni.errors import CniError, InvalidConfig, TryAgainLater
+from cni.install import SET_ASIDE
+from cni.protocol import Verb
+from cni.result import Result, decode_result, encode_result
+from telemetry import attributes, metrics, traces
+
+_SECONDS = 50.0
+"""For one plugin; the whole ADD has a minute."""
+_MOST_SHOWN = 400
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """What a plugin is called for: the variables CNI_*."""
+
+    container_id: str
+    netns: str
+    """May be empty for DEL."""
+    ifname: str
+    args: str = ""
+    path: str = ""
+    """CNI_PATH, as the runtime gave it."""
+
+
+class DelegateFailed(CniError):
+    """A plugin said no; the code is its own."""
+
+
+class Delegates(Protocol):
+    """How plugins are executed: a port."""
+
+    async def run(
+        self, verb: Verb, target: Target, conf: Mapping[str, Any], *, previous: Result | None = None
+    ) -> Result:
+        """Run the plugin that `conf` names by its type; its result, an empty one for other verbs than ADD.
+
+        Raises:
+            InvalidConfig: there is no such plugin.
+            DelegateFailed: it failed.
+            TryAgainLater: it did not end in time.
+        """
+        ...
+
+
+class ExecutedDelegates:
+    """The plugins in the node's folders. Implements `Delegates`."""
+
+    def __init__(self, *folders: str) -> None:
+        """`folders` are looked through before CNI_PATH: as this process sees them."""
+        self._folders = [folder for folder in folders if folder]
+
+    def __repr__(self) -> str:
+        return f"<ExecutedDelegates {os.pathsep.join(self._folders)}>"
+
+    async def run(
+        self, verb: Verb, target: Target, conf: Mapping[str, Any], *, previous: Result | None = None
+    ) -> Result:
+        """See `Delegates.run`."""
+        kind = str(conf.get("type"))
+        version = str(conf.get("cniVersion"))
+        folders = [*self._folders, *filter(None, target.path.split(os.pathsep))]
+        program = find_program(kind, folders)
+        if program is None:
+            raise InvalidConfig(
+                f"type: there is no plugin {shown(kind)}", f"looked in {', '.join(folders) or 'nothing'}"
+            )
+        stdin = dict(conf)
+        if previous is not None:
+            stdin["prevResult"] = msgspec.Raw(encode_result(previous, version))
+        environment = {
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": target.container_id,
+            "CNI_NETNS": target.netns,
+            "CNI_IFNAME": target.ifname,
+            "CNI_ARGS": target.args,
+            "CNI_PATH": os.pathsep.join(folders),
+            "PATH": os.environ.get("PATH", os.defpath),
+        }
+        metrics.CNI_DELEGATE_EXECS.labels(verb=verb, type=kind).inc()
+        with traces.span(f"delegate {kind}", attributes={attributes.CNI_TYPE: kind, attributes.CNI_COMMAND: verb}):
+            code, out, err = await _execute(program, environment, msgspec.json.encode(stdin), kind)
+        if code:
+            raise _failure(kind, verb, code, out, err)
+        if verb is not Verb.ADD:
+            return Result()
+        return decode_result(_decoded(out, kind), field=f"the result of plugin {kind}")
+
+
+def find_program(kind: str, folders: Sequence[str]) -> Path | None:
+    """The executable of a plugin type, None where there is none. What was set aside for one of ours goes first."""
+    for name in (kind + SET_ASIDE, kind):
+        found = shutil.which(name, path=os.pathsep.join(folders)) if folders else None
+        if found is not None:
+            return Path(found)
+    return None
+
+
+async def _execute(program: Path, environment: Mapping[str, str], stdin: bytes, kind: str) -> tuple[int, bytes, bytes]:
+    with anyio.move_on_after(_SECONDS):
+        try:
+            ended = await anyio.run_process(
+                [str(program)], input=stdin, stdout=PIPE, stderr=PIPE, check=False, env=environment
+            )
+        except OSError as error:
+            raise InvalidConfig(f"type: plugin {shown(kind)} cannot be executed", f"{program}: {error}") from error
+        return ended.returncode, ended.stdout, ended.stderr
+    raise TryAgainLater(f"plugin {kind} did not end within {_SECONDS:g} s")
+
+
+def _failure(kind: str, verb: Verb, code: int, out: bytes, err: bytes) -> DelegateFailed:
+    try:
+        tree = msgspec.json.decode(out)
+        said = {"code": int(tree["code"]), "msg": str(tree["msg"]), "details": str(tree.get("details", ""))}
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, KeyError, ValueError, AttributeError):
+        text = (err or out).decode(errors="replace").strip()[:_MOST_SHOWN]
+        return DelegateFailed(999, f"plugin {kind}: {verb} ended with code {code}", text)
+    return DelegateFailed(int(said["code"]), f"plugin {kind}: {said['msg']}", str(said["details"]))
+
+
+def _decoded(out: bytes, kind: str) -> object:
+    try:
+        return msgspec.json.decode(out)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        msg = f"plugin {kind}: its result is no JSON"
+        raise DelegateFailed(6, msg, f"{error}: {out[:_MOST_SHOWN].decode(errors='replace')}") from None

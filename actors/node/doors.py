@@ -106,7 +106,8 @@ class Doors:
             # Nobody could say later whether a link in there still has the address.
             raise BadRequest(f"netNamespace: {shown(asked.netns)} is no network namespace that the agent can see")
         await self._invoke(asked.invocation())
-        entries = [one for one in await self._journal.of(asked.container_id) if one.state is State.ADDED]
+        known = await self._journal.of(asked.container_id)
+        entries = [one for one in known if one.state is State.ADDED and not one.part]
         if asked.ifname not in {one.ifname for one in entries}:
             raise _Failed(f"container {asked.container_id[:12]}: {asked.ifname} was deleted while it was added")
         return Answer(

@@ -4,9 +4,12 @@ The sandbox actor builds all interfaces of a call together. Those that need noth
 their step at the same time, what depends on what is there already (routes between the interfaces) is done in order.
 """
 
+from ipaddress import ip_address
+
 import msgspec
 
 from actors.node.addressing import pod_ref
+from api.route import Route
 from api.wire import Allocated, Coordination, NicGrant
 from cni import coordination
 from cni.coordination import Pair, coordination_plan, host_veth
@@ -17,6 +20,8 @@ from cni.plan import LinkPlan, LinkState, address_plan, link_plan
 from cni.protocol import IPAM_TYPE, Invocation, Role
 from cni.result import Interface, IpConfig, Result, RouteConfig
 from telemetry import traces
+
+_DEFAULTS = {4: "0.0.0.0/0", 6: "::/0"}
 
 
 class Nic:
@@ -80,7 +85,8 @@ class Nic:
     def take(self, allocated: Allocated, *, first: bool, doubtful: bool, together: frozenset[str]) -> None:
         """Note what the controller has granted; `together` are the interfaces of this call."""
         mine = NicGrant(self.ifname, allocated.addresses, allocated.routes) if first else None
-        self.grant = mine or next(grant for grant in allocated.others if grant.nic == self.ifname)
+        grant = mine or next(grant for grant in allocated.others if grant.nic == self.ifname)
+        self.grant = directed(grant, self.invocation.gateways)
         others = tuple(grant for grant in allocated.others if grant.nic not in together) if first else ()
         self.entry = msgspec.structs.replace(
             self.entry,
@@ -118,6 +124,19 @@ class Nic:
         """What the journal says of it when all is done."""
         self.entry = msgspec.structs.replace(self.entry, state=State.ADDED, result=self.result, changed_ns=changed_ns)
         return self.entry
+
+
+def directed(grant: NicGrant, gateways: tuple[str, ...] | None) -> NicGrant:
+    """The same with default routes by these next hops, of families that it has addresses of; None: with its own."""
+    if gateways is None:
+        return grant
+    versions = {address.version for address in grant.addresses}
+    routes = [route for route in grant.routes if route.dst not in _DEFAULTS.values()]
+    for gateway in gateways:
+        version = ip_address(gateway).version
+        if version in versions:
+            routes.append(Route(dst=_DEFAULTS[version], gw=gateway))
+    return msgspec.structs.replace(grant, routes=tuple(routes))
 
 
 def blank_entry(invocation: Invocation, *, changed_ns: int) -> JournalEntry:

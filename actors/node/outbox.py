@@ -320,7 +320,7 @@ class OutboxActor(Actor[Message]):
             entry = next((one for one in entries if one.key == key), None)
             if entry is None or entry.state is not State.RELEASING:
                 return Done(key, over=entry is None)
-            living = (one.ifname for one in entries if one.state is not State.RELEASING)
+            living = (one.ifname for one in entries if one.state is not State.RELEASING and not one.part)
             await self._release(entry, keep=tuple(sorted(living)))
             if entry.doubtful and entry != acknowledged:
                 return Echo(entry)
@@ -357,7 +357,8 @@ class OutboxActor(Actor[Message]):
         others = [
             other
             for other in await self._journal.load()
-            if _same_pod(other.pod, entry.pod)
+            if not other.part
+            and _same_pod(other.pod, entry.pod)
             and other.ifname == entry.ifname
             and other.container_id != entry.container_id
         ]

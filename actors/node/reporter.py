@@ -152,5 +152,5 @@ def attachments(entries: list[JournalEntry]) -> tuple[Attachment, ...]:
     return tuple(
         Attachment(uid=entry.pod.uid, nic=entry.ifname, cid=entry.container_id[:_CONTAINER_PREFIX])
         for entry in entries
-        if entry.container_id
+        if entry.container_id and not entry.part
     )

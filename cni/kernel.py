@@ -245,12 +245,17 @@ class LinuxKernel:
         return await self._run(coordinator.differences, plan)
 
     async def _run[*Args, T](self, function: Callable[[*Args], T], *args: *Args) -> T:
-        step = getattr(function, "func", function).__name__
-        begun = time.perf_counter()
-        try:
-            return await self._workers.run(function, *args)
-        except KernelRefused as error:
-            metrics.NETLINK_ERRORS.labels(step=step, errno=errorcode.get(error.errno, str(error.errno))).inc()
-            raise
-        finally:
-            metrics.NETLINK_STEP_SECONDS.labels(step=step).observe(time.perf_counter() - begun)
+        return await timed(self._workers, function, *args)
+
+
+async def timed[*Args, T](workers: Workers, function: Callable[[*Args], T], *args: *Args) -> T:
+    """Call a function that asks the kernel, on a thread, and count how long it takes and what is refused."""
+    step = getattr(function, "func", function).__name__
+    begun = time.perf_counter()
+    try:
+        return await workers.run(function, *args)
+    except KernelRefused as error:
+        metrics.NETLINK_ERRORS.labels(step=step, errno=errorcode.get(error.errno, str(error.errno))).inc()
+        raise
+    finally:
+        metrics.NETLINK_STEP_SECONDS.labels(step=step).observe(time.perf_counter() - begun)

@@ -63,6 +63,17 @@ def attributes(buffer: memoryview) -> dict[int, memoryview]:
     return found
 
 
+def items(buffer: memoryview, kind: int) -> Iterator[memoryview]:
+    """Every attribute of one type in `buffer`, where a list is made of them. A cut one ends the reading."""
+    while len(buffer) >= 4:
+        length, found = _ATTRIBUTE.unpack_from(buffer)
+        if length < 4 or length > len(buffer):
+            break
+        if found & _TYPE_MASK == kind:
+            yield buffer[4:length]
+        buffer = buffer[length + (-length % 4) :]
+
+
 def messages(buffer: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
     """Every message in one datagram as (type, flags, sequence, body)."""
     while len(buffer) >= 16:

@@ -1,0 +1,210 @@
+"""How a meta plugin reads network definitions, and what it makes of a pod's: pure, but for the files of a folder."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.node.chains import Call, calls, chains, invocation_of, main_of, network_status
+from api.wire import NetworkDefinition, Networked
+from cni.conflist import Asked, ConfList, calls_multus, find_conflist, for_plugin, read_conflist
+from cni.errors import InvalidConfig
+from cni.journal import Attached
+from cni.protocol import Invocation, Role, Verb
+from cni.result import Interface, IpConfig, Result, RouteConfig
+from tests.rules.test_cni_protocol import invoke
+
+MACVLAN = {"type": "macvlan", "master": "eth1", "ipam": {"type": "spiderpool"}}
+COORDINATOR = {"type": "coordinator", "mode": "auto"}
+ORIGINAL = {"cniVersion": "0.3.1", "name": "lan", "plugins": [MACVLAN, COORDINATOR]}
+"""As the original's controller writes definitions."""
+
+
+def head(**conf: Any) -> Invocation:
+    return invoke(
+        {"cniVersion": "1.0.0", "name": "spiderpool", "type": "macvlan", "ipam": {"type": "spiderpool"}, **conf}
+    )
+
+
+def network(config: object = ORIGINAL, **fields: Any) -> NetworkDefinition:
+    text = config if isinstance(config, str) else json.dumps(config)
+    return NetworkDefinition(
+        **{"namespace": "kube-system", "name": "lan", "interface": "net1", "config": text, **fields}
+    )
+
+
+def nowhere(_: str) -> None:
+    return None
+
+
+def planned(
+    *networks: NetworkDefinition,
+    default: NetworkDefinition | None = None,
+    find: Callable[[str], ConfList | None] = nowhere,
+    device: Callable[[str], str] = str.upper,
+    **conf: Any,
+) -> tuple[Attached, ...]:
+    networked = Networked(pod_uid="u", default=default, networks=networks)
+    return chains(head(**conf), networked, find=find, device=device)
+
+
+def test_a_list_and_a_single_plugin() -> None:
+    assert read_conflist(json.dumps(ORIGINAL), where="x") == ConfList(
+        name="lan", cni_version="0.3.1", plugins=(MACVLAN, COORDINATOR)
+    )
+    single = read_conflist(json.dumps({**MACVLAN, "cniVersion": "1.0.0"}), where="x", name="one")
+    assert (single.name, single.cni_version, single.plugins[0]["master"]) == ("one", "1.0.0", "eth1")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "not JSON"),
+        ("[]", "array"),
+        ("{}", "lists no plugin"),
+        ('{"plugins": []}', "lists no plugin"),
+        ('{"plugins": [{}]}', r"plugins\[0\].type: null"),
+        ('{"plugins": [{"type": "../x"}]}', r"plugins\[0\].type"),
+        ('{"plugins": [7]}', r"plugins\[0\].type"),
+        ('{"type": "a", "name": 7}', "name: 7"),
+        ('{"type": "a", "cniVersion": 1}', "cniVersion: 1"),
+    ],
+)
+def test_what_is_no_list(text: str, named: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"NAD ns/x.*{named}"):
+        read_conflist(text, where="NAD ns/x")
+
+
+def test_what_a_plugin_is_told() -> None:
+    able = {"type": "bridge", "capabilities": {"mac": True, "ips": False}, "args": {"cni": {"a": 1}, "b": 2}}
+    conflist = ConfList(name="n", plugins=(able,))
+    asked = Asked(ips=("10.0.0.9",), mac="02:00:00:00:00:01", device_id="0000:01:10.0", cni_args={"c": 3})
+    assert for_plugin(conflist, 0, asked, version="0.4.0", ours=False) == {
+        "type": "bridge",
+        "name": "n",
+        "cniVersion": "0.4.0",
+        "args": {"cni": {"a": 1, "c": 3}, "b": 2},
+        "runtimeConfig": {"mac": "02:00:00:00:00:01"},
+        "deviceID": "0000:01:10.0",
+        "pciBusID": "0000:01:10.0",
+    }
+    told = for_plugin(conflist, 0, asked, version="0.4.0", ours=True)["runtimeConfig"]
+    assert told == {"mac": "02:00:00:00:00:01", "ips": ["10.0.0.9"], "deviceID": "0000:01:10.0"}
+    assert "runtimeConfig" not in for_plugin(conflist, 0, Asked(), version="0.4.0", ours=True)
+
+
+def test_files_of_the_node(tmp_path: Path) -> None:
+    (tmp_path / "10-a.conf").write_text("no JSON")
+    (tmp_path / "20-b.conflist").write_text(json.dumps({**ORIGINAL, "name": "b"}))
+    (tmp_path / "30-b.conflist").write_text(json.dumps({**ORIGINAL, "name": "b", "cniVersion": "1.0.0"}))
+    found = find_conflist(tmp_path, "b")
+    assert found is not None
+    assert found.cni_version == "0.3.1"
+    assert find_conflist(tmp_path, "c") is None
+    with pytest.raises(InvalidConfig, match="missing"):
+        find_conflist(tmp_path / "missing", "b")
+
+
+def test_below_a_multus(tmp_path: Path) -> None:
+    ours = tmp_path / "00-spiderpool.conflist"
+    ours.write_text(json.dumps({**ORIGINAL, "name": "spiderpool"}))
+    assert not calls_multus(tmp_path)
+    first = tmp_path / "00-multus.conf"
+    first.write_text(json.dumps({"type": "multus-shim", "name": "m"}))
+    assert calls_multus(tmp_path)
+    first.rename(tmp_path / "99-multus.conf")
+    assert not calls_multus(tmp_path)
+    assert not calls_multus(tmp_path / "missing")
+
+
+def test_the_first_interface_stays_as_it_was_called() -> None:
+    (first, net1) = planned(network(), networks=True, mtu=1400, coordinator={"mode": "underlay"})
+    (call,) = calls(first)
+    again = invocation_of(head(), Verb.ADD, first, call)
+    before = head(mtu=1400, coordinator={"mode": "underlay"})
+    assert again.conf == before.conf
+    assert (again.role, again.head, again.multus) == (Role.MAIN, "", "")
+    assert net1.network == "kube-system/lan"
+    main = main_of(net1)
+    assert main is not None
+    made = invocation_of(head(), Verb.ADD, net1, main)
+    assert (made.ifname, made.head, made.multus, made.conf.name) == ("net1", "eth0", "kube-system/lan", "lan")
+    assert made.conf.cni_version == "0.3.1"
+    (_, chained) = calls(net1)
+    assert invocation_of(head(), Verb.ADD, net1, chained, previous=Result()).role is Role.COORDINATOR
+
+
+def test_whose_plugins_they_are() -> None:
+    assert Call(dict(MACVLAN)).ours
+    assert Call({"type": "vlan"}).ours
+    assert not Call({"type": "bridge", "ipam": {"type": "spiderpool"}}).ours
+    assert not Call({"type": "macvlan", "ipam": {"type": "host-local"}}).ours
+    bridge, own = planned(network({"type": "bridge", "name": "b"}), network(interface="net2"))[1:]
+    assert main_of(bridge) is None
+    assert main_of(own) is not None
+
+
+def test_a_default_network_takes_the_first_interface() -> None:
+    (first, _) = planned(network(), default=network({"type": "ptp", "cniVersion": "1.0.0"}, name="other"))
+    assert (first.ifname, first.network, first.name) == ("eth0", "kube-system/other", "other")
+    (clustered,) = planned(clusterNetwork="b", find=lambda name: read_conflist(json.dumps(ORIGINAL), where=name))
+    assert (clustered.ifname, clustered.network, clustered.name) == ("eth0", "", "lan")
+    with pytest.raises(InvalidConfig, match=r'clusterNetwork: .*"b"'):
+        planned(clusterNetwork="b")
+
+
+def test_a_definition_without_a_configuration_is_a_file_of_the_node() -> None:
+    (_, found) = planned(network(""), find=lambda name: ConfList(name=name, plugins=(MACVLAN,)))
+    assert found.name == "lan"
+    with pytest.raises(InvalidConfig, match=r"kube-system/lan: it has no spec\.config"):
+        planned(network(""))
+
+
+def test_devices_go_to_those_who_name_their_resource() -> None:
+    sriov = {"type": "sriov", "ipam": {"type": "spiderpool"}}
+    (_, one, two) = planned(
+        network(sriov, resource="intel.com/vf"), network(sriov, interface="net2", device_id="0000:02:00.0")
+    )
+    assert [calls(one)[0].conf["deviceID"], calls(two)[0].conf["deviceID"]] == ["INTEL.COM/VF", "0000:02:00.0"]
+
+
+def test_a_default_route_that_is_asked_for_takes_everybody_elses() -> None:
+    assert [one.gateways for one in planned(network())] == [None, None]
+    directed = planned(network(), network(interface="net2", default_route=("10.0.0.1",)))
+    assert [one.gateways for one in directed] == [(), (), ("10.0.0.1",)]
+
+
+def test_what_cannot_be_is_said_before_anything_is_done() -> None:
+    with pytest.raises(InvalidConfig, match="interface eth0 is another network's"):
+        planned(network(interface="eth0"))
+    with pytest.raises(InvalidConfig, match='mtu: "x"'):
+        planned(network({**MACVLAN, "mtu": "x"}))
+
+
+def test_network_status() -> None:
+    result = Result(
+        interfaces=(Interface(name="eth0", mac="02:00:00:00:00:01", mtu=1500, sandbox="/run/netns/x"),),
+        ips=(IpConfig(address="10.0.0.2/24", interface=0), IpConfig(address="fd00::2/64", interface=0)),
+        routes=(RouteConfig(dst="0.0.0.0/0", gw="10.0.0.1"), RouteConfig(dst="10.9.0.0/16", gw="10.0.0.3")),
+    )
+    text = network_status(
+        [
+            Attached(ifname="eth0", name="spiderpool", plugins=("{}",), result=result),
+            Attached(ifname="net1", network="ns/lan", name="lan", plugins=("{}",)),
+        ]
+    )
+    assert json.loads(text) == [
+        {
+            "name": "spiderpool",
+            "interface": "eth0",
+            "ips": ["10.0.0.2", "fd00::2"],
+            "mac": "02:00:00:00:00:01",
+            "mtu": 1500,
+            "default": True,
+            "dns": {},
+            "gateway": ["10.0.0.1"],
+        },
+        {"name": "ns/lan", "interface": "net1", "ips": [], "dns": {}},
+    ]

@@ -136,7 +136,7 @@ class AgentSettings(_Common, frozen=True, kw_only=True):
         str,
         Meta(pattern="^spiderpool(,[a-z][a-z0-9-]*)*$"),
         Env("SPIDERPOOL_CNI_PLUGINS", (), "spiderpool, and more plugin names separated by commas"),
-    ] = "spiderpool"
+    ] = "spiderpool,coordinator,ifacer"
     """Names that the shim gets on the node; a program of such a name is set aside and comes back on the way out."""
     cni_master: Annotated[
         str, Meta(pattern=r"^[^\s/:]{0,15}$"), Env("SPIDERPOOL_CNI_MASTER", (), "the name of an interface")
@@ -144,6 +144,16 @@ class AgentSettings(_Common, frozen=True, kw_only=True):
     """Parent of pods' interfaces in the configuration that is installed; empty: the device of the default route."""
     cni_mtu: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_CNI_MTU", (), "a number of bytes, 0 to 65535")] = 0
     """MTU of pods' interfaces in that configuration; 0: the parent's."""
+    cni_networks: Annotated[bool, Env("SPIDERPOOL_CNI_NETWORKS")] = True
+    """Whether that configuration attaches pods to the further networks that their annotations name, as Multus does.
+    Below a Multus it does not."""
+    cni_cluster_network: Annotated[
+        str,
+        Meta(pattern=r"^[a-zA-Z0-9._-]*$"),
+        Env("SPIDERPOOL_CNI_CLUSTER_NETWORK", (), "the name of a configuration"),
+    ] = ""
+    """Name of the CNI configuration on the node that makes pods' first interface, for an overlay network as the default
+    one; empty: that configuration itself does."""
 
 
 class ControllerSettings(_Common, frozen=True, kw_only=True):
@@ -195,6 +205,14 @@ class ControllerSettings(_Common, frozen=True, kw_only=True):
     ] = "default"
     service_cidr: Annotated[tuple[str, ...], Env("SPIDERPOOL_SERVICE_CIDR", expected="CIDRs, separated by commas")] = ()
     """Of the cluster's Services, where the API server has no ServiceCIDR objects."""
+    multus_namespace_isolation: Annotated[bool, Env("SPIDERPOOL_MULTUS_NAMESPACE_ISOLATION")] = False
+    """Whether pods may be attached to networks of their own namespace only."""
+    multus_global_namespaces: Annotated[
+        str,
+        Meta(pattern=r"^([a-z0-9-]+(,[a-z0-9-]+)*)?$"),
+        Env("SPIDERPOOL_MULTUS_GLOBAL_NAMESPACES", (), "names of namespaces, separated by commas"),
+    ] = "default"
+    """Namespaces whose networks are for every pod all the same."""
     cni_config_dir: Annotated[str, Env("SPIDERPOOL_CNI_CONFIG_DIR")] = "/etc/cni/net.d"
     multus_config_enabled: Annotated[bool, Env("SPIDERPOOL_MULTUS_CONFIG_ENABLED")] = False
     cilium_configmap: Annotated[str, Env("SPIDERPOOL_CILIUM_CONFIGMAP_NAMESPACE_NAME")] = "kube-system/cilium-config"

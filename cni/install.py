@@ -109,14 +109,25 @@ class Configuration(Struct, frozen=True):
 # ---------------------------------------------------------------- decisions
 
 
-def conflist(*, master: str = "", mtu: int = 0) -> bytes:
-    """The network of every pod. Empty and 0: the device of the default route, and its MTU."""
+def conflist(*, master: str = "", mtu: int = 0, networks: bool = True, cluster_network: str = "") -> bytes:
+    """The network of every pod.
+
+    Args:
+        master: the parent of its first interface; empty: the device of the default route.
+        mtu: its MTU; 0: the parent's.
+        networks: whether pods are attached to further networks by their annotations.
+        cluster_network: the configuration that makes the first interface instead; empty: this one.
+    """
     plugin: dict[str, object] = {"type": SHIM, "mode": "bridge"}
     if master:
         plugin["master"] = master
     if mtu:
         plugin["mtu"] = mtu
     plugin |= {"ipam": {"type": "spiderpool"}, "coordinator": {"mode": "auto"}}
+    if networks:
+        plugin["networks"] = True
+    if cluster_network:
+        plugin["clusterNetwork"] = cluster_network
     document = {"cniVersion": "1.0.0", "name": "spiderpool", "plugins": [plugin]}
     return json.dumps(document, indent=2).encode() + b"\n"
 

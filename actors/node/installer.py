@@ -127,7 +127,12 @@ class NodeFiles:
             conf_dir=Path(settings.cni_conf_dir) if settings.cni_conf_dir else None,
             shim_dir=Path(settings.cni_shim_dir),
             plugins=tuple(settings.cni_plugins.split(",")),
-            conflist=install.conflist(master=settings.cni_master, mtu=settings.cni_mtu),
+            conflist=install.conflist(
+                master=settings.cni_master,
+                mtu=settings.cni_mtu,
+                networks=settings.cni_networks,
+                cluster_network=settings.cni_cluster_network,
+            ),
         )
         self._current = current
 

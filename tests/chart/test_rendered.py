@@ -234,7 +234,7 @@ def test_plugin_is_installed_where_the_runtime_looks(render: Render) -> None:
     assert folders["CONF"]["hostPath"]["path"] == "/etc/kube/cni"
     assert "SPIDERPOOL_CNI_PLUGINS" not in given
     more, _ = settings(render, "plugins.installCNI=true")
-    assert more.cni_plugins == "spiderpool,macvlan"
+    assert more.cni_plugins == "spiderpool,macvlan,ipvlan,vlan,sriov,coordinator,ifacer"
     without = render("spiderpoolAgent.cni.install=false")["DaemonSet", AGENT]
     assert not [name for name in environment(without) if name.startswith("SPIDERPOOL_CNI")]
     assert {"cni-bin", "cni-conf"} & set(volumes(without)) == set()

@@ -116,15 +116,16 @@ def test_what_goes_and_what_stays(others: list[Configuration] | None, conflist: 
 
 
 def test_the_configuration_says_what_the_settings_say() -> None:
-    plain = json.loads(install.conflist())
+    plain = json.loads(install.conflist(networks=False))
     assert plain["plugins"][0] == {
         "type": "spiderpool", "mode": "bridge", "ipam": {"type": "spiderpool"}, "coordinator": {"mode": "auto"}
     }  # fmt: skip
-    full = json.loads(install.conflist(master="bond0", mtu=9000))
+    full = json.loads(install.conflist(master="bond0", mtu=9000, cluster_network="k8s-pod-network"))
     assert (full["name"], full["plugins"][0]["master"], full["plugins"][0]["mtu"]) == ("spiderpool", "bond0", 9000)
     # A runtime puts name and version into the element and gives it to the shim.
     element = {"cniVersion": full["cniVersion"], "name": full["name"], **full["plugins"][0]}
-    assert decode_config(decode_json(json.dumps(element).encode())).master == "bond0"
+    conf = decode_config(decode_json(json.dumps(element).encode()))
+    assert (conf.master, conf.networks, conf.cluster_network) == ("bond0", True, "k8s-pod-network")
     assert not read_configuration(CONFLIST, install.conflist()).problem
 
 

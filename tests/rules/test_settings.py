@@ -95,7 +95,9 @@ def test_every_name_of_the_table_is_accepted_by_both_programs() -> None:
     values["SPIDERPOOL_LOG_LEVEL"] = "warn"
     values["SPIDERPOOL_CNI_MASTER"] = "bond0"
     values["SPIDERPOOL_CNI_PLUGINS"] = "spiderpool,macvlan"
+    values["SPIDERPOOL_CNI_CLUSTER_NETWORK"] = "k8s-pod-network"
     values["SPIDERPOOL_SERVICE_CIDR"] = "fd00::/112"
+    values["SPIDERPOOL_MULTUS_GLOBAL_NAMESPACES"] = "default,kube-system"
     rest = dict.fromkeys(settings.KNOWN - set(values), "anything at all")
     assert agent({**rest, **values}).log_level == "warn"
     assert controller({**rest, **values}).controller_addresses == (Address("fd00::1", 5723),)

@@ -6,10 +6,14 @@ from errno import errorcode
 from functools import partial
 from typing import Protocol, Self
 
+import anyio
+
 from cni.coordination import CoordinationPlan, NodeView, Pair
+from cni.detection import Findings, ProbePlan
 from cni.errors import KernelRefused
 from cni.netlink import attachment, carriers, coordinator, vf
 from cni.netlink.holders import Modes
+from cni.netlink.probe import Prober
 from cni.netns_watch import NetnsWatch
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
 from cni.workers import Workers
@@ -129,6 +133,18 @@ class Kernel(Protocol):
         """
         ...
 
+    async def probe(self, plan: ProbePlan) -> Findings:
+        """Set the link up and ask the segment for addresses and gateways.
+
+        It answers when all have answered, or at the end of the budget. The link stays up, and the kernel remembers the
+        gateways that answered; nothing else is left, of a cancelled one neither.
+
+        Raises:
+            InvalidNetns: the plan's `netns` is no network namespace.
+            KernelRefused: the link does not come up, or the kernel does not ask.
+        """
+        ...
+
     async def master_networks(self, netns: str, ifname: str) -> tuple[str, ...]:
         """The addresses, with prefix lengths, of the physical NIC behind an SR-IOV interface; none for any other.
 
@@ -227,6 +243,25 @@ class LinuxKernel:
     def departures(self) -> Departures:
         """See `Kernel.departures`."""
         return NetnsWatch()
+
+    async def probe(self, plan: ProbePlan) -> Findings:
+        """See `Kernel.probe`. No thread waits with it."""
+        prober = Prober(plan)
+        try:
+            await self._run(prober.begin_probes)
+            for number in range(plan.probes):
+                if number:
+                    await self._run(prober.repeat_probes)
+                left = prober.asked_at + plan.budget / plan.probes - time.monotonic()
+                with anyio.move_on_after(max(left, 0.0)):
+                    while prober.hear():
+                        await anyio.wait_readable(prober)
+                if not prober.hear():
+                    break
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._run(prober.end_probes)
+        return prober.findings
 
     async def master_networks(self, netns: str, ifname: str) -> tuple[str, ...]:
         """See `Kernel.master_networks`."""

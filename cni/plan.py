@@ -63,6 +63,10 @@ class LinkState(Struct, frozen=True, kw_only=True):
     mac: str = ""
     mtu: int = 0
     up: bool = False
+    carrier: bool = False
+    """Whether frames get through, as far as the kernel knows; never while it is down."""
+    arp: bool = True
+    """Whether it resolves addresses of the segment: ipvlan links in l3 and l3s mode do not."""
     parent_index: int = 0
     """The parent's index in its own namespace."""
     parent_netns: int | None = None

@@ -14,7 +14,7 @@ from cni.netlink.message import attribute, u32
 from cni.netlink.socket import Refusal, Request, RouteSocket
 from cni.plan import LinkState
 
-RTM_NEWADDR, RTM_GETADDR = 20, 22
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _NODAD = 2
 _SCOPE_LINK = 253
@@ -39,6 +39,13 @@ def request(link: LinkState, address: str) -> Request:
     body = add_body(ip_interface(address), index=link.index)
     doing = f"add address {address} to {link.ifname}"
     return Request(RTM_NEWADDR, message.F_CREATE | message.F_EXCL, body, doing, (errno.EEXIST,))
+
+
+def removal(link: LinkState, address: str) -> Request:
+    """The request to take an address away; one that is not there is fine, and so is no link."""
+    body = add_body(ip_interface(address), index=link.index)
+    doing = f"remove address {address} from {link.ifname}"
+    return Request(RTM_DELADDR, 0, body, doing, (errno.EADDRNOTAVAIL, errno.ENODEV))
 
 
 def add_body(interface: IPv4Interface | IPv6Interface, *, index: int) -> bytes:

@@ -2,7 +2,8 @@
 
 IPv4: the kernel sends a gratuitous ARP request per address when a link with arp_notify comes up
 (`cni.netlink.link.announce_on_up`). It costs nothing; a packet socket of our own would take 16 ms to close, and until
-then keep the container's namespace alive.
+then keep the container's namespace alive. Where the link was up before it had its addresses, the kernel is made to
+resolve the address itself (`announce`): what it sends then is the very same frame.
 
 IPv6: Linux 6.18 does the same for a link with ndisc_notify. That setting has no netlink message, and a read-only
 /proc/sys keeps it off, so we send the unsolicited neighbour advertisement (RFC 4861, section 7.2.6) ourselves, from an
@@ -11,10 +12,13 @@ ICMPv6 socket in the namespace. Twice is harmless.
 
 import socket
 import struct
+from collections.abc import Iterable
 from ipaddress import IPv6Address
 from typing import Self
 
 from cni.errors import KernelRefused
+from cni.netlink import resolve
+from cni.netlink.socket import RouteSocket
 from cni.plan import LinkState
 
 _ADVERTISEMENT = 136
@@ -23,6 +27,20 @@ _TARGET_LINK_ADDRESS = 2
 _ALL_NODES = "ff02::1"
 _HOPS = 255
 """What receivers insist on: it proves that no router passed the packet on."""
+
+
+def announce(sockets: RouteSocket, link: LinkState, addresses: Iterable[str]) -> None:
+    """Send a gratuitous ARP for each IPv4 address of a link that is up. With or without prefix length.
+
+    The sender is the first address of a network on the link, so further ones of the same network are not announced.
+
+    Raises:
+        KernelRefused: it could not be sent.
+    """
+    four = [text for one in addresses if ":" not in (text := one.partition("/")[0])]
+    if four:
+        steps = (resolve.forget, resolve.ask, resolve.forget)
+        sockets.pipeline([step(link, text) for text in four for step in steps])
 
 
 class Advertiser:

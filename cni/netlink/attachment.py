@@ -8,12 +8,12 @@ from ipaddress import IPv6Interface, ip_address, ip_interface, ip_network
 
 from cni.coordination import POD_VETH, Pair
 from cni.errors import CniError, InterfaceExists, InvalidNetns, KernelRefused
-from cni.netlink import address, holders, link, route, veth
+from cni.netlink import address, announce, holders, link, route, veth
 from cni.netlink.announce import Advertiser
 from cni.netlink.holders import Modes
 from cni.netlink.route import Address
 from cni.netlink.socket import Netns, Refusal, RouteSocket, route_socket
-from cni.netlink.sysctl import ipv6_setting
+from cni.netlink.sysctl import prepare_ipv6
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
 from cni.plan import link_differences as compared
 from telemetry import traces
@@ -78,7 +78,7 @@ def configure_link(netns_path: str, ifname: str, plan: AddressPlan) -> None:
             if found is None:
                 raise KernelRefused(f"there is no interface {ifname} in {netns_path}")
             if six:
-                _prepare_ipv6(ifname)
+                prepare_ipv6(ifname)
                 advertiser = stack.enter_context(Advertiser())
         if len(six) < len(interfaces):
             link.announce_on_up(sockets, found)
@@ -92,6 +92,9 @@ def configure_link(netns_path: str, ifname: str, plan: AddressPlan) -> None:
                 network = ip_network(destination)
                 hop = ip_address(gateway) if gateway else gateways.get(network.version)
                 route.add(sockets, found, network, hop)
+        if found.up:
+            # It was set up to probe for the addresses: the kernel does not announce what is added now.
+            announce.announce(sockets, found, plan.addresses)
         if advertiser is not None:
             with traces.span("announce", attributes={NETWORK_INTERFACE_NAME: ifname}):
                 _advertise(advertiser, found, six)
@@ -190,21 +193,6 @@ def _enter(stack: ExitStack, netns_path: str) -> RouteSocket | None:
         return stack.enter_context(route_socket(stack.enter_context(Netns.open(netns_path))))
     except InvalidNetns:
         return None
-
-
-def _prepare_ipv6(ifname: str) -> None:
-    disabled = ipv6_setting(ifname, "disable_ipv6")
-    try:
-        if disabled.read_text().strip() != "0":
-            disabled.write_text("0")
-    except OSError as error:
-        raise KernelRefused(f"IPv6 cannot be enabled on {ifname}", str(error), errno=error.errno or 0) from None
-    for name in ("ndisc_notify", "keep_addr_on_down"):
-        try:
-            ipv6_setting(ifname, name).write_text("1")
-        except OSError as error:
-            # Both only matter when the link goes down or changes its MAC address later; /proc/sys may be read-only.
-            _log.debug("%s of %s stays as it is: %s", name, ifname, error)
 
 
 def _advertise(advertiser: Advertiser, found: LinkState, interfaces: Sequence[IPv6Interface]) -> None:

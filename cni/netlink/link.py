@@ -31,7 +31,7 @@ _AF_INET = 2
 _INET_CONF = 1
 _RP_FILTER, _ARP_NOTIFY = 8, 22
 """IPV4_DEVCONF_* of linux/ip.h."""
-_UP = 1
+_UP, _NOARP, _LOWER_UP = 0x1, 0x80, 0x10000
 _HEADER = struct.Struct("=BxHiII")
 
 
@@ -243,6 +243,11 @@ def set_up_body(index: int) -> bytes:
     return _HEADER.pack(0, 0, index, _UP, _UP)
 
 
+def set_down_body(index: int) -> bytes:
+    """The body of the RTM_SETLINK that sets a link down."""
+    return _HEADER.pack(0, 0, index, 0, _UP)
+
+
 def settings_body(
     index: int, *, up: bool = False, alias: str = "", tx_queue_len: int = 0, rp_filter: int = -1
 ) -> bytes:
@@ -283,6 +288,8 @@ def decode(body: memoryview) -> LinkState:
         mac=bytes(found.get(_IFLA_ADDRESS, b"")).hex(":"),
         mtu=message.read_u32(found.get(_IFLA_MTU)),
         up=bool(flags & _UP),
+        carrier=bool(flags & _LOWER_UP),
+        arp=not flags & _NOARP,
         parent_index=message.read_u32(found.get(_IFLA_LINK)),
         parent_netns=int.from_bytes(netns[:4], sys.byteorder, signed=True) if netns is not None else None,
         master_index=message.read_u32(found.get(_IFLA_MASTER)),

@@ -1,7 +1,12 @@
 """Settings under /proc/sys/net, which shows the namespace of the thread that reads it."""
 
+import logging
 from functools import cache
 from pathlib import Path
+
+from cni.errors import KernelRefused
+
+_log = logging.getLogger(__name__)
 
 _MOUNTED = Path("/host/proc/sys/net")
 """Where a container that is not privileged has the same files writable: it finds its own /proc/sys read-only."""
@@ -35,6 +40,26 @@ def ipv6_setting(ifname: str, name: str) -> Path:
 def ipv4_setting(ifname: str, name: str) -> Path:
     """The file of one IPv4 setting of one interface, or of "all"."""
     return _root() / "ipv4/conf" / ifname / name
+
+
+def prepare_ipv6(ifname: str) -> None:
+    """Let an interface of the namespace that the calling thread is in have IPv6 addresses.
+
+    Raises:
+        KernelRefused: runtimes switch IPv6 off, and here it stays off.
+    """
+    disabled = ipv6_setting(ifname, "disable_ipv6")
+    try:
+        if disabled.read_text().strip() != "0":
+            disabled.write_text("0")
+    except OSError as error:
+        raise KernelRefused(f"IPv6 cannot be enabled on {ifname}", str(error), errno=error.errno or 0) from None
+    for name in ("ndisc_notify", "keep_addr_on_down"):
+        try:
+            ipv6_setting(ifname, name).write_text("1")
+        except OSError as error:
+            # Both only matter when the link goes down or changes its MAC address later; /proc/sys may be read-only.
+            _log.debug("%s of %s stays as it is: %s", name, ifname, error)
 
 
 def tune_node(root: Path | None = None) -> list[str]:

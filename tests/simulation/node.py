@@ -9,6 +9,7 @@ import anyio
 import anyio.lowlevel
 
 from cni.coordination import CoordinationPlan, NodeView, Pair
+from cni.detection import Conflict, Findings, ProbePlan
 from cni.errors import TryAgainLater
 from cni.journal import JournalEntry, Key
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
@@ -134,6 +135,8 @@ class MemoryKernel:
         self._lost: set[str] = set()
         self._watches: list[MemoryDepartures] = []
         self._index = 0
+        self.strangers: dict[str, str] = {}
+        """Hosts that no pool knows of: their MAC addresses by address."""
 
     def lose(self, netns: str, *, watched: bool = False) -> None:
         """The namespace goes, with all that is in it, and nobody says a word but, with `watched`, the kernel."""
@@ -178,6 +181,18 @@ class MemoryKernel:
             self._segment[address] = netns
             carried.append(address)
         await self._point("after link.configure")
+
+    async def probe(self, plan: ProbePlan) -> Findings:
+        await self._point("before probe")
+        await anyio.sleep(plan.budget)
+        carried = {address.partition("/")[0]: where for address, where in self._segment.items() if where != plan.netns}
+        found = [
+            Conflict(address, self.strangers.get(address, f"a link in {carried.get(address)}"))
+            for address in plan.addresses
+            if address in carried or address in self.strangers
+        ]
+        await self._point("after probe")
+        return Findings(ifname=plan.ifname, conflicts=tuple(found))
 
     async def detach_link(
         self, netns: str, ifname: str, *, kind: str = "", mac: str = "", pair: Pair | None = None

@@ -64,9 +64,15 @@ class Delegates(Protocol):
 class ExecutedDelegates:
     """The plugins in the node's folders. Implements `Delegates`."""
 
-    def __init__(self, *folders: str) -> None:
-        """`folders` are looked through before CNI_PATH: as this process sees them."""
+    def __init__(self, *folders: str, socket: str = "") -> None:
+        """`folders` are looked through before CNI_PATH: as this process sees them.
+
+        `socket` is where the shim finds this process, for plugins that call it as their IPAM; empty: the usual path.
+        """
         self._folders = [folder for folder in folders if folder]
+        self._environment = {"PATH": os.environ.get("PATH", os.defpath)}
+        if socket:
+            self._environment["SPIDERPOOL_SOCKET"] = socket
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
 
     def __repr__(self) -> str:
@@ -94,7 +100,7 @@ class ExecutedDelegates:
             "CNI_IFNAME": target.ifname,
             "CNI_ARGS": target.args,
             "CNI_PATH": os.pathsep.join(folders),
-            "PATH": os.environ.get("PATH", os.defpath),
+            **self._environment,
         }
         metrics.CNI_DELEGATE_EXECS.labels(verb=verb, type=kind).inc()
         with traces.span(f"delegate {kind}", attributes={attributes.CNI_TYPE: kind, attributes.CNI_COMMAND: verb}):
@@ -134,11 +140,11 @@ def _execute(program: Path, environment: Mapping[str, str], stdin: bytes, kind: 
 def _failure(kind: str, verb: Verb, code: int, out: bytes, err: bytes) -> DelegateFailed:
     try:
         tree = msgspec.json.decode(out)
-        said = {"code": int(tree["code"]), "msg": str(tree["msg"]), "details": str(tree.get("details", ""))}
+        said_code, msg, details = int(tree["code"]), str(tree["msg"]), str(tree.get("details", ""))
     except (msgspec.DecodeError, UnicodeDecodeError, TypeError, KeyError, ValueError, AttributeError):
         text = (err or out).decode(errors="replace").strip()[:_MOST_SHOWN]
         return DelegateFailed(999, f"plugin {kind}: {verb} ended with code {code}", text)
-    return DelegateFailed(int(said["code"]), f"plugin {kind}: {said['msg']}", str(said["details"]))
+    return DelegateFailed(said_code, f"plugin {kind}: {msg}", details)
 
 
 def _decoded(out: bytes, kind: str) -> object:

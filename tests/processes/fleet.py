@@ -88,7 +88,7 @@ class Fleet(Lab):
     ) -> list[Sandbox]:
         """Pod objects, spread over the nodes in turn, that ask for the lab's pools by annotation."""
         spread = nodes or self.nodes
-        wanted = {"ipam.spidernet.io/ippool": json.dumps(pools if pools is not None else self._wanted)}
+        wanted = {"ipam.spidernet.io/ippool": json.dumps(pools if pools is not None else self.pools_of_pods)}
         limit = asyncio.Semaphore(16)
 
         async def make(store: KubernetesStore, number: int) -> Sandbox:

@@ -157,7 +157,11 @@ class Pod:
 
 
 class Lab:
-    """See the module. A context manager; `control_plane` outlives it."""
+    """See the module. A context manager; `control_plane` outlives it.
+
+    Attributes:
+        pools_of_pods: the pools that pods ask for, by family: ipv4 and ipv6.
+    """
 
     def __init__(
         self,
@@ -187,6 +191,7 @@ class Lab:
         self._environment = dict(environment or {})
         self.processes: dict[str, ServerProcess] = {}
         self._pools: list[str] = []
+        self.pools_of_pods: dict[str, list[str]] = {}
         self._lock = threading.Lock()
 
     # -- set-up --------------------------------------------------------------------------------------------------------
@@ -441,13 +446,13 @@ class Lab:
 
     def pod(self, name: str, node: str = NODES[0], *, pools: Mapping[str, list[str]] | None = None) -> Pod:
         """A pod that asks for pools by annotation; by default for all pools of the lab."""
-        wanted = pools if pools is not None else self._wanted
+        wanted = pools if pools is not None else self.pools_of_pods
         return Pod(self, name, node, annotations={"ipam.spidernet.io/ippool": json.dumps(wanted)})
 
     def create_pools(self, size: int, *, prefix: str = "") -> None:
         """An IPv4 and an IPv6 pool of so many addresses, which the pods of the lab then ask for."""
         stem = f"{prefix}{self.namespace}"
-        self._wanted = {"ipv4": [f"{stem}-v4"], "ipv6": [f"{stem}-v6"]}
+        self.pools_of_pods = {"ipv4": [f"{stem}-v4"], "ipv6": [f"{stem}-v6"]}
         first4, first6 = 0x0A060010, 0x10
         last4 = first4 + size - 1
         self.create_pool(

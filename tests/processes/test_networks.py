@@ -1,0 +1,229 @@
+"""Pods with several networks by their annotations: real API server, controller, agent, shim, kernel and plugins.
+
+The test's own namespace is the node. Each pod's first interface is what the installed configuration makes; the others
+are what definitions say that were written for Multus.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pyroute2 import IPRoute
+
+from tests.processes import networks
+from tests.processes.lab import CniError, Lab, Pod, call
+from tests.processes.test_cni import interfaces
+from tests.servers import CniBinaries
+
+pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
+
+NODE = {4: ("10.6.255.1", 16), 6: ("fd00:6::ffff", 64)}
+STATUS = "k8s.v1.cni.cncf.io/network-status"
+
+
+@pytest.fixture(scope="module")
+def wide(lab: Lab, cni_binaries: CniBinaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """The lab with definitions, a pool for the second network, and a node with addresses."""
+    networks.install_kind(lab.control_plane)
+    lab.create_pool("net-b-v4", ipVersion=4, subnet="10.7.0.0/24", gateway="10.7.0.1", ips=["10.7.0.10-10.7.0.60"])
+    ours = {"type": "spiderpool", "default_ipv4_ippool": ["net-b-v4"]}
+    coordinator = {"type": "coordinator", "mode": "auto", "tunePodRoutes": True}
+    state = str(tmp_path_factory.mktemp("host-local"))
+    local = {"type": "host-local", "dataDir": state, "ranges": [[{"subnet": "10.99.0.0/24"}]]}
+    definitions: dict[str, list[dict[str, Any]]] = {
+        "lan-b": [{"type": "macvlan", "master": "n1-up", "mode": "bridge", "ipam": ours}, coordinator],
+        "lan-c": [{"type": "macvlan", "master": "n1-up", "ipam": ours}],
+        "foreign": [{"type": "bridge", "bridge": "br-foreign", "ipam": local}],
+        "mixed": [{"type": "bridge", "bridge": "br-foreign", "ipam": ours}],
+        "broken": [{"type": "macvlan", "master": "nothing0", "ipam": ours}],
+        "absent": [{"type": "no-such-plugin"}],
+    }
+    for name, plugins in definitions.items():
+        networks.define(
+            lab.control_plane, lab.namespace, name, {"cniVersion": "0.3.1", "name": name, "plugins": plugins}
+        )
+    with IPRoute() as route:
+        index = route.link_lookup(ifname="n1-up")[0]
+        for address, length in NODE.values():
+            route.addr("add", index=index, address=address, prefixlen=length, flags=2)
+    yield lab
+    with IPRoute() as route:
+        for address, length in NODE.values():
+            route.addr("del", index=index, address=address, prefixlen=length)
+        for name in ("br-foreign",):
+            for found in route.link_lookup(ifname=name):
+                route.link("del", index=found)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for one in route.get_rules(family=family):
+                if one.get_attr("FRA_PRIORITY") == 1000:
+                    route.rule("del", family=family, priority=1000, table=500)
+
+
+class Runtime:
+    """What kubelet's runtime does for one pod: it knows the first interface only."""
+
+    def __init__(self, lab: Lab, binaries: CniBinaries, name: str, **annotations: str) -> None:
+        keys = {"networks": "k8s.v1.cni.cncf.io/networks", "default": "v1.multus-cni.io/default-network"}
+        notes = {keys[key]: value for key, value in annotations.items()}
+        ipam = {f"default_{family}_ippool": pools for family, pools in lab.pools_of_pods.items()}
+        self.lab = lab
+        self.pod = Pod(lab, name, "n1", annotations=notes)
+        self.path = os.pathsep.join([str(lab.plugins), binaries.path])
+        self.config = {**lab.config("n1"), "networks": True, "coordinator": {"mode": "auto"}}
+        self.config["ipam"] = {"type": "spiderpool", **ipam}
+        self.pod.new_sandbox()
+
+    def call(self, verb: str, **config: Any) -> dict[str, Any]:
+        environment = {**self.pod.environment(), "CNI_PATH": self.path}
+        return call(self.lab.plugins / "macvlan", verb, {**self.config, **config}, environment)
+
+    def inside(self) -> list[str]:
+        assert self.pod.netns is not None
+        return self.pod.netns.run(interfaces)
+
+    def addresses(self, ifname: str) -> list[str]:
+        def listed() -> list[str]:
+            with IPRoute() as route:
+                index = route.link_lookup(ifname=ifname)[0]
+                found = [one.get_attr("IFA_ADDRESS") for one in route.get_addr(index=index)]
+                return [one for one in found if not one.startswith("fe80")]
+
+        assert self.pod.netns is not None
+        return self.pod.netns.run(listed)
+
+    def status(self) -> list[dict[str, Any]]:
+        path = f"/api/v1/namespaces/{self.lab.namespace}/pods/{self.pod.name}"
+        notes = self.lab.control_plane.request("GET", path).body["metadata"]["annotations"]
+        return list(json.loads(notes.get(STATUS, "[]")))
+
+    def records(self) -> dict[str, str]:
+        """Address to NIC."""
+        return {ip: one["nic"] for ip, one in self.lab.records().items() if one["podUid"] == self.pod.uid}
+
+    def gone(self) -> None:
+        """Nothing is left, anywhere."""
+        self.lab.wait_for(lambda: not self.records())
+        self.lab.wait_for(lambda: self.pod.name not in self.lab.endpoints())
+        self.lab.wait_for(lambda: self.lab.journal("n1") == [])
+        assert self.inside() == ["lo"]
+        assert [name for _, name in socket.if_nameindex() if name.startswith("veth")] == []
+
+
+@pytest.fixture
+def runtime(wide: Lab, cni_binaries: CniBinaries, request: pytest.FixtureRequest) -> Any:
+    name = request.node.name.replace("_", "-").lower()[:50]
+    return lambda **annotations: Runtime(wide, cni_binaries, name, **annotations)
+
+
+def test_three_interfaces_of_ours(wide: Lab, runtime: Any) -> None:
+    pod = runtime(networks="lan-b,lan-c@data")
+    result = pod.call("ADD")
+    assert [one["name"] for one in result["interfaces"]] == ["eth0"]
+    assert pod.inside() == ["data", "eth0", "lo", "net1", "veth0"]
+    by_nic = {nic: {ip for ip, at in pod.records().items() if at == nic} for nic in ("eth0", "net1", "data")}
+    assert {len(addresses) for addresses in by_nic.values()} == {1, 2}
+    for nic, addresses in by_nic.items():
+        assert set(pod.addresses(nic)) == addresses
+    (endpoint,) = [one for name, one in wide.endpoints().items() if name == pod.pod.name]
+    assert {ip["interface"] for ip in endpoint["status"]["current"]["ips"]} == set(by_nic)
+    status = pod.status()
+    assert [(one["name"], one["interface"]) for one in status] == [
+        ("lan", "eth0"),
+        (f"{wide.namespace}/lan-b", "net1"),
+        (f"{wide.namespace}/lan-c", "data"),
+    ]
+    assert {one["interface"]: set(one["ips"]) for one in status} == by_nic
+    assert pod.call("ADD") == result
+    assert pod.call("CHECK", prevResult=result) == {}
+    pod.call("DEL")
+    pod.call("DEL")
+    pod.gone()
+
+
+def test_a_pod_without_networks_pays_nothing(wide: Lab, runtime: Any) -> None:
+    pod = runtime()
+    pod.call("ADD")
+    assert pod.inside() == ["eth0", "lo", "veth0"]
+    assert pod.status() == []
+    assert len(wide.journal("n1")) == 1
+    pod.call("DEL")
+    pod.gone()
+
+
+def test_other_peoples_plugins(wide: Lab, runtime: Any) -> None:
+    pod = runtime(networks="foreign,mixed")
+    result = pod.call("ADD")
+    assert pod.inside() == ["eth0", "lo", "net1", "net2", "veth0"]
+    assert pod.addresses("net1")[0].startswith("10.99.0.")
+    assert pod.addresses("net2")[0] in {ip for ip, nic in pod.records().items() if nic == "net2"}
+    assert [one["interface"] for one in pod.status()] == ["eth0", "net1", "net2"]
+    assert pod.status()[1]["ips"] == pod.addresses("net1")
+    assert pod.call("CHECK", prevResult=result) == {}
+    pod.call("DEL")
+    left = [name for _, name in socket.if_nameindex() if name.startswith("veth")]
+    assert left == []
+    pod.gone()
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        ("lan-b,broken", 'master: .*"nothing0"'),
+        ("lan-b,absent", 'no plugin "no-such-plugin"'),
+        ("foreign,lan-b,missing", "missing"),
+        ("lan-b,foreign@eth0", "eth0"),
+    ],
+)
+def test_one_that_fails_takes_all_others_along(wide: Lab, runtime: Any, network: str, named: str) -> None:
+    pod = runtime(networks=network)
+    with pytest.raises(CniError, match=named):
+        pod.call("ADD")
+    pod.gone()
+    assert pod.status() == []
+    pod.call("DEL")
+    pod.gone()
+
+
+def test_another_network_makes_the_first_interface(wide: Lab, runtime: Any) -> None:
+    pod = runtime(default=f"{wide.namespace}/foreign", networks="lan-c")
+    result = pod.call("ADD")
+    assert result["ips"][0]["address"].startswith("10.99.0.")
+    assert pod.inside() == ["eth0", "lo", "net1"]
+    assert set(pod.records().values()) == {"net1"}
+    assert pod.status()[0]["name"] == f"{wide.namespace}/foreign"
+    pod.call("DEL")
+    pod.gone()
+
+
+def test_del_needs_neither_pod_nor_definition_nor_the_agent_that_added(wide: Lab, runtime: Any) -> None:
+    networks.define(
+        wide.control_plane,
+        wide.namespace,
+        "passing",
+        {"cniVersion": "1.0.0", "name": "passing", "type": "bridge", "bridge": "br-foreign"},
+    )
+    pod = runtime(networks="passing,lan-b")
+    pod.call("ADD")
+    assert pod.inside() == ["eth0", "lo", "net1", "net2", "veth0"]
+    wide.kill("n1")
+    networks.remove(wide.control_plane, wide.namespace, "passing")
+    path = f"/api/v1/namespaces/{wide.namespace}/pods/{pod.pod.name}"
+    wide.control_plane.request("DELETE", f"{path}?gracePeriodSeconds=0")
+    wide.start_agent("n1")
+    wide.wait_ready()
+    pod.call("DEL")
+    pod.gone()
+
+
+def test_a_sandbox_that_went_without_a_del(wide: Lab, runtime: Any) -> None:
+    pod = runtime(networks="lan-b,foreign")
+    pod.call("ADD")
+    assert pod.pod.netns is not None
+    pod.pod.netns.__exit__(None, None, None)
+    wide.wait_for(lambda: not pod.records())
+    wide.wait_for(lambda: wide.journal("n1") == [])
+    assert [name for _, name in socket.if_nameindex() if name.startswith("veth")] == []
+    pod.pod.netns = None

@@ -86,6 +86,8 @@ class Invocation(Struct, frozen=True, kw_only=True):
     """CNI_ARGS as they came, for plugins that are called on behalf of this one."""
     gateways: tuple[str, ...] | None = None
     """The next hops of the default routes that the interface is to have; None: those of its addresses."""
+    nics: tuple[str, ...] = ()
+    """All interfaces that the pod will have, in the order of their making; empty where that is not known."""
     head: str = ""
     """The interface whose ADD this one is made by, where a meta plugin makes several; empty: its own."""
     multus: str = ""

@@ -3,9 +3,20 @@
 from collections.abc import Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from actors.node.controllers import Controllers
-from api.wire import Allocate, Allocated, Networked, NicRequest, PodRef, Rejected
+from api.wire import (
+    Allocate,
+    Allocated,
+    Coordination,
+    FindCoordinator,
+    FoundCoordinator,
+    Networked,
+    NicRequest,
+    PodRef,
+    Rejected,
+)
 from cni.errors import AllocationRefused, CniError, InternalError, TryAgainLater
 from cni.protocol import Invocation, PodArgs
 from runtime.errors import ActorError
@@ -39,6 +50,14 @@ class _Rejected(Exception):
         super().__init__(str(error))
         self.error = error
         self.held = held
+
+
+class NotAgain(Exception):
+    """Addresses were granted, and a further request of the same ADD failed: something may be held."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def pod_ref(args: PodArgs) -> PodRef:
@@ -106,6 +125,22 @@ async def ask(controllers: Controllers, request: Allocate, *, deadline: float) -
             raise InternalError(msg)
 
 
+async def cluster_settings(controllers: Controllers, invocation: Invocation, *, deadline: float) -> Coordination:
+    """How the cluster wants its pods to reach their node. Raises `TryAgainLater`."""
+    pod = pod_ref(invocation.args)
+    try:
+        answered = await controllers.ask(FindCoordinator(pod), deadline=deadline)
+    except TransportError as error:
+        msg = f"pod {pod}: no controller could be asked for the coordinator's settings"
+        raise TryAgainLater(msg, str(error)) from error
+    match answered.response:
+        case FoundCoordinator(coordination, tune_pod_routes, default_route_nic):
+            return replace(coordination, tune_pod_routes=tune_pod_routes, pod_default_route_nic=default_route_nic)
+        case other:
+            msg = f"pod {pod}: the coordinator's settings are not known"
+            raise TryAgainLater(msg, str(other))
+
+
 def holds_nothing(error: BaseException) -> bool:
     """Whether the controller surely holds nothing because of this failure."""
     if isinstance(error, BaseExceptionGroup):
@@ -120,6 +155,8 @@ def as_cni(error: BaseException, invocation: Invocation) -> BaseException:
     match error:
         case _Rejected():
             return error.error
+        case NotAgain():
+            return as_cni(error.error, invocation)
         case TransportError():
             metrics.IPAM_ALLOCATION_ERR_RETRIES_EXHAUSTED_COUNTS.inc()
             text = f"pod {pod_ref(invocation.args)}: no controller could be asked for addresses"

@@ -148,7 +148,7 @@ def calls(attached: Attached) -> list[Call]:
 def invocation_of(
     head: Invocation, verb: Verb, attached: Attached, call: Call, *, previous: Result | None = None
 ) -> Invocation:
-    """A plugin of ours as if the runtime had called it.
+    """A plugin of ours as if the runtime had called it. `head` has the interfaces of all networks as its `nics`.
 
     Raises:
         CniError: its configuration cannot be.
@@ -167,6 +167,7 @@ def invocation_of(
         path=head.path,
         arguments=head.arguments,
         gateways=attached.gateways,
+        nics=head.nics,
         head="" if attached.ifname == head.ifname else head.ifname,
         multus=attached.network,
         traceparent=head.traceparent,

@@ -252,6 +252,7 @@ class NetworksActor(Actor[Message]):
 
     async def _run(self, head: Invocation, networks: Sequence[Attached]) -> tuple[Attached, ...]:
         """Call every plugin; the networks with their results. What fails leaves what was made before."""
+        head = msgspec.structs.replace(head, nics=tuple(one.ifname for one in networks))
         made: dict[str, Result] = {}
         mains: list[Invocation] = []
         for one in networks:

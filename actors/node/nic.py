@@ -12,13 +12,13 @@ from actors.node.addressing import pod_ref
 from api.route import Route
 from api.wire import Allocated, Coordination, NicGrant
 from cni import coordination
-from cni.coordination import Pair, coordination_plan, host_veth
+from cni.coordination import CoordinationPlan, Pair, coordination_plan, pair_of
 from cni.errors import CniError, InterfaceExists, InvalidNetns
-from cni.journal import JournalEntry, State
+from cni.journal import COORDINATOR, JournalEntry, State
 from cni.kernel import Kernel
 from cni.plan import LinkPlan, LinkState, address_plan, link_plan
 from cni.protocol import IPAM_TYPE, Invocation, Role
-from cni.result import Interface, IpConfig, Result, RouteConfig
+from cni.result import Interface, IpConfig, Result, RouteConfig, with_mac
 from telemetry import traces
 
 _DEFAULTS = {4: "0.0.0.0/0", 6: "::/0"}
@@ -43,6 +43,8 @@ class Nic:
         """Why there is no link: then there is nothing of ours to take away."""
         self.grant: NicGrant | None = None
         self.result = Result()
+        self._doubtful = False
+        """Whether a copy of any request for its addresses may still be under way."""
 
     def __repr__(self) -> str:
         return f"<Nic {self.ifname} {self.entry.kind}{'' if self.link is None else ' made'}>"
@@ -88,6 +90,7 @@ class Nic:
         grant = mine or next(grant for grant in allocated.others if grant.nic == self.ifname)
         self.grant = directed(grant, self.invocation.gateways)
         others = tuple(grant for grant in allocated.others if grant.nic not in together) if first else ()
+        self._doubtful = self._doubtful or doubtful
         self.entry = msgspec.structs.replace(
             self.entry,
             pod=msgspec.structs.replace(self.entry.pod, uid=allocated.pod_uid),
@@ -95,7 +98,14 @@ class Nic:
             pools=tuple(address.pool for address in self.grant.addresses),
             others=others,
             fixed=allocated.fixed,
-            doubtful=doubtful,
+            moving=allocated.moving,
+            doubtful=self._doubtful,
+        )
+
+    def forget_grant(self) -> None:
+        """Another one is asked for in its place. Until it is there, what an undo gives back has to be searched for."""
+        self.entry = msgspec.structs.replace(
+            self.entry, addresses=(), pools=(), others=(), fixed=None, doubtful=True
         )
 
     async def configure(self, kernel: Kernel) -> None:
@@ -106,19 +116,22 @@ class Nic:
                 await kernel.configure(self.invocation.netns, self.ifname, address_plan(self.result))
             self.entry = msgspec.structs.replace(self.entry, mac=self.link.mac)
 
-    async def coordinate(self, kernel: Kernel, cluster: Coordination) -> None:
-        """The pod's way to its own node and back, where the configuration wants one. Raises `CniError`."""
+    async def coordinate(self, kernel: Kernel, cluster: Coordination, names: tuple[str, ...]) -> None:
+        """The pod's way to its own node and back, where the configuration wants one. Raises `CniError`.
+
+        `names` are those of all the pod's interfaces, in the order of their making; empty where that is not known.
+        """
         if self.link is None or self.grant is None or not coordination.wanted(self.invocation.conf):
             return
-        addresses = tuple(address.address for address in self.grant.addresses)
         with traces.span("coordinate"):
-            node = await kernel.view_node(addresses)
-            plan = coordination_plan(self.invocation, addresses, cluster, node)
+            plan = await plan_coordination(kernel, self.invocation, cluster, names=names)
             if plan is not None:
                 await kernel.coordinate(plan)
-        self.entry = msgspec.structs.replace(
-            self.entry, host_veth="" if plan is None else plan.host_veth, coordination=plan
-        )
+        pair = plan.host_veth if plan is not None and plan.makes_pair else ""
+        self.entry = msgspec.structs.replace(self.entry, host_veth=pair, coordination=plan)
+        if plan is not None and plan.mac:
+            self.result = with_mac(self.result, self.ifname, plan.mac)
+            self.entry = msgspec.structs.replace(self.entry, mac=plan.mac)
 
     def complete(self, *, changed_ns: int) -> JournalEntry:
         """What the journal says of it when all is done."""
@@ -139,28 +152,51 @@ def directed(grant: NicGrant, gateways: tuple[str, ...] | None) -> NicGrant:
     return msgspec.structs.replace(grant, routes=tuple(routes))
 
 
+def part_of(invocation: Invocation) -> str:
+    """Which part of an attachment a call is about; see `cni.journal.Key`."""
+    return COORDINATOR if invocation.role is Role.COORDINATOR else ""
+
+
 def blank_entry(invocation: Invocation, *, changed_ns: int) -> JournalEntry:
     """What the journal says of an interface before anything is built: enough to take away whatever may be there."""
     return JournalEntry(
         container_id=invocation.container_id,
         ifname=invocation.ifname,
+        part=part_of(invocation),
         netns=invocation.netns,
         network=invocation.conf.name,
         head=invocation.head,
         role=invocation.role,
         kind=invocation.link_kind,
         bare=invocation.conf.ipam.type != IPAM_TYPE,
-        host_veth=_host_veth(invocation),
+        host_veth=pair_of(invocation),
         pod=pod_ref(invocation.args),
         changed_ns=changed_ns,
     )
 
 
+async def plan_coordination(
+    kernel: Kernel, invocation: Invocation, cluster: Coordination, *, names: tuple[str, ...] = ()
+) -> CoordinationPlan | None:
+    """What is to be built around an interface that stands; None for nothing.
+
+    `names` are all interfaces of the pod, where the call does not say them. Raises `CniError`.
+    """
+    nics = invocation.nics or names
+    survey = await kernel.survey(invocation.netns)
+    ordinal = nics.index(invocation.ifname) if invocation.ifname in nics else None
+    return coordination_plan(invocation, cluster, survey, ordinal=ordinal, names=nics)
+
+
 async def detach(kernel: Kernel, entry: JournalEntry) -> None:
-    """Remove the links that an entry stands for; one of another kind is somebody else's and stays.
+    """Remove what an entry stands for: routes, rules, links. A link of another kind is somebody else's and stays.
 
     Its MAC address does not matter: a chained plugin may have changed it since. Raises `CniError`.
     """
+    if entry.coordination is not None:
+        await kernel.uncoordinate(entry.coordination, pair=entry.role is not Role.MAIN)
+    elif entry.role is Role.COORDINATOR and entry.host_veth:
+        await kernel.detach_link("", entry.ifname, pair=Pair(entry.host_veth, entry.container_id))
     if entry.role is Role.MAIN and (entry.netns or entry.host_veth):
         pair = Pair(entry.host_veth, entry.container_id) if entry.host_veth else None
         await kernel.detach_link(entry.netns, entry.ifname, kind=entry.kind, pair=pair)
@@ -170,16 +206,11 @@ async def intact(kernel: Kernel, entry: JournalEntry) -> bool:
     """Whether an interface is as its ADD made it, at a glance. Raises `CniError`."""
     if entry.role is Role.IPAM:
         return True
+    if entry.state is not State.ADDED:
+        return False
     if await kernel.inspect(entry.netns, entry.ifname) is None:
         return False
     return entry.coordination is None or not await kernel.differences(entry.coordination)
-
-
-def _host_veth(invocation: Invocation) -> str:
-    """Noted before anything is built: after a crash, or with the journal lost, the pair is still found."""
-    if invocation.role is Role.MAIN and coordination.wanted(invocation.conf):
-        return host_veth(invocation.container_id)
-    return ""
 
 
 def _result(invocation: Invocation, link: LinkState | None, grant: NicGrant | None) -> Result:

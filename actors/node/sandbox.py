@@ -31,23 +31,24 @@ from actors.node.addressing import (
     allocate,
     as_cni,
     ask,
+    cluster_settings,
     holds_nothing,
     pod_ref,
 )
 from actors.node.conflict import disown
 from actors.node.controllers import Controllers
 from actors.node.disk import Journal
-from actors.node.nic import Nic, blank_entry, detach, intact
+from actors.node.nic import Nic, blank_entry, detach, intact, part_of, plan_coordination
 from actors.node.outbox import Message as OutboxMessage
 from actors.node.outbox import Owe, Recall, Settle
 from actors.node.verification import verify
 from api.reasons import Explanation
-from api.wire import Allocated
+from api.wire import Allocated, Coordination
 from cni.errors import CniError, TryAgainLater
 from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
 from cni.protocol import Invocation, Role
-from cni.result import Result
+from cni.result import Result, with_mac
 from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope
 from runtime.errors import ActorError, first
@@ -59,6 +60,7 @@ _SETTLE_SECONDS = 5.0
 """How long an ADD waits for an earlier DEL of the same interface to be over."""
 _UNDO_SECONDS = 10.0
 _DISOWN_SECONDS = 10.0
+_LOOKUP_SECONDS = 10.0
 _CLAIM_SECONDS = 30.0
 """How long a verb waits for another agent of this node that works on the container: longer than an ADD takes."""
 
@@ -139,6 +141,8 @@ class SandboxActor(Actor[Message]):
         self._outbox = outbox
         self._entries = entries
         self._asker: Envelope | None = None
+        self._cluster: Coordination | None = None
+        """The cluster's settings as an ADD of this container got them: a chained coordinator need not ask again."""
         self._spare: Nic | None = None
         """An interface whose link stands while somebody looks up the pod's networks."""
 
@@ -150,10 +154,12 @@ class SandboxActor(Actor[Message]):
         """Begin one verb and hold the next ones until it has ended."""
         work: Coroutine[Any, Any, Results | None]
         match message:
+            case Attach((Invocation(role=Role.COORDINATOR) as invocation,)):
+                work = self._alone(_keys([invocation]), lambda known: self._coordinate(invocation, known[0]))
             case Attach(invocations):
                 work = self._alone(_keys(invocations), lambda known: self._attach(message, known))
             case Verify(invocation):
-                work = self._alone(_keys([invocation]), lambda known: verify(self._kernel, invocation, known[0]))
+                work = self._alone(_keys([invocation]), lambda known: self._verify(invocation, known[0]))
             case Detach(invocations):
                 work = self._alone(_keys(invocations), lambda known: self._detach(invocations, known))
             case Renounce(seen):
@@ -248,12 +254,44 @@ class SandboxActor(Actor[Message]):
                 together = frozenset(nic.ifname for nic in wanting)
                 for nic in wanting:
                     nic.take(allocated, first=nic is wanting[0], doubtful=doubtful, together=together)
+        if wanting:
+            self._cluster = allocated.coordinator
         for nic in nics:
             if nic.failure is not None:
                 raise nic.failure
         for nic in nics:
             await nic.configure(self._kernel)
-            await nic.coordinate(self._kernel, allocated.coordinator)
+            await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics)
+
+    async def _coordinate(self, invocation: Invocation, known: JournalEntry | None) -> Results:
+        """The chained plugin: the way between the pod and its node for an interface that others have made."""
+        if known is not None:
+            if known.netns == invocation.netns and known.result is not None and await intact(self._kernel, known):
+                return (known.result,)
+            await self._take_down(known)
+        previous = invocation.prev_result or Result()
+        cluster = self._cluster or await cluster_settings(
+            self._controllers, invocation, deadline=self.system.clock.now() + _LOOKUP_SECONDS
+        )
+        plan = await plan_coordination(self._kernel, invocation, cluster)
+        if plan is None:
+            return (previous,)
+        result = with_mac(previous, invocation.ifname, plan.mac) if plan.mac else previous
+        entry = msgspec.structs.replace(
+            blank_entry(invocation, changed_ns=self._wall_ns()), coordination=plan, result=result
+        )
+        await self._put(entry)
+        try:
+            await self._kernel.coordinate(plan)
+            await self._put(msgspec.structs.replace(entry, state=State.ADDED, changed_ns=self._wall_ns()))
+        except BaseException as error:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
+                try:
+                    await self._take_down(entry)
+                except (CniError, ActorError) as left:
+                    _log.warning("could not undo the coordinator of %s: %s", invocation.ifname, left)
+            raise as_cni(error, invocation) from error
+        return (result,)
 
     async def _addresses(
         self, wanting: Sequence[Nic], *, begun: int, disputed: bool, meta: bool
@@ -293,13 +331,19 @@ class SandboxActor(Actor[Message]):
             msg = f"the release of {invocation.ifname} of an earlier DEL of this container is not over"
             raise TryAgainLater(msg, str(error)) from error
 
+    # -- CHECK ---------------------------------------------------------------------------------------------------------
+
+    async def _verify(self, invocation: Invocation, known: JournalEntry | None) -> None:
+        beside = await self._journal.of(self._container_id)
+        await verify(self._kernel, invocation, known, beside=beside)
+
     # -- DEL -----------------------------------------------------------------------------------------------------------
 
     async def _detach(self, invocations: Sequence[Invocation], known: Sequence[JournalEntry | None]) -> None:
         self._spare = None
         entries = []
         for invocation, entry in zip(invocations, known, strict=True):
-            if entry is not None or not await self._is_over(invocation.ifname):
+            if entry is not None or part_of(invocation) or not await self._is_over(invocation.ifname):
                 # Unknown here, and not of this life: the journal may have been lost. Kernel and controller are asked.
                 entries.append(entry or blank_entry(invocation, changed_ns=self._wall_ns()))
         if len(entries) == 1:
@@ -396,4 +440,4 @@ class SandboxActor(Actor[Message]):
 
 def _keys(invocations: Sequence[Invocation]) -> list[Key]:
     """What the journal files the interfaces of calls under."""
-    return [Key(invocation.container_id, invocation.ifname) for invocation in invocations]
+    return [Key(invocation.container_id, invocation.ifname, part_of(invocation)) for invocation in invocations]

@@ -1,5 +1,8 @@
 """The CNI verb CHECK: whether a container's interface is still what its ADD made. Looks, and changes nothing."""
 
+from collections.abc import Sequence
+
+from cni.coordination import gone_from_main
 from cni.errors import StateDiffers, UnknownContainer
 from cni.journal import JournalEntry, State
 from cni.kernel import Kernel
@@ -7,8 +10,10 @@ from cni.plan import MADE_KINDS, address_plan, link_plan
 from cni.protocol import Invocation, Role
 
 
-async def verify(kernel: Kernel, invocation: Invocation, entry: JournalEntry | None) -> None:
-    """Compare the kernel with the journal's entry.
+async def verify(
+    kernel: Kernel, invocation: Invocation, entry: JournalEntry | None, *, beside: Sequence[JournalEntry]
+) -> None:
+    """Compare the kernel with the journal's entry; `beside` are all entries of the container.
 
     Raises:
         UnknownContainer: no ADD of this interface succeeded here.
@@ -18,14 +23,26 @@ async def verify(kernel: Kernel, invocation: Invocation, entry: JournalEntry | N
     if entry is None or entry.state is not State.ADDED:
         msg = f"CNI_CONTAINERID: no interface {invocation.ifname} was added for container {invocation.container_id}"
         raise UnknownContainer(msg)
-    if entry.role is Role.IPAM:
-        return
+    if entry.role is Role.MAIN:
+        await _verify_link(kernel, invocation, entry, beside=beside)
+    if entry.coordination is not None:
+        differences = await kernel.differences(entry.coordination)
+        if differences:
+            msg = f"the connection of interface {entry.ifname} with its node is not what ADD made"
+            raise StateDiffers(msg, "; ".join(differences))
+
+
+async def _verify_link(
+    kernel: Kernel, invocation: Invocation, entry: JournalEntry, *, beside: Sequence[JournalEntry]
+) -> None:
     seen = await kernel.inspect(entry.netns, entry.ifname)
     if seen is None:
         msg = f"interface {entry.ifname} is gone from {entry.netns}"
         raise StateDiffers(msg)
-    if seen.link.mac != entry.mac:
-        msg = f"interface {entry.ifname}: MAC is {seen.link.mac}, expected {entry.mac}"
+    plans = [one.coordination for one in beside if one.coordination is not None]
+    mac = next((plan.mac for plan in reversed(plans) if plan.mac and plan.ifname == entry.ifname), entry.mac)
+    if seen.link.mac != mac:
+        msg = f"interface {entry.ifname}: MAC is {seen.link.mac}, expected {mac}"
         raise StateDiffers(msg)
     if invocation.role is Role.MAIN and invocation.link_kind in MADE_KINDS:
         others = await kernel.link_differences(link_plan(invocation))
@@ -36,13 +53,10 @@ async def verify(kernel: Kernel, invocation: Invocation, entry: JournalEntry | N
     if missing:
         msg = f"interface {entry.ifname} lacks {', '.join(missing)}"
         raise StateDiffers(msg, f"it has {', '.join(seen.addresses) or 'no address'}")
-    expected = () if entry.result is None else address_plan(entry.result).routes
+    moved = gone_from_main(plans, entry.ifname)
+    routes = () if entry.result is None else address_plan(entry.result).routes
+    expected = [route for route in routes if route not in moved]
     lost = [dst for dst, gw in expected if (dst, gw) not in seen.routes]
     if lost:
         msg = f"interface {entry.ifname} lacks the route to {', '.join(lost)}"
         raise StateDiffers(msg, f"it has {', '.join(dst for dst, _ in seen.routes) or 'no route'}")
-    if entry.coordination is not None:
-        differences = await kernel.differences(entry.coordination)
-        if differences:
-            msg = f"the connection of interface {entry.ifname} with its node is not what ADD made"
-            raise StateDiffers(msg, "; ".join(differences))

@@ -5,6 +5,7 @@ controllers  one channel per controller replica
 outbox       releases that this node owes
 reporter     tells the controller what this node knows of, and looks where it is asked to
 departures   tells when a sandbox's namespace goes
+parents      sees to VLANs and bonds that links of pods stand on
 sandboxes    one actor per pod sandbox
 node         takes CNI calls, keeps the sandboxes
 cni          the unix socket that the shim, and the original's plugins, talk to
@@ -32,25 +33,27 @@ from actors.node.networks import Meta
 from actors.node.node import Departed, Disavow, Invoke, NodeActor
 from actors.node.outbox import Connected, OutboxActor
 from actors.node.outbox import Departed as NetnsGone
+from actors.node.parent import ParentActor
 from actors.node.reporter import Connected as ControllerBack
 from actors.node.reporter import ReporterActor
 from actors.node.residence import STOP_SECONDS, Residence
 from actors.replica.replicas import Replicas, named
 from api.configfile import ConfigFile
 from api.settings import AgentSettings, ControllerSettings, SettingsError, load_agent, load_controller
+from api.wire import Inquire, Ready
 from cni.delegate import ExecutedDelegates
-from cni.errors import CniError, TryAgainLater
+from cni.errors import CniError, NotReady, TryAgainLater
 from cni.kernel import Kernel, LinuxKernel
 from cni.netlink import sysctl
 from cni.pods import named_by_runtime
-from cni.protocol import IPAM_TYPE, Invocation, Verb
+from cni.protocol import Invocation, Verb
 from cni.result import encode_result
 from runtime.actor import System
 from runtime.errors import ActorError
 from runtime.store.credentials import CredentialsError, from_kubeconfig, in_cluster
 from runtime.store.kubernetes import KubernetesStore
 from runtime.supervision import Intensity, Supervisor
-from runtime.transport.port import Channel
+from runtime.transport.port import Channel, TransportError
 from telemetry import attributes, metrics, traces
 
 _log = logging.getLogger(__name__)
@@ -73,6 +76,7 @@ class Agent:
         channels: Sequence[Channel],
         node: str = "",
         named: Callable[[Invocation], Invocation] = named_by_runtime,
+        vlan_id_per_parent: bool = False,
         meta: Meta | None = None,
     ) -> None:
         """`path` is the name of the subtree. `node` decides which replica is asked first, `named` whose a call is.
@@ -115,6 +119,11 @@ class Agent:
         self.controllers.on_connect(connected)
         sandboxes = Supervisor(f"{path}/sandboxes", system, intensity=Intensity(failures=50, seconds=10.0))
         self.supervisor.add_supervisor(sandboxes)
+        parents = self.supervisor.add_actor(
+            "parents",
+            lambda: ParentActor(kernel=kernel, journal=journal, vlan_id_once=not vlan_id_per_parent),
+            capacity=ParentActor.capacity,
+        )
         self.node = self.supervisor.add_actor(
             "node",
             lambda: NodeActor(
@@ -123,6 +132,7 @@ class Agent:
                 journal=journal,
                 controllers=self.controllers,
                 outbox=outbox,
+                parents=parents,
                 meta=meta or Meta(delegates=ExecutedDelegates()),
                 ready=self.recovered.set,
                 cover=departures.cover,
@@ -151,15 +161,22 @@ class Agent:
             self.supervisor,
             recovered=self.recovered,
             invoke=self.invoke,
-            status=self.status,
+            contact=self.contact,
             doors=doors.routes(),
         )
         residence.serve(Path(settings.config.ipam_unix_socket_path))
         return residence
 
-    async def status(self, seconds: float) -> None:
-        """Whether an ADD would be served: returns, or raises `CniError` or `ActorError`."""
-        await self.node.ask(Invoke(Invocation(verb=Verb.STATUS, type=IPAM_TYPE)), timeout=seconds)
+    async def contact(self, seconds: float) -> None:
+        """Whether a controller would serve an ADD: returns, or raises `NotReady`."""
+        try:
+            answered = await self.controllers.ask(Inquire(), deadline=self._system.clock.now() + seconds)
+        except TransportError as error:
+            msg = "no controller answers"
+            raise NotReady(msg, str(error)) from error
+        if not isinstance(answered.response, Ready):
+            msg = "the controller is not ready"
+            raise NotReady(msg, str(answered.response))
 
     async def renounce(self, container_id: str, seen: str) -> None:
         """Somebody else, `seen`, uses an address of a container. Raises what `actors.node.sandbox.Renounce` does."""
@@ -242,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
             channels=[],
             node=settings.node_name,
             meta=Meta(
-                delegates=ExecutedDelegates(settings.cni_bin_dir),
+                delegates=ExecutedDelegates(settings.cni_bin_dir, socket=settings.config.ipam_unix_socket_path),
                 conf_dir=Path(settings.cni_conf_dir) if settings.cni_conf_dir else None,
             ),
         )

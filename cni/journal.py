@@ -115,6 +115,8 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     """What the pod's other NICs were given along with this one, whether or not they were attached since."""
     fixed: Fixed | None = None
     """Set where the addresses stay when the pod goes."""
+    moving: bool = False
+    """Whether a live migration ran to it: then somebody else had the addresses rightly, too."""
     doubtful: bool = True
     """Whether a copy of the request for addresses may be under way that nobody answered."""
     vf: VfHeld | None = None
@@ -249,6 +251,19 @@ class Journal:
             else None
             for entry in entries
         ]
+
+    def check(self) -> None:
+        """Write something and take it away again.
+
+        Raises:
+            IoFailure: no entry could be written now.
+        """
+        path = self.directory / f".check-{os.getpid()}.tmp"
+        try:
+            path.write_bytes(_END)
+            path.unlink()
+        except OSError as error:
+            raise IoFailure(f"journal {self.directory} cannot be written", str(error)) from error
 
     def remove(self, key: Key) -> None:
         """Forget an entry; one that is not there is fine. After a power cut it may be back.

@@ -8,13 +8,15 @@ from typing import Protocol, Self
 
 import anyio
 
-from cni.coordination import CoordinationPlan, NodeView, Pair
+from cni.coordination import CoordinationPlan, Pair, Survey
 from cni.detection import Findings, ProbePlan
 from cni.errors import KernelRefused
-from cni.netlink import attachment, carriers, coordinator, vf
+from cni.netlink import attachment, carriers, coordinator, differences, support, survey, vf
 from cni.netlink.holders import Modes
+from cni.netlink.parent import ensure_parent, parent_differences
 from cni.netlink.probe import Prober
 from cni.netns_watch import NetnsWatch
+from cni.parents import ParentPlan
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
 from cni.workers import Workers
 from telemetry import metrics
@@ -90,6 +92,33 @@ class Kernel(Protocol):
         """
         ...
 
+    async def parent_differences(self, plan: ParentPlan, who: str) -> list[str]:
+        """What of the node's parents is not as planned, in words; empty when all is. Changes nothing.
+
+        Raises:
+            InvalidConfig: an interface is missing, or must not become a slave.
+            InterfaceExists: the node has something else there, or a VLAN of that id; `who` wants the parent, the
+                message names both.
+            KernelRefused: the kernel does not say.
+        """
+        ...
+
+    async def ensure_parent(self, plan: ParentPlan, who: str) -> None:
+        """Have the parent on the node, up. What is there and as planned is left alone, what is unfinished is completed.
+
+        On failure the node is as before. What is made carries `who` as its alias.
+
+        Raises:
+            InvalidConfig: as above.
+            InterfaceExists: as above, or a pod has the VLAN id.
+            KernelRefused: anything else, in the kernel's own words.
+        """
+        ...
+
+    async def knows(self, kind: str) -> bool:
+        """Whether links of this kind can be made here. Raises `IoFailure`."""
+        ...
+
     async def netns_exists(self, netns: str) -> bool:
         """Whether the path is a network namespace now."""
         ...
@@ -154,23 +183,35 @@ class Kernel(Protocol):
         """
         ...
 
-    async def view_node(self, pod_addresses: Sequence[str]) -> NodeView:
-        """What the node has and how it would reach a pod's addresses (with or without prefix length).
+    async def survey(self, netns: str) -> Survey:
+        """What a plan for the way between a pod and its node depends on.
 
         Raises:
+            InvalidNetns: `netns` is no network namespace, or the node's own.
             KernelRefused: the kernel does not say.
         """
         ...
 
     async def coordinate(self, plan: CoordinationPlan) -> None:
-        """Connect a pod, whose link is configured, with its node. A pair left over from an earlier try is replaced.
+        """Connect a pod, whose NIC is configured, with its node. What an earlier try left is replaced.
 
-        On failure no pair is left.
+        On failure nothing of the plan is left, and routes that it took away are back.
 
         Raises:
             InvalidNetns: `plan.netns` is no network namespace, or the node's own.
             InterfaceExists: somebody else's link has one of the names.
             KernelRefused: anything else, in the kernel's own words.
+        """
+        ...
+
+    async def uncoordinate(self, plan: CoordinationPlan, *, pair: bool = True) -> None:
+        """Undo `coordinate`: what is of this NIC alone, and what it shared with others that have gone.
+
+        Default routes of other NICs that had made room come back. Without `pair`, the veth pair of a first NIC stays
+        for `detach_link`, which removes it together with the NIC. What is gone already is fine, the namespace as well.
+
+        Raises:
+            KernelRefused: something is there and cannot be removed.
         """
         ...
 
@@ -193,6 +234,8 @@ class LinuxKernel:
     def __init__(self, *, threads: int = 8) -> None:
         """`threads` requests at a time; deleting links gets cheaper up to about eight, everything else is serial."""
         self._workers = Workers("netlink", threads=threads)
+        self._known: set[str] = set()
+        """Kinds of links that the kernel has been found to know: it does not unlearn them."""
         self._modes = Modes()
 
     def __repr__(self) -> str:
@@ -219,6 +262,20 @@ class LinuxKernel:
     async def link_differences(self, plan: LinkPlan) -> list[str]:
         """See `Kernel.link_differences`."""
         return await self._run(attachment.link_differences, plan)
+
+    async def parent_differences(self, plan: ParentPlan, who: str) -> list[str]:
+        """See `Kernel.parent_differences`."""
+        return await self._run(parent_differences, plan, who)
+
+    async def ensure_parent(self, plan: ParentPlan, who: str) -> None:
+        """See `Kernel.ensure_parent`."""
+        await self._run(ensure_parent, plan, who)
+
+    async def knows(self, kind: str) -> bool:
+        """See `Kernel.knows`."""
+        if kind not in self._known and await self._run(support.knows_link_kind, kind):
+            self._known.add(kind)
+        return kind in self._known
 
     async def netns_exists(self, netns: str) -> bool:
         """See `Kernel.netns_exists`."""
@@ -267,17 +324,21 @@ class LinuxKernel:
         """See `Kernel.master_networks`."""
         return await self._run(vf.master_networks, netns, ifname)
 
-    async def view_node(self, pod_addresses: Sequence[str]) -> NodeView:
-        """See `Kernel.view_node`."""
-        return await self._run(coordinator.view_node, pod_addresses)
+    async def survey(self, netns: str) -> Survey:
+        """See `Kernel.survey`."""
+        return await self._run(survey.survey, netns)
 
     async def coordinate(self, plan: CoordinationPlan) -> None:
         """See `Kernel.coordinate`."""
         await self._run(coordinator.coordinate, plan)
 
+    async def uncoordinate(self, plan: CoordinationPlan, *, pair: bool = True) -> None:
+        """See `Kernel.uncoordinate`."""
+        await self._run(partial(coordinator.uncoordinate, plan, pair=pair))
+
     async def differences(self, plan: CoordinationPlan) -> list[str]:
         """See `Kernel.differences`."""
-        return await self._run(coordinator.differences, plan)
+        return await self._run(differences.differences, plan)
 
     async def _run[*Args, T](self, function: Callable[[*Args], T], *args: *Args) -> T:
         return await timed(self._workers, function, *args)

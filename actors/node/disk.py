@@ -47,6 +47,10 @@ class Journal(Protocol):
         """Write one entry, durable on return unless it is "adding". Raises `cni.errors.IoFailure`."""
         ...
 
+    async def check(self) -> None:
+        """Whether entries can be written. Raises `cni.errors.IoFailure`."""
+        ...
+
     async def remove(self, key: Key) -> None:
         """Forget one entry; an unknown one is ignored. Raises `cni.errors.IoFailure`."""
         ...
@@ -141,6 +145,10 @@ class DiskJournal:
         except Exception as error:  # noqa: BLE001 - raised again, to each that waits
             failures = [error] * len(writes)
         _settle(writes, failures)
+
+    async def check(self) -> None:
+        """See `Journal`."""
+        await self._worker.run(self._entries.check)
 
     async def remove(self, key: Key) -> None:
         """See `Journal`."""

@@ -34,11 +34,13 @@ from actors.node.networks import Check, Dissolve, Join, Leave, Meta, NetworksAct
 from actors.node.networks import Message as NetworksMessage
 from actors.node.outbox import Message as OutboxMessage
 from actors.node.outbox import Owe
+from actors.node.parent import Ensure, Look
+from actors.node.parent import Message as ParentMessage
+from actors.node.readiness import check_node
 from actors.node.sandbox import Attach, Detach, Mend, Renounce, SandboxActor, Verify
 from actors.node.sandbox import Message as SandboxMessage
-from api.wire import Inquire, Ready
 from cni.coordination import Pair
-from cni.errors import CniError, InvalidConfig, NotReady, TryAgainLater, UnsupportedField
+from cni.errors import CniError, InvalidConfig, TryAgainLater
 from cni.journal import NETWORKS, JournalEntry, Key, State
 from cni.kernel import Kernel
 from cni.protocol import Invocation, PodArgs, Role, Verb
@@ -47,14 +49,12 @@ from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope, Reply
 from runtime.errors import ActorError
 from runtime.supervision import Supervisor
-from runtime.transport.port import TransportError
 from telemetry import metrics
 
 _log = logging.getLogger(__name__)
 
 _CALL_SECONDS = 60.0
 """The longest that one CNI call may take; kubelet's own limit is 2 minutes."""
-_STATUS_SECONDS = 2.0
 _MENDING = 32
 """Containers of an earlier life that are dealt with at a time: their journal entries are synced to disk in parallel."""
 _MEND_PAUSES_SECONDS = (0.25, 60.0)
@@ -156,6 +156,7 @@ class NodeActor(Actor[Message]):
         journal: Journal,
         controllers: Controllers,
         outbox: Ref[OutboxMessage],
+        parents: Ref[ParentMessage],
         meta: Meta,
         ready: Callable[[], None],
         cover: Callable[[str], None],
@@ -168,6 +169,7 @@ class NodeActor(Actor[Message]):
             journal: a port.
             controllers: whom to ask whether they would serve.
             outbox: gets what is owed.
+            parents: sees to the node's parents.
             meta: what it takes to attach pods to several networks.
             ready: called when the journal has been read.
             cover: called with the path of every namespace of a sandbox: its going is to be told.
@@ -177,6 +179,7 @@ class NodeActor(Actor[Message]):
         self._journal = journal
         self._controllers = controllers
         self._outbox = outbox
+        self._parents = parents
         self._meta = meta
         self._ready = ready
         self._cover = cover
@@ -299,7 +302,7 @@ class NodeActor(Actor[Message]):
                 await self._collect(invocation)
                 return None
             case Verb.STATUS:
-                await self._status()
+                await check_node(self._kernel, self._journal, invocation)
                 return None
             case Verb.VERSION:
                 return None  # the shim answers this one by itself
@@ -338,14 +341,15 @@ class NodeActor(Actor[Message]):
 
     async def _serve_parents(self, invocation: Invocation) -> Result | None:
         """Parents are the node's, and nobody's in particular: they come by ADD and stay."""
-        if invocation.verb is not Verb.ADD:
-            return None
-        await self._provide(invocation)
-        return invocation.prev_result or Result()
+        match invocation.verb:
+            case Verb.ADD:
+                return await self._parents.ask(Ensure(invocation), timeout=_CALL_SECONDS)
+            case Verb.CHECK:
+                await self._parents.ask(Look(invocation), timeout=_CALL_SECONDS)
+        return None
 
     async def _provide(self, invocation: Invocation) -> None:
-        msg = f"type: {invocation.type} is not supported yet"
-        raise UnsupportedField(msg)
+        await self._parents.ask(Ensure(invocation), timeout=_CALL_SECONDS)
 
     async def _renounce(self, container_id: str, seen: str) -> None:
         await self._sandbox(container_id).ask(Renounce(seen), timeout=_CALL_SECONDS)
@@ -425,17 +429,6 @@ class NodeActor(Actor[Message]):
         if failures:
             msg = f"GC of network {invocation.conf.name} left {len(failures)} attachments"
             raise TryAgainLater(msg, "; ".join(failures))
-
-    async def _status(self) -> None:
-        """STATUS: whether a controller would take an ADD."""
-        try:
-            answered = await self._controllers.ask(Inquire(), deadline=self.system.clock.now() + _STATUS_SECONDS)
-        except TransportError as error:
-            msg = "no controller answers"
-            raise NotReady(msg, str(error)) from error
-        if not isinstance(answered.response, Ready):
-            msg = "the controller is not ready"
-            raise NotReady(msg, str(answered.response))
 
     async def _recover(self) -> list[JournalEntry]:
         """What the journal knows; the outbox reads its own entries itself."""

@@ -25,7 +25,6 @@ from cni.errors import CniError
 from cni.protocol import Invocation
 from cni.server import CniServer, Door
 from runtime.actor import Ref, System
-from runtime.errors import ActorError
 from runtime.store.port import Store
 from runtime.supervision import Supervisor
 from telemetry.health import State
@@ -52,7 +51,7 @@ class Residence:
         *,
         recovered: anyio.Event,
         invoke: Callable[[Invocation], Awaitable[bytes]],
-        status: Callable[[float], Awaitable[None]],
+        contact: Callable[[float], Awaitable[None]],
         doors: Mapping[str, Mapping[str, Door]],
     ) -> None:
         """Serve nothing yet.
@@ -62,14 +61,14 @@ class Residence:
             supervisor: the agent's.
             recovered: set when the journal has been read.
             invoke: carries a CNI call out.
-            status: the CNI verb STATUS, within so many seconds: returns, or raises `CniError` or `ActorError`.
+            contact: whether a controller would serve an ADD, within so many seconds: returns, or raises `CniError`.
             doors: what the socket serves besides.
         """
         self._system = system
         self._supervisor = supervisor
         self._recovered = recovered
         self._invoke = invoke
-        self._status = status
+        self._contact = contact
         self._doors = doors
         self._server: CniServer | None = None
         self._serving = anyio.Event()
@@ -142,8 +141,8 @@ class Residence:
         """Be ready once an ADD would be served. A controller that goes away later makes no agent unready."""
         while True:
             try:
-                await self._status(_ASK_SECONDS)
-            except (CniError, ActorError) as error:
+                await self._contact(_ASK_SECONDS)
+            except CniError as error:
                 self._report("contact/controller", State.BLOCKED, f"no ADD would be served: {error}")
                 await anyio.sleep(_PAUSE_SECONDS)
             else:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -396,20 +397,16 @@ class Lab:
         self.processes[name].stop(kill=True)
 
     def wait_ready(self) -> None:
-        """Until every agent's STATUS says that an ADD would be served."""
+        """Until every agent says that an ADD would be served."""
         for node in self.nodes:
+            url = f"http://127.0.0.1:{self.health_ports[node]}/v1/runtime/readiness"
 
-            def ready(node: str = node) -> bool:
+            def ready(url: str = url) -> bool:
                 try:
-                    call(
-                        self.plugins / "macvlan",
-                        "STATUS",
-                        self.config(node),
-                        {"SPIDERPOOL_SOCKET": str(self.socket(node))},
-                    )
-                except CniError:
+                    with urllib.request.urlopen(url, timeout=5):
+                        return True
+                except OSError:
                     return False
-                return True
 
             self.processes[node].wait_until(ready, seconds=30)
 

@@ -8,10 +8,11 @@ from typing import Self
 import anyio
 import anyio.lowlevel
 
-from cni.coordination import CoordinationPlan, NodeView, Pair
+from cni.coordination import CoordinationPlan, NodeView, Pair, PodLink, PodView, Survey
 from cni.detection import Conflict, Findings, ProbePlan
 from cni.errors import TryAgainLater
 from cni.journal import JournalEntry, Key
+from cni.parents import ParentPlan
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
 
 
@@ -88,6 +89,9 @@ class MemoryJournal:
         self.entries[entry.key] = entry
         await self._disk.point(f"after journal.put {entry.state}")
 
+    async def check(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
     async def remove(self, key: Key) -> None:
         await self._disk.point("before journal.remove")
         await anyio.sleep(0.0002)
@@ -131,6 +135,8 @@ class MemoryKernel:
         """`segment` maps every address that a link of any node carries, and every pod's veth, to where that is."""
         self._segment = segment
         self._point = point
+        self.parents: dict[str, str] = {}
+        """By name, who each was made for."""
         self._links: dict[tuple[str, str], tuple[LinkState, list[str]]] = {}
         self._lost: set[str] = set()
         self._watches: list[MemoryDepartures] = []
@@ -211,15 +217,28 @@ class MemoryKernel:
         await anyio.lowlevel.checkpoint()
         return ()
 
-    async def view_node(self, pod_addresses: Sequence[str]) -> NodeView:
+    async def survey(self, netns: str) -> Survey:
         await anyio.lowlevel.checkpoint()
-        return NodeView(addresses=(("eth0", "10.0.0.1"),), sources=("10.0.0.1",) * len(pod_addresses))
+        links = [
+            PodLink(ifname=link.ifname, index=link.index, kind=link.kind, mac=link.mac, addresses=tuple(carried))
+            for (where, _), (link, carried) in self._links.items()
+            if where == netns
+        ]
+        node = NodeView(addresses=(("eth0", "10.0.0.1"),), sources=("10.0.0.1",))
+        return Survey(pod=PodView(links=tuple(links)), node=node)
 
     async def coordinate(self, plan: CoordinationPlan) -> None:
         await self._point("before coordinate")
         await anyio.sleep(0.003)
         self._segment[plan.host_veth] = plan.netns
         await self._point("after coordinate")
+
+    async def uncoordinate(self, plan: CoordinationPlan, *, pair: bool = True) -> None:
+        await self._point("before uncoordinate")
+        await anyio.sleep(0.001)
+        if pair:
+            self._segment.pop(plan.host_veth, None)
+        await self._point("after uncoordinate")
 
     async def differences(self, plan: CoordinationPlan) -> list[str]:
         await anyio.lowlevel.checkpoint()
@@ -229,10 +248,22 @@ class MemoryKernel:
         await anyio.lowlevel.checkpoint()
         return [] if (plan.netns, plan.ifname) in self._links else ["it is gone"]
 
+    async def parent_differences(self, plan: ParentPlan, who: str) -> list[str]:
+        await anyio.lowlevel.checkpoint()
+        return [] if plan.name in self.parents else [f"{plan.name} is missing"]
+
+    async def ensure_parent(self, plan: ParentPlan, who: str) -> None:
+        await anyio.sleep(0.002)
+        self.parents.setdefault(plan.name, who)
+
     async def inspect(self, netns: str, ifname: str) -> Inspection | None:
         await anyio.lowlevel.checkpoint()
         found = self._links.get((netns, ifname))
         return None if found is None else Inspection(link=found[0], addresses=tuple(found[1]))
+
+    async def knows(self, kind: str) -> bool:
+        await anyio.lowlevel.checkpoint()
+        return True
 
     async def netns_exists(self, netns: str) -> bool:
         await anyio.lowlevel.checkpoint()

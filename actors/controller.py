@@ -30,6 +30,7 @@ from actors.allocation.allocator import AllocatorActor, Serve
 from actors.allocation.callers import Callers
 from actors.allocation.endpoint import Endpoints
 from actors.allocation.grants import Grants, Policy
+from actors.allocation.networks import Isolation, Networks
 from actors.allocation.returns import Returns
 from actors.allocation.workloads import Workloads
 from actors.collection.collecting import Collecting
@@ -135,7 +136,16 @@ class Controller:
             settings=settings,
             enabled=pods_exist and settings.gc_ip_enabled,
         )
-        self._lookups = Lookups(store, self._scene(), pods_exist=pods_exist)
+        self._networks = Networks(
+            store,
+            seen=lambda namespace, name: self.cluster.attachments.snapshot.get(name, namespace=namespace),
+            namespace=settings.pod_namespace,
+            isolation=Isolation(
+                enabled=settings.multus_namespace_isolation,
+                shared=tuple(settings.multus_global_namespaces.split(",")),
+            ),
+        )
+        self._lookups = Lookups(store, self._scene(), self._networks, pods_exist=pods_exist)
         self._clock = system.clock
         self._activity = Activity()
         self._replica = settings.pod_name
@@ -181,6 +191,7 @@ class Controller:
             endpoints=endpoints,
             workloads=self._workloads,
             callers=callers,
+            networks=self._networks,
             view=view,
             policy=Policy(
                 enable_ipv4=config.enable_ipv4,
@@ -240,7 +251,7 @@ class Controller:
             try:
                 if isinstance(request, wire.Report):
                     answer = await self.collecting.reports.take(call.peer.node, request, deadline=call.deadline)
-                elif isinstance(request, wire.FindEndpoint | wire.FindCoordinator):
+                elif isinstance(request, wire.Lookup):
                     answer = await self._lookups.serve(request, call.peer)
                 else:
                     answer = await self._allocator.ask(Serve(request, call.peer), deadline=call.deadline)

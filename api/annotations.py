@@ -40,6 +40,8 @@ NETWORK_RESOURCE_INJECT = f"{_CNI}/network-resource-inject"
 """Which SpiderMultusConfigs' network resources the pod asks for. On pods, namespaces and SpiderMultusConfigs."""
 MULTUS_DEFAULT_NETWORK = "v1.multus-cni.io/default-network"
 MULTUS_NETWORKS = "k8s.v1.cni.cncf.io/networks"
+NETWORK_STATUS = "k8s.v1.cni.cncf.io/network-status"
+"""What the pod's NICs have become, as a JSON list: written by whoever is its meta plugin."""
 KUBEVIRT_MIGRATION_JOB = "kubevirt.io/migrationJobName"
 STATIC_POD_HASH = "kubernetes.io/config.hash"
 """On a static pod's mirror: the uid by which the container runtime knows the pod."""
@@ -71,6 +73,11 @@ APP_API_VERSION = f"{_IPAM}/app-api-version"
 APP_KIND = f"{_IPAM}/app-kind"
 APP_NAMESPACE = f"{_IPAM}/app-namespace"
 APP_NAME = f"{_IPAM}/app-name"
+
+# -- on NetworkAttachmentDefinitions
+
+NETWORK_RESOURCE = "k8s.v1.cni.cncf.io/resourceName"
+"""The resource of a device plugin whose device the network's interface is made of."""
 
 # -- on SpiderMultusConfigs
 

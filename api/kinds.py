@@ -11,6 +11,7 @@ from api.endpoint import SpiderEndpoint
 from api.ippool import SpiderIPPool
 from api.meta import GROUP, VERSION
 from api.multusconfig import SpiderMultusConfig
+from api.networkattachment import NetworkAttachmentDefinition
 from api.reservedip import SpiderReservedIP
 from api.subnet import SpiderSubnet
 
@@ -129,6 +130,15 @@ VIRTUALMACHINEINSTANCEMIGRATION = Kind(
     namespaced=True,
     status=True,
     type=kubevirt.VirtualMachineInstanceMigration,
+)
+NETWORKATTACHMENT = Kind(
+    group="k8s.cni.cncf.io",
+    version="v1",
+    plural="network-attachment-definitions",
+    kind="NetworkAttachmentDefinition",
+    namespaced=True,
+    status=False,
+    type=NetworkAttachmentDefinition,
 )
 CONFIGMAP = Kind(
     group="", version="v1", plural="configmaps", kind="ConfigMap", namespaced=True, status=False, type=core.ConfigMap

@@ -9,10 +9,11 @@ which only the name has to be there.
 
 import ipaddress
 import re
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Final
 
-from msgspec import Struct, field
+import msgspec
+from msgspec import Meta, Struct, field
 
 from api.annotations import MULTUS_DEFAULT_NETWORK, MULTUS_NETWORKS, AnnotationMeaningError, decode
 
@@ -31,11 +32,36 @@ _MAC: Final = re.compile(
     r"[0-9a-f]{2}(?:([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4,18})|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2,9}",
     re.ASCII | re.IGNORECASE,
 )
+_FOLDERS: Final = frozenset({".", ".."})
+"""What no file of the kernel's can be called."""
 _LENGTH: Final = re.compile(r"[0-9]{1,3}", re.ASCII)
 _MAC_BYTES: Final = frozenset({6, 8, 20})
+_DEVICE: Final = re.compile(r"[^\s/]{1,253}")
 _WANT: Final = (
     'want namespace/name@interface, separated by commas, or [{"name":"lan","namespace":"ns","interface":"net1"}]'
 )
+
+
+type _Rate = Annotated[int, Meta(ge=0)]
+type _Port = Annotated[int, Meta(ge=1, le=65535)]
+
+
+class Bandwidth(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """How much an interface may carry. Bits, and bits a second; 0: nothing is said."""
+
+    ingress_rate: _Rate = 0
+    ingress_burst: _Rate = 0
+    egress_rate: _Rate = 0
+    egress_burst: _Rate = 0
+
+
+class PortMapping(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """A port of the node that leads to one of the pod."""
+
+    host_port: _Port
+    container_port: _Port
+    protocol: str = ""
+    host_ip: str = field(default="", name="hostIP")
 
 
 class Network(Struct, frozen=True, kw_only=True):
@@ -50,6 +76,13 @@ class Network(Struct, frozen=True, kw_only=True):
     mac: str = ""
     default_route: tuple[str, ...] = ()
     """Gateways of the default routes that are asked for on this interface."""
+    cni_args: str = ""
+    """A JSON object for the plugin; empty where none was given."""
+    infiniband_guid: str = ""
+    bandwidth: Bandwidth | None = None
+    port_mappings: tuple[PortMapping, ...] = ()
+    device_id: str = ""
+    """The device that is asked for."""
 
     def __str__(self) -> str:
         """As `multusName` and the comma list spell it."""
@@ -65,13 +98,20 @@ class _Entry(Struct, frozen=True):
     ips: tuple[str, ...] = ()
     mac: str = ""
     default_route: tuple[str, ...] = field(default=(), name="default-route")
+    cni_args: dict[str, Any] | None = field(default=None, name="cni-args")
+    infiniband_guid: str = field(default="", name="infiniband-guid")
+    bandwidth: dict[str, Any] | None = None
+    port_mappings: tuple[dict[str, Any], ...] = field(default=(), name="portmappings")
+    device_id: str = field(default="", name="deviceid")
+    interface_request: str = field(default="", name="interfacerequest")
+    """How `interface` was spelt once; Multus reads both."""
 
 
 def networks(annotations: Mapping[str, str], *, namespace: str) -> tuple[Network, ...]:
     """Parse `MULTUS_NETWORKS`: the attachments behind the first NIC, in their order; empty where the pod has none.
 
     `namespace` is the pod's, for entries without one. Raises `AnnotationError`: not readable, a name that cannot be, an
-    interface that two of them would get.
+    interface that two of them would get, two default routes.
     """
     value = annotations.get(MULTUS_NETWORKS, "")
     if not value:
@@ -87,6 +127,12 @@ def networks(annotations: Mapping[str, str], *, namespace: str) -> tuple[Network
                 MULTUS_NETWORKS, value, f"interface {network.interface} is that of another network of the pod"
             )
         taken.add(network.interface)
+    gateways = [gateway for network in found for gateway in network.default_route]
+    for version in (4, 6):
+        rivals = [gateway for gateway in gateways if ipaddress.ip_address(gateway).version == version]
+        if len(rivals) > 1:
+            problem = f"default-route {' and '.join(rivals)}: a pod has one IPv{version} default route"
+            raise AnnotationMeaningError(MULTUS_NETWORKS, value, problem)
     return found
 
 
@@ -128,32 +174,62 @@ def _written(key: str, value: str, item: str) -> _Entry:
 
 def _network(key: str, value: str, entry: _Entry, *, namespace: str, interface: str) -> Network:
     """An entry, checked and completed."""
-
-    def wrong(what: str, seen: str, want: str) -> AnnotationMeaningError:
-        return AnnotationMeaningError(key, value, f"{what} {seen!r}: want {want}")
-
-    if not _SUBDOMAIN.fullmatch(entry.name):
-        raise wrong("name", entry.name, "the name of a NetworkAttachmentDefinition")
-    if entry.namespace and not _LABEL.fullmatch(entry.namespace):
-        raise wrong("namespace", entry.namespace, "the name of a namespace")
-    if entry.interface and (not _INTERFACE.fullmatch(entry.interface) or entry.interface in {".", ".."}):
-        raise wrong("interface", entry.interface, "1 to 15 characters without spaces, / and :")
-    for text in entry.ips:
-        if not _is_address(text, prefix=True):
-            raise wrong("ips", text, "an address, with or without a prefix length")
-    for text in entry.default_route:
-        if not _is_address(text):
-            raise wrong("default-route", text, "an address")
-    if entry.mac and not (_MAC.fullmatch(entry.mac) and len(re.sub(r"[^0-9A-Fa-f]", "", entry.mac)) // 2 in _MAC_BYTES):
-        raise wrong("mac", entry.mac, "a MAC address")
+    asked = entry.interface or entry.interface_request
+    for what, seen, right, want in _checks(entry, asked):
+        if not right:
+            raise AnnotationMeaningError(key, value, f"{what} {seen!r}: want {want}")
+    bandwidth = None
+    if entry.bandwidth is not None:
+        (bandwidth,) = _typed(key, value, "bandwidth", (entry.bandwidth,), Bandwidth)
     return Network(
         name=entry.name,
         namespace=entry.namespace or namespace,
-        interface=entry.interface or interface,
+        interface=asked or interface,
         ips=entry.ips,
         mac=entry.mac,
         default_route=entry.default_route,
+        cni_args="" if entry.cni_args is None else msgspec.json.encode(entry.cni_args).decode(),
+        infiniband_guid=entry.infiniband_guid,
+        bandwidth=bandwidth,
+        port_mappings=_typed(key, value, "portMappings", entry.port_mappings, PortMapping),
+        device_id=entry.device_id,
     )
+
+
+def _checks(entry: _Entry, interface: str) -> Iterator[tuple[str, str, bool, str]]:
+    """Of each text in an entry: its key, its value, whether that is right, and what would be."""
+    namespace, guid, device = entry.namespace, entry.infiniband_guid, entry.device_id
+    yield "name", entry.name, bool(_SUBDOMAIN.fullmatch(entry.name)), "the name of a NetworkAttachmentDefinition"
+    yield "namespace", namespace, not namespace or bool(_LABEL.fullmatch(namespace)), "the name of a namespace"
+    fits = _INTERFACE.fullmatch(interface) and interface not in _FOLDERS
+    yield "interface", interface, not interface or bool(fits), "1 to 15 characters without spaces, / and :"
+    for text in entry.ips:
+        yield "ips", text, _is_address(text, prefix=True), "an address, with or without a prefix length"
+    for text in entry.default_route:
+        yield "default-route", text, _is_address(text), "an address"
+    yield "mac", entry.mac, not entry.mac or _is_mac(entry.mac), "a MAC address"
+    yield "infiniband-guid", guid, not guid or _is_mac(guid), "a GUID such as c2:11:22:33:44:55:66:77"
+    fits = _DEVICE.fullmatch(device) and device not in _FOLDERS
+    yield "deviceID", device, not device or bool(fits), "the name of a device, without spaces and /"
+
+
+def _typed[T: Struct](
+    key: str, value: str, what: str, items: Iterable[Mapping[str, Any]], shape: type[T]
+) -> tuple[T, ...]:
+    """Objects inside of an entry, whose keys may be in any letter case too."""
+    spelt = {name.lower(): name for name in shape.__struct_encode_fields__}
+    found = []
+    for item in items:
+        known = {spelt.get(name.lower(), name): it for name, it in item.items() if it is not None}
+        try:
+            found.append(msgspec.convert(known, shape))
+        except msgspec.ValidationError as error:
+            raise AnnotationMeaningError(key, value, f"{what}: {error}") from error
+    return tuple(found)
+
+
+def _is_mac(text: str) -> bool:
+    return _MAC.fullmatch(text) is not None and len(re.sub(r"[^0-9A-Fa-f]", "", text)) // 2 in _MAC_BYTES
 
 
 def _is_address(text: str, *, prefix: bool = False) -> bool:

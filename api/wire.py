@@ -264,6 +264,8 @@ class Allocated(Struct, frozen=True, tag=True):
     nics: tuple[str, ...] = ()
     """All NICs that the pod will have by its annotations, in the order in which they are made; the first one is eth0.
     Empty where that cannot be told."""
+    moving: bool = False
+    """Whether the pod is the target of a live migration: until it is over somebody else has the addresses rightly."""
 
 
 class NetworkDefinition(Struct, frozen=True, kw_only=True):

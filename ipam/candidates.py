@@ -52,6 +52,12 @@ class SelectionRequest(Struct, frozen=True, kw_only=True):
     master_subnets: tuple[str, ...] | None = None
     """The addresses, with prefix length, of the physical NIC behind the interface that asks; None where its pools need
     not match them (`match_master_subnet`)."""
+    multus: str = ""
+    """The network that makes the interface, ``namespace/name``; empty: the pod's annotations say it."""
+    ips: tuple[str, ...] = ()
+    """Addresses that the interface is to have, with or without prefix length, one a family at most."""
+    beside: bool = False
+    """Whether other NICs of the pod ask at the same time, so that it has to be said which one is meant."""
     cluster_network: str = ""
     """The network of the first NIC of pods that name none (MULTUS_CLUSTER_NETWORK)."""
     agent_namespace: str = ""
@@ -119,12 +125,14 @@ class _Written(Struct, frozen=True):
     source: str
     nics: tuple[NICPools, ...]
     several: bool = False
-    """Whether it speaks of several NICs, so that it has to be said which one is meant."""
+    """Whether it speaks of several NICs."""
+    beside: bool = False
+    """As in the request."""
     unplaced: tuple[Verdict, ...] = ()
 
     def where(self, nic: str) -> str:
         """The source, for an error about one NIC."""
-        return f"{self.source} for {nic}" if self.several else self.source
+        return f"{self.source} for {nic}" if self.several or self.beside else self.source
 
 
 def candidates(request: SelectionRequest, pools: Mapping[str, SpiderIPPool]) -> Candidates:
@@ -167,7 +175,7 @@ def _written(request: SelectionRequest, pools: Mapping[str, SpiderIPPool]) -> _W
 
     def one(source: str, names: IPPoolAnnotation) -> _Written:
         item = NICPools(interface=request.nic, ipv4=names.ipv4, ipv6=names.ipv6, cleangateway=request.clean_gateway)
-        return _Written(source=source, nics=(item,))
+        return _Written(source=source, nics=(item,), beside=request.beside)
 
     asked = annotations.pod_ippool(of_pod)
     if asked is not None:

@@ -39,7 +39,7 @@ from ipam.operations import (
 from ipam.overlap import Overlap
 from ipam.ranges import Ranges
 from ipam.records import same_record, stripped
-from ipam.refusals import exhausted, still_held
+from ipam.refusals import another_held, exhausted, still_held, taken
 from ipam.table import Before
 from ipam.withheld import CONFLICT, COOL_DOWN, Withheld, withhold
 
@@ -83,9 +83,9 @@ class Ledger(Book):
 
         A claim is answered with what its holder has already. That is rewritten where another sandbox had it (`cid`,
         `node`) or no NIC was noted, and given up for a new address where the ranges no longer hold it. A fixed one
-        is answered with what the name has, once nothing carries that any more. Otherwise it gets the lowest free
-        address, else the one that rests for longest, unless the pool is disabled, terminating or full: that concerns
-        new addresses, what is in use stays in use.
+        is answered with what the name has, once nothing carries that any more. A claim that asks for an address gets
+        that one or none. Otherwise it gets the lowest free address, else the one that rests for longest, unless the
+        pool is disabled, terminating or full: that concerns new addresses, what is in use stays in use.
 
         Args:
             operations: the batch.
@@ -299,16 +299,20 @@ class Ledger(Book):
                 return self._granted(mine, fresh=False)
             seen = "no record" if mine is None else f"one of sandbox {self._records[mine].cid}"
             return self._refused("superseded", wanted=f"a record of sandbox {claim.cid}", seen=seen)
+        if mine is not None and not self._suits(mine, claim):
+            text = self._text(mine)
+            return Refused(reason=another_held(self._name, text, self._records[mine], wanted=claim.address), retry=True)
         if mine is not None:
             return self._renew(mine, claim)
         left = self._left(claim) if claim.fixed else []
         heritage = [ip for ip in left if ip in self._allocatable]
-        heir = next((ip for ip in heritage if claim.moving or self._records[ip].kept), None)
-        if heritage and heir is None:
-            return Refused(
-                reason=still_held(self._name, self._text(heritage[0]), self._records[heritage[0]]), retry=True
-            )
-        gone = [*held, *(ip for ip in left if ip not in heritage and self._records[ip].kept)]
+        ready = [ip for ip in heritage if self._suits(ip, claim)]
+        heir = next((ip for ip in ready if claim.moving or self._records[ip].kept), None)
+        carried = [ip for ip in heritage if not self._records[ip].kept]
+        if heir is None and carried:
+            return Refused(reason=still_held(self._name, self._text(carried[0]), self._records[carried[0]]), retry=True)
+        spared = [] if heir is None else heritage
+        gone = [*held, *(ip for ip in left if ip not in spared and self._records[ip].kept)]
         granted = self._renew(heir, claim) if heir is not None else self._grant(claim, replaced=len(gone))
         if isinstance(granted, Refused) or not gone:
             return granted
@@ -351,9 +355,15 @@ class Ledger(Book):
             return self._refused(
                 "max-records", wanted=f"fewer than {self._max_records} records", seen=f"{len(self._records)}"
             )
-        ip = self._table.lowest()
-        if ip is None:
-            ip = self._table.longest_rested()
+        if claim.address:
+            found = self._named(claim.address)
+            if isinstance(found, Refused):
+                return found
+            ip: int | None = found
+        else:
+            ip = self._table.lowest()
+            if ip is None:
+                ip = self._table.longest_rested()
         if ip is None:
             quarantined = self._table.quarantined(now=self._now)
             return Refused(
@@ -377,6 +387,29 @@ class Ledger(Book):
             return self._too_big()
         self._note("granted", ip, record)
         return self._granted(ip, fresh=True)
+
+    def _suits(self, ip: int, claim: Claim) -> bool:
+        return not claim.address or self._text(ip) == claim.address
+
+    def _named(self, address: str) -> int | Refused:
+        """The address that somebody asks for, if it can be had. One that rests can: nothing else would do."""
+        try:
+            family, ip = parse_address(address)
+        except ValueError as error:
+            return self._refused("ips", wanted=address, seen=f"it {error}")
+        if family != self._version or ip not in self._allocatable:
+            return self._refused("ips", wanted=address, seen="an address that is not of this pool")
+        record, entry = self._records.get(ip), self._withheld.get(ip)
+        if record is not None:
+            return Refused(reason=taken(self._name, record, wanted=address), retry=True)
+        if self._overlap is not None and ip in self._overlap.addresses:
+            return self._refused("overlap", wanted=address, seen=f"it lies in more than one pool: {self._overlap}")
+        if ip not in self._grantable:
+            return self._refused("ips", wanted=address, seen="an address that a SpiderReservedIP has")
+        if entry is not None and not entry.resting and entry.until > self._now:
+            reason = Reason(predicate="quarantine", pool=self._name, wanted=address, seen=entry.reason)
+            return Refused(reason=reason, retry=True)
+        return ip
 
     def _fitting(self, ip: int, record: AllocationRecord, entry: Withheld | None, *, shrinks_from: int = 0) -> bool:
         """Change an address if the object stays small enough, or smaller than it was; else change nothing.

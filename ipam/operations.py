@@ -25,9 +25,10 @@ class Claim(Struct, frozen=True, tag="claim", kw_only=True):
         confirm: nothing is granted or taken over: is what this very sandbox has still its own?
         moving: a live migration runs, so two pods of that name carry the address for a while: it is taken over though
             the other one has it still.
+        address: canonical text without prefix length: this one and no other. Empty: whichever is free.
 
-    None of the texts may be empty, such a record could not be released by its holder: the ledger refuses the claim,
-    alone, rather than raising, since the rest of the batch is other pods'.
+    None of the first five may be empty, such a record could not be released by its holder: the ledger refuses the
+    claim, alone, rather than raising, since the rest of the batch is other pods'.
     """
 
     pod: str
@@ -40,6 +41,7 @@ class Claim(Struct, frozen=True, tag="claim", kw_only=True):
     begun: int = 0
     disputed: bool = False
     confirm: bool = False
+    address: str = ""
 
 
 class Heir(Struct, frozen=True):
@@ -161,8 +163,9 @@ class Refused(Struct, frozen=True, tag="refused", kw_only=True):
 
     Attributes:
         reason: its predicate is one of `disable`, `terminating`, `max-records`, `object-size`, `full`, `overlap`,
-            `held` for a fixed address that may still be in use, `superseded` for a claim that a newer sandbox has
-            overtaken, and `claim` for one that lacks something; for a release it is `node`.
+            `held` for an address that may still be in use, `superseded` for a claim that a newer sandbox has
+            overtaken, and `claim` for one that lacks something; of an address that was asked for `ips`, `taken`,
+            `quarantine` or `overlap`; for a release it is `node`.
         retry: whether the same may succeed later without anybody changing anything.
     """
 

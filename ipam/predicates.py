@@ -89,7 +89,8 @@ class Judge:
             return
         wanted = [name if "/" in name else f"{self._request.agent_namespace}/{name}" for name in pool.spec.multus_name]
         if nic not in self._attachments:
-            self._attachments[nic] = _attachment(self._request, nic)
+            made = self._request.multus if nic == self._request.nic else ""
+            self._attachments[nic] = Attachment(made, made) if made else _attachment(self._request, nic)
         attachment = self._attachments[nic]
         if attachment.network not in wanted:
             yield _reason(pool, "multusName", _one_of(wanted), attachment.seen)

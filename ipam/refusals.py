@@ -29,3 +29,15 @@ def exhausted(pool: str, *, taken: int, quarantined: int, reserved: int, overlap
         wanted="a free address of this pool alone",
         seen=f"{seen}, others lie in more than one pool: {overlap}",
     )
+
+
+def another_held(pool: str, address: str, record: AllocationRecord, *, wanted: str) -> Reason:
+    """The holder has another address than the one that it asks for now, and may still carry it."""
+    seen = f"{address}, which container {record.cid or 'unknown'} on node {record.node or 'unknown'} has still"
+    return Reason(predicate="held", pool=pool, wanted=wanted, seen=seen)
+
+
+def taken(pool: str, record: AllocationRecord, *, wanted: str) -> Reason:
+    """The address that is asked for is somebody else's."""
+    kept = "kept for" if record.kept else "held by"
+    return Reason(predicate="taken", pool=pool, wanted=wanted, seen=f"{kept} pod {record.pod}, uid {record.pod_uid}")

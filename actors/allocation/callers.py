@@ -56,13 +56,13 @@ class Callers:
         pod = self._view.pod(ref.namespace, ref.name)
         if pod is None and not self._pods_exist:
             return Pod(metadata=ObjectMeta(name=ref.name, namespace=ref.namespace, uid=ref.uid or str(ref)))
-        if pod is None or not _same(pod, ref.uid) or pod.spec.node_name != peer.node:
+        if pod is None or not same(pod, ref.uid) or pod.spec.node_name != peer.node:
             try:
                 pod = await self._store.get(POD, ref.name, namespace=ref.namespace)
             except NotFound:
                 missing = Rejected(message=f"pod {ref}: no such pod", retry=True, cause="wrong_input")
                 raise Refusal(missing) from None
-            if not _same(pod, ref.uid):
+            if not same(pod, ref.uid):
                 raise Refusal(
                     Rejected(
                         message=f"pod {ref}: K8S_POD_UID {ref.uid} has been replaced by {pod.metadata.uid}",
@@ -85,7 +85,7 @@ class Callers:
     def seen_pod(self, ref: PodRef) -> Pod | None:
         """The pod as last seen, if it is this one: a hint."""
         pod = self._view.pod(ref.namespace, ref.name)
-        return pod if pod is not None and _same(pod, ref.uid) else None
+        return pod if pod is not None and same(pod, ref.uid) else None
 
     async def find_pod(self, ref: PodRef) -> Pod | None:
         """The pod, wherever and however it is; None where it is gone for certain. Raises `StoreError`."""
@@ -96,7 +96,7 @@ class Callers:
             pod = await self._store.get(POD, ref.name, namespace=ref.namespace)
         except NotFound:
             return None
-        return pod if _same(pod, ref.uid) else None
+        return pod if same(pod, ref.uid) else None
 
     async def namespace(self, name: str) -> Namespace | None:
         """A namespace. Raises `StoreError`."""
@@ -116,6 +116,6 @@ class Callers:
             return None
 
 
-def _same(pod: Pod, uid: str) -> bool:
+def same(pod: Pod, uid: str) -> bool:
     """Whether this is the pod that the runtime means. A static pod's runtime uid is its mirror's config hash."""
     return not uid or pod.metadata.uid == uid or pod.metadata.annotations.get(STATIC_POD_HASH) == uid

@@ -1,6 +1,8 @@
 """How a pod comes to its addresses: selection, claims on pools, the SpiderEndpoint. All of them or none.
 
-Where a pod names the pools of all its NICs, the first ADD is granted for all; the ADDs of the others find theirs.
+An agent that makes several NICs of a pod asks for all of them at once. One that does not know of the others (they are
+another meta plugin's business) asks for one at a time; where the pod names the pools of all its NICs, the first ADD is
+granted for all even so, and the ADDs of the others find theirs.
 
 Fixed addresses go with the name. The next pod of the name claims what the last one had: the pools keep it, and give it
 over when no link carries it any more. Where the pools that may serve a NIC have changed so that the one that it had is
@@ -11,6 +13,7 @@ another replica when a connection broke), and both find the same records: the co
 other has answered with. The agent asks for one sandbox at a time and knows when no copy has answered.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 
@@ -19,6 +22,7 @@ from msgspec import Struct, structs
 
 from actors.allocation.callers import Callers, Refusal, View
 from actors.allocation.endpoint import Endpoints, Holder
+from actors.allocation.networks import Networks
 from actors.allocation.workloads import Workloads
 from actors.pools.claims import Claim, Granted, Peek, Refused, Surrender, Surrendered
 from actors.pools.peers import Pool
@@ -26,10 +30,11 @@ from api import annotations
 from api.annotations import AnnotationError
 from api.core import Pod
 from api.endpoint import SpiderEndpoint
+from api.networks import FIRST_NIC, networks
 from api.reasons import Explanation, Reason, Verdict
 from api.route import Route
-from api.wire import Address, Allocate, Allocated, NicGrant, PodRef, Rejected
-from ipam.selection import NicSelection, Selection, SelectionError, SelectionRequest, select
+from api.wire import Address, Allocate, Allocated, Networked, NicGrant, NicRequest, PodRef, Rejected
+from ipam.selection import NicSelection, Selection, SelectionError, SelectionRequest, select_together
 from runtime.errors import first
 from runtime.transport.port import Peer
 from telemetry import attributes, traces
@@ -46,7 +51,7 @@ something of another pool is turned away because of those who wait."""
 CONTAINER_PREFIX = 12
 """How much of a container id a record keeps (design of the record: 12 hex digits)."""
 
-_LATER = frozenset({"conflict", "store", "held"})
+_LATER = frozenset({"conflict", "store", "held", "taken", "quarantine"})
 """Predicates that pass by themselves."""
 
 
@@ -68,6 +73,8 @@ class _Need(Struct, frozen=True):
     nic: str
     version: int
     pools: tuple[str, ...]
+    address: str
+    """This one and no other; empty: any."""
 
 
 class _Won(Struct, frozen=True):
@@ -87,6 +94,7 @@ class Grants:
         endpoints: Endpoints,
         workloads: Workloads,
         callers: Callers,
+        networks: Networks,
         view: View,
         policy: Policy,
         failed: Callable[[Pod, Rejected], None] = lambda _pod, _rejected: None,
@@ -99,6 +107,7 @@ class Grants:
         self._endpoints = endpoints
         self._workloads = workloads
         self._callers = callers
+        self._networks = networks
         self._view = view
         self._policy = policy
         self._failed = failed
@@ -108,10 +117,14 @@ class Grants:
     def __repr__(self) -> str:
         return "<Grants>"
 
-    async def allocate(self, request: Allocate, peer: Peer) -> Allocated:
+    async def allocate(self, request: Allocate, peer: Peer) -> Allocated | Networked:
         """The answer to a request. Raises `Refusal`, `StoreError`, `ActorError` and `EndpointContended`."""
         pod = await self._callers.live_pod(request.pod, peer)
         try:
+            if request.meta:
+                found = await self._networks.of(pod)
+                if found.default is not None or found.networks:
+                    return found
             return await self._allocate(request, pod, peer)
         except Refusal as refusal:
             self._failed(pod, refusal.rejected)
@@ -157,28 +170,31 @@ class Grants:
             coordinator=structs.replace(coordinator, pod_default_route_nic=chosen) if chosen else coordinator,
             others=tuple(grant for grant in grants if grant is not asked),
             fixed=holder.fixed,
+            nics=_nics(pod),
+            moving=claim.moving,
         )
 
     async def _select(self, request: Allocate, holder: Holder, had: SpiderEndpoint | None, peer: Peer) -> Selection:
-        selection_request = SelectionRequest(
+        asked = (_first(request), *request.more)
+        twice = [nic for nic, count in Counter(one.nic for one in asked).items() if count > 1]
+        if twice:
+            text = f"pod {request.pod}: addresses for {twice[0]} are asked for more than once"
+            raise Refusal(Rejected(message=text, cause="wrong_input"))
+        every = SelectionRequest(
             pod=holder.pod,
             namespace=await self._callers.namespace(request.pod.namespace),
             node=await self._callers.node(peer.node),
             nic=request.nic,
-            default_ipv4=request.default_ipv4,
-            default_ipv6=request.default_ipv6,
-            clean_gateway=request.clean_gateway,
             enable_ipv4=self._policy.enable_ipv4,
             enable_ipv6=self._policy.enable_ipv6,
             enable_subnets=self._policy.enable_subnets,
-            master_subnets=request.master_subnets,
             cluster_network=self._policy.cluster_network,
             agent_namespace=self._policy.namespace,
             workload=holder.workload,
             holds=frozenset() if had is None else _held(had),
         )
         try:
-            return select(selection_request, self._view.pools())
+            return select_together([_asking(one, every) for one in asked], self._view.pools())
         except SelectionError as error:
             raise Refusal(
                 Rejected(
@@ -223,7 +239,8 @@ class Grants:
         doubts: list[bool] = []
 
         async def one(at: int, need: _Need) -> None:
-            winner, verdicts, doubtful = await self._claim_one(structs.replace(claim, nic=need.nic), need, had)
+            mine = structs.replace(claim, nic=need.nic, address=need.address)
+            winner, verdicts, doubtful = await self._claim_one(mine, need, had)
             if winner is not None:
                 won[need.nic, need.version] = winner
             refused[at] = Explanation(considered=verdicts)
@@ -306,8 +323,45 @@ class Grants:
         return (*holding, *(name for name in need.pools if name not in holding))
 
 
+def _first(request: Allocate) -> NicRequest:
+    """The first NIC of a request, as the further ones are."""
+    return NicRequest(
+        nic=request.nic,
+        default_ipv4=request.default_ipv4,
+        default_ipv6=request.default_ipv6,
+        clean_gateway=request.clean_gateway,
+        master_subnets=request.master_subnets,
+        multus=request.multus,
+        ips=request.ips,
+    )
+
+
+def _asking(one: NicRequest, every: SelectionRequest) -> SelectionRequest:
+    """What a NIC asks for, beside what is so of every NIC of the pod."""
+    return structs.replace(
+        every,
+        nic=one.nic,
+        default_ipv4=one.default_ipv4,
+        default_ipv6=one.default_ipv6,
+        clean_gateway=one.clean_gateway,
+        master_subnets=one.master_subnets,
+        multus=one.multus,
+        ips=one.ips,
+    )
+
+
+def _nics(pod: Pod) -> tuple[str, ...]:
+    """All that the pod will have, in order; empty where nobody can read that."""
+    try:
+        made = networks(pod.metadata.annotations, namespace=pod.metadata.namespace)
+    except AnnotationError:
+        return ()
+    return (FIRST_NIC, *(network.interface for network in made))
+
+
 def _needs(nic: NicSelection) -> list[_Need]:
-    return [_Need(nic.nic, version, pools) for version, pools in ((4, nic.ipv4), (6, nic.ipv6)) if pools]
+    wanted = ((4, nic.ipv4, nic.wished_ipv4), (6, nic.ipv6, nic.wished_ipv6))
+    return [_Need(nic.nic, version, pools, address) for version, pools, address in wanted if pools]
 
 
 def _held(endpoint: SpiderEndpoint) -> frozenset[tuple[str, str]]:
@@ -369,4 +423,3 @@ def _exhausted(ref: PodRef, missing: Sequence[_Need], why: Explanation, *, sever
         explanation=why,
         held=held or retry,
     )
-

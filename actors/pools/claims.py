@@ -62,6 +62,8 @@ class Claim(Question["Granted | Refused"], frozen=True, tag=True):
     """Nothing is granted or taken over: is what this very sandbox was granted still its own?"""
     patience: float = 0.0
     """For how many seconds it waits for an address where the pool is full, rather than be refused at once."""
+    address: str = ""
+    """This one and no other, canonical text without prefix length; empty: whichever is free."""
 
 
 class Surrender(Question["Surrendered | Refused"], frozen=True, tag=True):
@@ -125,7 +127,7 @@ type Request = Claim | Surrender | Disown | Reclaim
 def operation(message: Request) -> rules.Operation:
     """A request as the ledger's rule. Replayed for every attempt, so it looks at nothing but the request."""
     match message:
-        case Claim(pod, uid, nic, node, cid, fixed, moving, begun, disputed, confirm):
+        case Claim(pod, uid, nic, node, cid, fixed, moving, begun, disputed, confirm, address=address):
             return rules.Claim(
                 pod=pod,
                 uid=uid,
@@ -137,6 +139,7 @@ def operation(message: Request) -> rules.Operation:
                 begun=begun,
                 disputed=disputed,
                 confirm=confirm,
+                address=address,
             )
         case Surrender(uid, nic, cid, node, keep, retain, kept_only, successor, heir):
             return rules.Surrender(

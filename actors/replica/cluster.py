@@ -3,8 +3,11 @@
 Snapshots lag. They choose candidates and save reads; nothing is refused or freed on their word alone.
 """
 
+from msgspec import structs
+
 from actors.allocation.callers import View
-from actors.replica.coordinator import chosen, coordination, looked_up
+from actors.replica.coordinator import coordination, looked_up
+from api.annotations import NETWORK_RESOURCE
 from api.coordinator import SpiderCoordinator
 from api.core import Namespace, Node, Pod, ServiceCIDR, StatefulSet
 from api.ippool import SpiderIPPool
@@ -12,6 +15,7 @@ from api.kinds import (
     COORDINATOR,
     IPPOOL,
     NAMESPACE,
+    NETWORKATTACHMENT,
     NODE,
     POD,
     RESERVEDIP,
@@ -21,6 +25,7 @@ from api.kinds import (
 )
 from api.kubevirt import VirtualMachine
 from api.meta import ObjectMeta
+from api.networkattachment import NetworkAttachmentDefinition
 from api.reservedip import SpiderReservedIP
 from api.wire import Coordination, FoundCoordinator
 from ipam.ranges import RangeError, Ranges, parse_ranges
@@ -52,6 +57,10 @@ class Cluster:
             store, VIRTUALMACHINE, random=system.random, transform=_bare_machine
         )
         """None where KubeVirt is not there, and where it is without fixed addresses it costs little."""
+        self.attachments: Reflector[NetworkAttachmentDefinition] = Reflector(
+            store, NETWORKATTACHMENT, random=system.random, transform=_bare_attachment
+        )
+        """None where nobody has installed the definition of that kind."""
 
     def supervise(self, supervisor: Supervisor) -> None:
         """Make every reflector a child of `supervisor`."""
@@ -65,6 +74,7 @@ class Cluster:
             ("servicecidrs", self.service_cidrs),
             ("statefulsets", self.statefulsets),
             ("virtualmachines", self.machines),
+            ("networkattachments", self.attachments),
         ):
             supervisor.add_service(name, reflector.run)
 
@@ -72,7 +82,7 @@ class Cluster:
         """Return when every kind has been listed once, or has been found to be missing where that may be."""
         for reflector in (self.pools, self.pods, self.namespaces, self.nodes, self.reserved_ips, self.coordinators):
             await reflector.synced()
-        for answered in (self.service_cidrs, self.statefulsets, self.machines):
+        for answered in (self.service_cidrs, self.statefulsets, self.machines, self.attachments):
             await answered.answered()
 
     def may_have_machines(self) -> bool:
@@ -117,8 +127,7 @@ class Cluster:
 
     def coordinator(self) -> FoundCoordinator:
         """The settings as a program gets them that asks an agent."""
-        found = chosen(self.coordinators.snapshot.values(), name=self._coordinator)
-        return looked_up(found, self._coordination())
+        return looked_up(self._coordination())
 
     def _coordination(self) -> Coordination:
         """Worked out anew when the objects have changed: every answer to an agent has it."""
@@ -140,6 +149,13 @@ def _bare_statefulset(item: StatefulSet) -> StatefulSet:
 
 def _bare_machine(item: VirtualMachine) -> VirtualMachine:
     return VirtualMachine(metadata=_bare(item.metadata))
+
+
+def _bare_attachment(item: NetworkAttachmentDefinition) -> NetworkAttachmentDefinition:
+    """Without the copy of itself that kubectl leaves among the annotations."""
+    resource = item.metadata.annotations.get(NETWORK_RESOURCE)
+    meta = structs.replace(_bare(item.metadata), annotations={NETWORK_RESOURCE: resource} if resource else {})
+    return NetworkAttachmentDefinition(metadata=meta, spec=item.spec)
 
 
 def _bare(meta: ObjectMeta) -> ObjectMeta:

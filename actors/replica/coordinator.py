@@ -22,15 +22,12 @@ def chosen(coordinators: Iterable[SpiderCoordinator], *, name: str) -> SpiderCoo
     return alive[0] if alive else None
 
 
-def looked_up(coordinator: SpiderCoordinator | None, coordination: Coordination) -> FoundCoordinator:
+def looked_up(coordination: Coordination) -> FoundCoordinator:
     """What a program gets that asks the agent for the settings."""
-    if coordinator is None:
-        return FoundCoordinator(coordination=coordination)
-    spec = coordinator.spec
     return FoundCoordinator(
         coordination=coordination,
-        tune_pod_routes=spec.tune_pod_routes is not False,
-        default_route_nic=spec.pod_default_route_nic or "",
+        tune_pod_routes=coordination.tune_pod_routes,
+        default_route_nic=coordination.pod_default_route_nic,
     )
 
 
@@ -68,4 +65,6 @@ def coordination(
         host_rule_table=spec.host_rule_table or _DEFAULT.host_rule_table,
         pod_rp_filter=_DEFAULT.pod_rp_filter if spec.pod_rp_filter is None else spec.pod_rp_filter,
         tx_queue_len=spec.tx_queue_len or 0,
+        tune_pod_routes=spec.tune_pod_routes is not False,
+        pod_default_route_nic=spec.pod_default_route_nic or "",
     )

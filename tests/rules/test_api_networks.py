@@ -3,12 +3,21 @@
 import json
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from api.annotations import MULTUS_DEFAULT_NETWORK, MULTUS_NETWORKS, AnnotationError, AnnotationSyntaxError
-from api.networks import CLUSTER_NETWORK, Network, cluster_network, default_network, networks
+from api.networks import (
+    CLUSTER_NETWORK,
+    Bandwidth,
+    Network,
+    PortMapping,
+    cluster_network,
+    default_network,
+    networks,
+)
 
 
 def read(text: str) -> tuple[Network, ...]:
@@ -53,9 +62,47 @@ def test_a_json_list() -> None:
             ips=("10.6.0.9/16", "fd00::9"),
             mac="02:00:00:00:00:01",
             default_route=("10.6.0.1",),
+            bandwidth=Bandwidth(egress_rate=1),
         ),
     )
     assert str(read(text)[1]) == "kube-system/wan.east"
+
+
+def test_what_other_plugins_are_told() -> None:
+    text = """
+    [{"name": "ib", "cni-args": {"Foo": [1, null]}, "infiniband-guid": "c2:11:22:33:44:55:66:77",
+      "deviceID": "0000:03:02.1", "bandwidth": {"IngressRate": 1, "ingressBurst": 2, "egressRate": 3, "egressBurst": 4},
+      "PortMappings": [{"hostport": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "10.6.0.2"}],
+      "ipam-claim-reference": "vm"}]
+    """
+    assert read(text) == (
+        Network(
+            name="ib",
+            namespace="ns",
+            interface="net1",
+            cni_args='{"Foo":[1,null]}',
+            infiniband_guid="c2:11:22:33:44:55:66:77",
+            device_id="0000:03:02.1",
+            bandwidth=Bandwidth(ingress_rate=1, ingress_burst=2, egress_rate=3, egress_burst=4),
+            port_mappings=(PortMapping(host_port=8080, container_port=80, protocol="tcp", host_ip="10.6.0.2"),),
+        ),
+    )
+    assert json.loads(msgspec.json.encode(read(text)[0].bandwidth)) == {
+        "ingressRate": 1, "ingressBurst": 2, "egressRate": 3, "egressBurst": 4,
+    }  # fmt: skip
+    assert b'"hostIP":"10.6.0.2"' in msgspec.json.encode(read(text)[0].port_mappings)
+
+
+def test_how_an_interface_was_asked_for_once() -> None:
+    assert read('[{"name":"lan","interfaceRequest":"up0"}]')[0].interface == "up0"
+    assert read('[{"name":"lan","interface":"up1","interfaceRequest":"up0"}]')[0].interface == "up1"
+
+
+def test_one_default_route_a_family() -> None:
+    both = '[{"name":"a","default-route":["10.6.0.1"]},{"name":"b","default-route":["fd00::1"]}]'
+    assert [network.default_route for network in read(both)] == [("10.6.0.1",), ("fd00::1",)]
+    with pytest.raises(AnnotationError, match=r"default-route 10.6.0.1 and 10.7.0.1: a pod has one IPv4 default route"):
+        read('[{"name":"a","default-route":["10.6.0.1"]},{"name":"b","default-route":["10.7.0.1"]}]')
 
 
 def test_keys_are_read_as_go_reads_them() -> None:
@@ -104,6 +151,17 @@ def test_the_first_nic_is_of_the_agents_namespace(parse: Callable[[str], Network
         ('[{"name":"lan","ips":["10.6.0.3/255.255.0.0"]}]', "ips '10.6.0.3/255.255.0.0'"),
         ('[{"name":"lan","ips":["fe80::1%up0"]}]', "ips 'fe80::1%up0'"),
         ('[{"name":"lan","default-route":["10.6.0.1/16"]}]', "default-route '10.6.0.1/16': want an address"),
+        ('[{"name":"lan","ips":[""]}]', "ips '': want an address"),
+        ('[{"name":"lan","infiniband-guid":"c2:11"}]', "infiniband-guid 'c2:11': want a GUID"),
+        ('[{"name":"lan","deviceID":"../0"}]', "deviceID '../0': want the name of a device"),
+        ('[{"name":"lan","deviceID":".."}]', "deviceID '..'"),
+        ('[{"name":"lan","bandwidth":{"egressRate":-1}}]', "bandwidth: Expected `int` >= 0 - at `$.egressRate`"),
+        (
+            '[{"name":"lan","bandwidth":{"egressRate":"1M"}}]',
+            "bandwidth: Expected `int`, got `str`",
+        ),
+        ('[{"name":"lan","portMappings":[{"hostPort":80}]}]', "portMappings: Object missing required field"),
+        ('[{"name":"lan","portMappings":[{"hostPort":0,"containerPort":80}]}]', "portMappings: Expected `int` >= 1"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, words: str) -> None:
@@ -114,7 +172,20 @@ def test_what_is_wrong_is_named(text: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"name":"lan"}', '"lan"', "[null]", "[1]", '[{"name":1}]', '[{"name":"a","ips":"x"}]', "[", "[" * 100_000]
+    "text",
+    [
+        '{"name":"lan"}',
+        '"lan"',
+        "[null]",
+        "[1]",
+        '[{"name":1}]',
+        '[{"name":"a","ips":"x"}]',
+        "[",
+        "[" * 100_000,
+        '[{"name":"a","cni-args":[]}]',
+        '[{"name":"a","bandwidth":1}]',
+        '[{"name":"a","portMappings":{}}]',
+    ],
 )
 def test_json_of_another_shape(text: str) -> None:
     with pytest.raises(AnnotationSyntaxError, match=MULTUS_NETWORKS):
@@ -150,12 +221,13 @@ def test_both_forms_say_the_same(entries: list[tuple[str, str, str]]) -> None:
     assert results[0] == results[1]
 
 
+KEYS = [
+    "name", "namespace", "interface", "ips", "mac", "default-route", "cni-args", "bandwidth", "egressRate",
+    "portMappings", "hostPort", "containerPort", "deviceID", "infiniband-guid",
+]  # fmt: skip
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["name", "namespace", "interface", "ips", "mac", "default-route"]), inner)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner),
     max_leaves=12,
 ).map(json.dumps)
 

@@ -1,24 +1,47 @@
-"""What an agent may look up: for pods of its own node, as they are stored now, whatever the snapshots say."""
+"""What an agent may look up or note: for pods of its own node, as they are stored now, whatever the snapshots say."""
 
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
+from actors.allocation.networks import Isolation, Networks
 from actors.replica.lookups import Lookups, Scene
 from api import wire
-from api.annotations import DEFAULT_ROUTE_NIC
+from api.annotations import (
+    DEFAULT_ROUTE_NIC,
+    MULTUS_DEFAULT_NETWORK,
+    MULTUS_NETWORKS,
+    NETWORK_RESOURCE,
+    NETWORK_STATUS,
+)
 from api.core import Pod, PodSpec
 from api.endpoint import EndpointCurrent, EndpointStatus, IPAllocationDetail, SpiderEndpoint
-from api.kinds import ENDPOINT, POD
+from api.kinds import ENDPOINT, NETWORKATTACHMENT, POD
 from api.meta import ObjectMeta, OwnerReference
-from api.wire import Coordination, FindCoordinator, FindEndpoint, FoundCoordinator, FoundEndpoint, PodRef, Rejected
+from api.networkattachment import NetworkAttachmentDefinition, NetworkAttachmentSpec
+from api.wire import (
+    Coordination,
+    FindCoordinator,
+    FindEndpoint,
+    FindNetworks,
+    FoundCoordinator,
+    FoundEndpoint,
+    Lookup,
+    NetworkDefinition,
+    Networked,
+    PodRef,
+    Rejected,
+    SetNetworkStatus,
+    Stored,
+)
 from ipam import identity
 from runtime.store.memory import MemoryStore
 from runtime.testing import run
 from runtime.transport.port import Peer
 
 REF = PodRef("default", "web-0")
+OPEN = Isolation()
 HERE, ELSEWHERE = (Peer(account="agent", node=node, role="agent") for node in ("n1", "n2"))
 VALUES = FoundCoordinator(Coordination(service_cidr=("10.96.0.0/12",)), default_route_nic="eth0")
 
@@ -32,24 +55,43 @@ def endpoint(name: str = "web-0", node: str = "n1") -> SpiderEndpoint:
     return SpiderEndpoint(metadata=ObjectMeta(name=name, namespace="default"), status=EndpointStatus(current=current))
 
 
+def network(
+    name: str, namespace: str = "default", config: str = "{}", **annotations: str
+) -> NetworkAttachmentDefinition:
+    return NetworkAttachmentDefinition(
+        metadata=ObjectMeta(name=name, namespace=namespace, annotations=annotations),
+        spec=NetworkAttachmentSpec(config=config),
+    )
+
+
+_KINDS: dict[type, Any] = {Pod: POD, SpiderEndpoint: ENDPOINT, NetworkAttachmentDefinition: NETWORKATTACHMENT}
+
+
 def ask(
-    request: FindEndpoint | FindCoordinator,
+    request: Lookup,
     peer: Peer = HERE,
     *,
     stored: tuple[Any, ...] = (),
     seen: Pod | None = None,
+    known: tuple[NetworkAttachmentDefinition, ...] = (),
+    isolation: Isolation = OPEN,
     pods_exist: bool = True,
+    store: MemoryStore | None = None,
 ) -> Any:
+    """`seen` and `known` are the snapshots."""
+
     async def main() -> Any:
-        store = MemoryStore()
+        truth = store or MemoryStore()
         for thing in stored:
-            await store.create(POD if isinstance(thing, Pod) else ENDPOINT, thing)
+            await truth.create(_KINDS[type(thing)], thing)
         scene = Scene(
             pod=lambda *_: seen,
             coordinator=lambda: VALUES,
             fixed=lambda pod: identity.fixed(pod, statefulset=True, kubevirt=True),
         )
-        return await Lookups(store, scene, pods_exist=pods_exist).serve(request, peer)
+        by_name = {(one.metadata.namespace, one.metadata.name): one for one in known}
+        networks = Networks(truth, seen=lambda *name: by_name.get(name), namespace="kube-system", isolation=isolation)
+        return await Lookups(truth, scene, networks, pods_exist=pods_exist).serve(request, peer)
 
     body: Any = main
     answer: Coroutine[Any, Any, Any] = run(body, seed=1)
@@ -107,9 +149,122 @@ def test_a_pods_own_word_on_its_default_route_counts_on_its_own_node_only() -> N
     assert ask(FindCoordinator(REF)) == VALUES, "a pod that is gone"
 
 
+def test_the_networks_of_a_pod_with_their_definitions() -> None:
+    text = """[{"name":"lan","ips":["10.6.0.9"],"cni-args":{"a":1},"bandwidth":{"egressRate":5}},
+               {"name":"vf","namespace":"ops","interface":"rdma0","mac":"02:00:00:00:00:01","default-route":["10.7.0.1"],
+                "portMappings":[{"hostPort":80,"containerPort":8080}],"deviceID":"0000:03:02.1"}]"""
+    annotated = pod(annotations={MULTUS_NETWORKS: text, MULTUS_DEFAULT_NETWORK: "first"})
+    stored = (annotated, network("lan", config='{"type":"macvlan"}'), network("first", "kube-system", config=""))
+    found = ask(FindNetworks(REF), stored=stored, known=(network("vf", "ops", **{NETWORK_RESOURCE: "intel.com/vf"}),))
+    assert found == Networked(
+        pod_uid=found.pod_uid,
+        default=NetworkDefinition(namespace="kube-system", name="first", interface="eth0"),
+        networks=(
+            NetworkDefinition(
+                namespace="default",
+                name="lan",
+                interface="net1",
+                config='{"type":"macvlan"}',
+                ips=("10.6.0.9",),
+                cni_args='{"a":1}',
+                bandwidth='{"egressRate":5}',
+            ),
+            NetworkDefinition(
+                namespace="ops",
+                name="vf",
+                interface="rdma0",
+                config="{}",
+                resource="intel.com/vf",
+                mac="02:00:00:00:00:01",
+                default_route=("10.7.0.1",),
+                port_mappings='[{"hostPort":80,"containerPort":8080}]',
+                device_id="0000:03:02.1",
+            ),
+        ),
+    )
+    assert found.pod_uid
+
+
+def test_a_pod_without_networks() -> None:
+    assert ask(FindNetworks(REF), stored=(pod(),)).networks == ()
+    assert ask(FindNetworks(REF), pods_exist=False) == Networked(pod_uid="")
+    assert ask(FindNetworks(REF), ELSEWHERE, stored=(pod(),)).cause == "not_found"
+    assert ask(FindNetworks(PodRef("default", "web-0", "other")), stored=(pod(),)).cause == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("annotations", "isolation", "retry", "words"),
+    [
+        ({MULTUS_NETWORKS: "lan,wan"}, OPEN, True, "no NetworkAttachmentDefinition default/wan"),
+        ({MULTUS_DEFAULT_NETWORK: "lan"}, OPEN, True, "no NetworkAttachmentDefinition kube-system/lan"),
+        ({MULTUS_NETWORKS: "lan@eth0"}, OPEN, False, "interface eth0 is that of another network"),
+        ({MULTUS_DEFAULT_NETWORK: "a,b"}, OPEN, False, "names 2 networks, want one"),
+        ({MULTUS_NETWORKS: "ops/vf"}, Isolation(enabled=True), False, "network ops/vf is of another namespace"),
+    ],
+)
+def test_networks_that_cannot_be(annotations: dict[str, str], isolation: Isolation, words: str, *, retry: bool) -> None:
+    stored = (pod(annotations=annotations), network("lan"), network("vf", "ops"))
+    refused = ask(FindNetworks(REF), stored=stored, isolation=isolation)
+    assert isinstance(refused, Rejected)
+    assert (refused.retry, refused.cause) == (retry, "wrong_input")
+    (key, value) = next(iter(annotations.items()))
+    assert words in refused.message and key in refused.message and repr(value) in refused.message
+
+
+def test_isolation_leaves_the_own_namespace_and_those_for_all() -> None:
+    annotated = pod(annotations={MULTUS_NETWORKS: "lan,ops/vf", MULTUS_DEFAULT_NETWORK: "first"})
+    stored = (annotated, network("lan"), network("vf", "ops"), network("first", "kube-system"))
+    isolation = Isolation(enabled=True, shared=("ops",))
+    assert len(ask(FindNetworks(REF), stored=stored, isolation=isolation).networks) == 2
+
+
+def test_the_network_status_is_written_once() -> None:
+    store, status = MemoryStore(), '[{"name":"default/lan","interface":"net1","ips":["10.6.0.9"]}]'
+    assert ask(SetNetworkStatus(REF, status), stored=(pod(annotations={"a": "b"}),), store=store) == Stored()
+    (after,) = store.peek(POD)
+    assert after.metadata.annotations == {"a": "b", NETWORK_STATUS: status}
+    revision = store.revision
+    assert ask(SetNetworkStatus(REF, status), store=store, seen=after) == Stored()
+    assert ask(SetNetworkStatus(PodRef("default", "web-0", after.metadata.uid), status), store=store) == Stored()
+    assert store.revision == revision
+    assert store.requests["patch pods"] == 1
+
+
+@pytest.mark.parametrize("seen", [None, pod("n1")])
+def test_the_network_status_of_another_pod_is_not_written(seen: Pod | None) -> None:
+    store = MemoryStore()
+    for request, peer, words in (
+        (SetNetworkStatus(REF, "[]"), ELSEWHERE, "is not on node n2"),
+        (SetNetworkStatus(PodRef("default", "web-0", "older"), "[]"), HERE, "uid older has been replaced by"),
+        (SetNetworkStatus(PodRef("default", "web-1"), "[]"), HERE, "no such pod"),
+    ):
+        stored = () if store.peek(POD) else (pod(),)
+        refused = ask(request, peer, stored=stored, store=store, seen=None if request.pod.name == "web-1" else seen)
+        assert refused.cause == "not_found" and words in refused.message
+    assert NETWORK_STATUS not in store.peek(POD)[0].metadata.annotations
+    assert ask(SetNetworkStatus(REF, "[]"), pods_exist=False) == Stored()
+
+
+def test_a_pod_that_is_made_anew_meanwhile_keeps_what_it_says() -> None:
+    store = MemoryStore()
+    old = pod()
+    refused = ask(SetNetworkStatus(REF, "[]"), stored=(pod(),), seen=old, store=store)
+    assert (refused.cause, "replaced" in refused.message) == ("not_found", True)
+    assert NETWORK_STATUS not in store.peek(POD)[0].metadata.annotations
+
+
+@pytest.mark.parametrize("status", ["", "{}", "[1]", "[", "x" * 1000])
+def test_a_network_status_that_nobody_could_read_is_refused(status: str) -> None:
+    refused = ask(SetNetworkStatus(REF, status), stored=(pod(),))
+    assert refused.cause == "wrong_input"
+    assert NETWORK_STATUS in refused.message and repr(status[:200]) in refused.message
+    assert len(refused.message) < 500
+
+
 def test_they_travel() -> None:
     nics = (IPAllocationDetail(interface="eth0", ipv4="10.6.0.5/16", vlan=None),)
-    for request in (FindEndpoint(REF), FindCoordinator(REF)):
+    for request in (FindEndpoint(REF), FindCoordinator(REF), FindNetworks(REF), SetNetworkStatus(REF, "[]")):
         assert wire.decode_request(wire.encode(request)) == request
-    for answer in (FoundEndpoint(uid="u", node="n", nics=nics), VALUES):
+    networked = Networked("u", None, (NetworkDefinition(namespace="a", name="b", interface="c"),))
+    for answer in (FoundEndpoint(uid="u", node="n", nics=nics), VALUES, networked, Stored()):
         assert wire.decode_response(wire.encode(answer)) == answer

@@ -258,6 +258,7 @@ def main(argv: list[str] | None = None) -> int:
             journal=open_journal(Path(settings.state_dir)),
             channels=[],
             node=settings.node_name,
+            vlan_id_per_parent=settings.vlan_id_per_parent,
             meta=Meta(
                 delegates=ExecutedDelegates(settings.cni_bin_dir, socket=settings.config.ipam_unix_socket_path),
                 conf_dir=Path(settings.cni_conf_dir) if settings.cni_conf_dir else None,

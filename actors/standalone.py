@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
             channels=[LocalChannel(serve, peer)],
             node=settings.agent.node_name,
             named=named_somehow,
+            vlan_id_per_parent=settings.agent.vlan_id_per_parent,
         )
         residence = agent.reside(settings.agent)
         residence.install(settings.agent, None)

@@ -144,6 +144,8 @@ class AgentSettings(_Common, frozen=True, kw_only=True):
     """Parent of pods' interfaces in the configuration that is installed; empty: the device of the default route."""
     cni_mtu: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_CNI_MTU", (), "a number of bytes, 0 to 65535")] = 0
     """MTU of pods' interfaces in that configuration; 0: the parent's."""
+    vlan_id_per_parent: Annotated[bool, Env("SPIDERPOOL_VLAN_ID_PER_PARENT")] = False
+    """Whether parents of this node may have VLANs of the same id, where the plugin `ifacer` makes them."""
     cni_networks: Annotated[bool, Env("SPIDERPOOL_CNI_NETWORKS")] = True
     """Whether that configuration attaches pods to the further networks that their annotations name, as Multus does.
     Below a Multus it does not."""

@@ -298,7 +298,9 @@ async def test_a_parent_that_is_down(kernel: LinuxKernel, segment: Segment) -> N
 async def test_who_has_the_parent(kernel: LinuxKernel, segment: Segment) -> None:
     one, two = segment.container(), segment.container()
     await kernel.attach_link(LinkPlan(netns=str(one.path), ifname="eth0", master="up0", mode="passthru"))
-    with pytest.raises(KernelRefused, match=rf"net1 in {two.path} on master up0.*up0 has macvlan eth0 \(passthru\) in "):
+    with pytest.raises(
+        KernelRefused, match=rf"net1 in {two.path} on master up0.*up0 has macvlan eth0 \(passthru\) in "
+    ):
         await kernel.attach_link(LinkPlan(netns=str(two.path), ifname="net1", master="up0"))
     with pytest.raises(KernelRefused, match=r"EBUSY.*up0-port has bridge lan, whose port it is"):
         await kernel.attach_link(LinkPlan(netns=str(two.path), ifname="net1", master="up0-port"))

@@ -9,7 +9,8 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from cni.netlink import address, announce, link, message, route
+from cni.bond import BondPlan, bond_options
+from cni.netlink import address, announce, bond, link, message, route
 from cni.plan import IPVLAN_MODES, MACVLAN_MODES, VLAN_PROTOCOLS, LinkPlan
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789.-_", min_size=1, max_size=15)
@@ -93,6 +94,53 @@ def test_new_vlan(number: int, protocol: str, parent: int) -> None:
     assert plain(link.create_body(plan, parent_index=parent, descriptor=9), 16) == plain(theirs, 16)
     seen = link.decode(memoryview(theirs))
     assert (seen.vlan_id, seen.vlan_protocol, seen.mode) == (number, protocol, "")
+
+
+def test_new_bond() -> None:
+    text = "miimon=0;updelay=200;primary=eth2;active_slave=eth1;arp_validate=3;lacp_rate=1;ad_actor_sys_prio=7"
+    text += ";xmit_hash_policy=5;min_links=2;num_peer_notif=3"
+    plan = BondPlan(name="sp_bond0", mode=4, options=bond_options(text, slaves=("eth1", "eth2")))
+    data = [
+        ("IFLA_BOND_MODE", 4),
+        ("IFLA_BOND_AD_ACTOR_SYS_PRIO", 7),
+        ("IFLA_BOND_ARP_VALIDATE", 3),
+        ("IFLA_BOND_AD_LACP_RATE", 1),
+        ("IFLA_BOND_MIIMON", 0),
+        ("IFLA_BOND_MIN_LINKS", 2),
+        ("IFLA_BOND_NUM_PEER_NOTIF", 3),
+        ("IFLA_BOND_PRIMARY", 9),
+        ("IFLA_BOND_UPDELAY", 200),
+        ("IFLA_BOND_XMIT_HASH_POLICY", 5),
+    ]
+    info = {"attrs": [("IFLA_INFO_KIND", "bond"), ("IFLA_INFO_DATA", {"attrs": data})]}
+    theirs = encoded(ifinfmsg, {}, [("IFLA_IFNAME", "sp_bond0"), ("IFLA_LINKINFO", info)])
+    body = bond.create_body(plan, slaves={"eth1": 8, "eth2": 9})
+    assert plain(body, 16) == plain(theirs, 16)
+    changed = encoded(ifinfmsg, {"index": 5}, [("IFLA_LINKINFO", info)])
+    assert plain(bond.change_body(5, plan, slaves={"eth1": 8, "eth2": 9}), 16) == plain(changed, 16)
+    active = {"attrs": [("IFLA_INFO_KIND", "bond"), ("IFLA_INFO_DATA", {"attrs": [("IFLA_BOND_ACTIVE_SLAVE", 8)]})]}
+    theirs = encoded(ifinfmsg, {"index": 5}, [("IFLA_LINKINFO", active)])
+    assert plain(bond.activate_body(5, slave=8), 16) == plain(theirs, 16)
+
+
+def test_a_bond_read_back() -> None:
+    text = "arp_ip_target=10.0.0.1,10.0.0.2;ad_actor_system=02:00:00:00:00:0a;arp_interval=0;primary=eth2"
+    plan = BondPlan(name="sp_bond0", mode=4, options=bond_options(text, slaves=("eth1", "eth2")))
+    body = memoryview(bond.create_body(plan, slaves={"eth1": 8, "eth2": 9}))
+    info = message.attributes(message.attributes(body[16:])[18])
+    assert bytes(info[1]) == b"bond\0"
+    seen = bond.decode(info[2], names={8: "eth1", 9: "eth2"})
+    assert (seen.mode, dict(seen.options)) == (4, dict(plan.options))
+    assert "primary" not in bond.decode(info[2], names={}).options
+
+
+def test_slaves_are_taken_down_first() -> None:
+    down, take = bond.enslave(7, bond=9, doing="x")
+    assert down.body == encoded(ifinfmsg, {"index": 7, "flags": 0, "change": 1}, [])
+    assert take.body == encoded(ifinfmsg, {"index": 7}, [("IFLA_MASTER", 9)])
+    assert [one.body for one in bond.enslave(7, bond=0, doing="x")] == [
+        encoded(ifinfmsg, {"index": 7}, [("IFLA_MASTER", 0)])
+    ]
 
 
 def test_where_a_parent_is() -> None:

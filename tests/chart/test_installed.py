@@ -112,12 +112,14 @@ def test_objects_are_read_back_as_they_were_meant(cluster: ControlPlane) -> None
 
 OWN = ("spiderippools.spiderpool.spidernet.io", "spiderendpoints.spiderpool.spidernet.io")
 SLICES = "endpointslices.discovery.k8s.io"
+NETWORKS = "network-attachment-definitions.k8s.cni.cncf.io"
 MAY = [
     ("spiderpool-agent", "watch", "pods", "web", True),
     ("spiderpool-agent", "create", "events", "web", True),
     ("spiderpool-agent", "watch", SLICES, NAMESPACE, True),
     ("spiderpool-agent", "watch", SLICES, "web", False),
     ("spiderpool-agent", "patch", "pods", "web", False),
+    ("spiderpool-agent", "get", NETWORKS, "web", False),
     ("spiderpool-agent", "get", "secrets", NAMESPACE, False),
     ("spiderpool-agent", "list", "nodes", "", False),
     ("spiderpool-agent", "list", OWN[0], "", False),
@@ -137,6 +139,11 @@ MAY = [
     ("spiderpool-controller", "watch", SLICES, NAMESPACE, True),
     ("spiderpool-controller", "list", "servicecidrs.networking.k8s.io", "", True),
     ("spiderpool-controller", "patch", "events", "web", True),
+    ("spiderpool-controller", "watch", NETWORKS, "", True),
+    ("spiderpool-controller", "create", NETWORKS, "web", False),
+    ("spiderpool-controller", "patch", "pods", "web", True),
+    ("spiderpool-controller", "patch", "pods/status", "web", False),
+    ("spiderpool-controller", "update", "pods", "web", False),
     ("spiderpool-controller", "patch", "configmaps", NAMESPACE, True),
     ("spiderpool-controller", "patch", "configmaps", "web", False),
     ("spiderpool-controller", "delete", "configmaps", NAMESPACE, False),

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from api.networks import Bandwidth
 from api.route import Route
 from cni.errors import DecodeFailure, InvalidConfig
 
@@ -55,6 +56,7 @@ class RuntimeConfig(Struct, frozen=True, kw_only=True):
     mac: str = ""
     ips: tuple[str, ...] = ()
     device_id: str = msgspec.field(name="deviceID", default="")
+    bandwidth: Bandwidth | None = None
 
 
 class CniArgs(Struct, frozen=True, kw_only=True):

@@ -8,10 +8,11 @@ from typing import Protocol, Self
 
 import anyio
 
+from cni.bandwidth import LimitPlan
 from cni.coordination import CoordinationPlan, Pair, Survey
 from cni.detection import Findings, ProbePlan
 from cni.errors import KernelRefused
-from cni.netlink import attachment, carriers, coordinator, differences, support, survey, vf
+from cni.netlink import attachment, carriers, coordinator, differences, support, survey, traffic, vf
 from cni.netlink.holders import Modes
 from cni.netlink.parent import ensure_parent, parent_differences
 from cni.netlink.probe import Prober
@@ -69,7 +70,7 @@ class Kernel(Protocol):
     async def detach_link(
         self, netns: str, ifname: str, *, kind: str = "", mac: str = "", pair: Pair | None = None
     ) -> bool:
-        """Remove the link with all that is on it; say whether there was one.
+        """Remove the link with all that is on it, what `limit` made included; say whether there was one.
 
         A missing namespace or link is fine. With `kind` or `mac`, a link that differs in them is somebody else's: it
         stays, and the answer is False. With `pair`, the veth pair of `coordinate` goes too, and with it the routes and
@@ -223,6 +224,27 @@ class Kernel(Protocol):
         """
         ...
 
+    async def limit(self, plan: LimitPlan) -> None:
+        """Hold back what a NIC, and its pair to the node, send and receive. A limit that is there is replaced.
+
+        A virtual function's own rate (`LimitPlan.vf_rate`) is not set here. `detach_link` takes everything away. On
+        failure nothing is left but what goes with the NIC.
+
+        Raises:
+            InvalidNetns: `plan.netns` is no network namespace.
+            InterfaceExists: another link has the name of the NIC's ifb.
+            KernelRefused: a link is missing, or anything else, in the kernel's own words.
+        """
+        ...
+
+    async def lifted(self, plan: LimitPlan) -> list[str]:
+        """What of the plan does not hold any more, in words; empty when all does.
+
+        Raises:
+            KernelRefused: the kernel does not say.
+        """
+        ...
+
 
 class LinuxKernel:
     """The kernel of this machine. Implements `Kernel` on worker threads.
@@ -339,6 +361,14 @@ class LinuxKernel:
     async def differences(self, plan: CoordinationPlan) -> list[str]:
         """See `Kernel.differences`."""
         return await self._run(differences.differences, plan)
+
+    async def limit(self, plan: LimitPlan) -> None:
+        """See `Kernel.limit`."""
+        await self._run(traffic.limit, plan)
+
+    async def lifted(self, plan: LimitPlan) -> list[str]:
+        """See `Kernel.lifted`."""
+        return await self._run(traffic.lifted, plan)
 
     async def _run[*Args, T](self, function: Callable[[*Args], T], *args: *Args) -> T:
         return await timed(self._workers, function, *args)

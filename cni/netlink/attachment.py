@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from ipaddress import IPv6Interface, ip_address, ip_interface, ip_network
 
+from cni.bandwidth import ifb_name
 from cni.coordination import POD_VETH, Pair
 from cni.errors import CniError, InterfaceExists, InvalidNetns, KernelRefused
-from cni.netlink import address, announce, holders, link, route, veth
+from cni.netlink import address, announce, holders, link, route, traffic, veth
 from cni.netlink.announce import Advertiser
 from cni.netlink.holders import Modes
 from cni.netlink.route import Address
@@ -109,6 +110,9 @@ def delete_link(netns_path: str, ifname: str, *, kind: str = "", mac: str = "", 
         if found is not None and ((kind and found.kind != kind) or (mac and found.mac != mac)):
             found = None
         doomed = [] if found is None else [found]
+        between = traffic.find_ifb(sockets, ifb_name(ifname)) if sockets is not None else None
+        if between is not None:
+            doomed.append(between)
         if sockets is not None and pair is not None:
             far = link.get(sockets, POD_VETH)
             if far is not None and veth.is_ours(far, pair.container_id):

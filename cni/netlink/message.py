@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 F_REQUEST = 0x1
 F_ACK = 0x4
+F_ECHO = 0x8
 F_REPLACE = 0x100
 F_EXCL = 0x200
 F_DUMP = 0x300

@@ -213,14 +213,14 @@ class NetlinkSocket:
         for _ in self._replies(first + last, first=first):
             pass
 
-    def query(self, kind: int, body: bytes) -> bytes:
-        """Ask for one object; the body of the answer.
+    def query(self, kind: int, body: bytes, *, flags: int = 0) -> bytes:
+        """Ask for one object; the body of the answer. Some kinds of objects are only told with `message.F_ECHO`.
 
         Raises:
             Refusal: the kernel's answer is an error, ENODEV for a link that is not there.
             IoFailure: no answer.
         """
-        sequence = self._send(kind, message.F_REQUEST | message.F_ACK, body)
+        sequence = self._send(kind, flags | message.F_REQUEST | message.F_ACK, body)
         found = [bytes(reply) for reply in self._replies(sequence)]
         if not found:
             raise IoFailure("the kernel answered a query with nothing", f"rtnetlink message type {kind}")

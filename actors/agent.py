@@ -27,6 +27,7 @@ import anyio.to_thread
 from actors import program
 from actors.node.controllers import Controllers
 from actors.node.departures import NetnsDepartures
+from actors.node.detection import Detection, Terms, terms_of
 from actors.node.disk import Journal, open_journal
 from actors.node.doors import Doors, Switches
 from actors.node.networks import Meta
@@ -78,10 +79,12 @@ class Agent:
         named: Callable[[Invocation], Invocation] = named_by_runtime,
         vlan_id_per_parent: bool = False,
         meta: Meta | None = None,
+        terms: Terms | None = None,
     ) -> None:
         """`path` is the name of the subtree. `node` decides which replica is asked first, `named` whose a call is.
 
-        `meta` is for pods with several networks; None: there is nothing but what the runtime says.
+        `meta` is for pods with several networks; None: there is nothing but what the runtime says. `terms` says what is
+        looked for on the network; None: nothing.
         """
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
         self.controllers = Controllers(channels, clock=system.clock, node=node)
@@ -132,6 +135,7 @@ class Agent:
                 journal=journal,
                 controllers=self.controllers,
                 outbox=outbox,
+                detection=Detection(terms or Terms(), kernel=kernel, controllers=self.controllers, clock=system.clock),
                 parents=parents,
                 meta=meta or Meta(delegates=ExecutedDelegates()),
                 ready=self.recovered.set,
@@ -259,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
             channels=[],
             node=settings.node_name,
             vlan_id_per_parent=settings.vlan_id_per_parent,
+            terms=terms_of(settings),
             meta=Meta(
                 delegates=ExecutedDelegates(settings.cni_bin_dir, socket=settings.config.ipam_unix_socket_path),
                 conf_dir=Path(settings.cni_conf_dir) if settings.cni_conf_dir else None,

@@ -24,6 +24,7 @@ from actors.agent import Agent, tune_node
 from actors.collection.hostcollector import HostCollectorActor, Scan
 from actors.collection.hostcollector import Message as CollectorMessage
 from actors.controller import Controller
+from actors.node.detection import terms_of
 from actors.node.disk import open_journal
 from actors.node.node import Audit
 from actors.node.residence import STOP_SECONDS
@@ -88,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
             channels=[LocalChannel(serve, peer)],
             node=settings.agent.node_name,
             named=named_somehow,
+            terms=terms_of(settings.agent),
             vlan_id_per_parent=settings.agent.vlan_id_per_parent,
         )
         residence = agent.reside(settings.agent)

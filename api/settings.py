@@ -116,6 +116,14 @@ class AgentSettings(_Common, frozen=True, kw_only=True):
     enabled_rdma_metric: Annotated[bool, Env("SPIDERPOOL_ENABLED_RDMA_METRIC")] = False
     health_port: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_HEALTH_PORT", (), _PORT)] = 5710
     metric_http_port: Annotated[int, Meta(ge=0, le=65535), Env("SPIDERPOOL_METRIC_HTTP_PORT", (), _PORT)] = 5711
+    detection_probes: Annotated[
+        int, Meta(ge=1, le=10), Env("SPIDERPOOL_DETECTION_PROBES", (), "a whole number from 1 to 10")
+    ] = 1
+    """How often an address or a gateway that does not answer is asked for, where the file says that they are."""
+    detection_timeout: Annotated[
+        float, Meta(gt=0, le=1), Env("SPIDERPOOL_DETECTION_TIMEOUT", (), "a number of seconds above 0, at most 1")
+    ] = 0.015
+    """Seconds for all of that together, over the addresses and the gateways of both families."""
     fallback_enabled: Annotated[bool, Env("SPIDERPOOL_AGENT_FALLBACK_ENABLED")] = False
     """Whether this node allocates by itself while no controller answers. Needs a controller's rights for that."""
     fallback_after: Annotated[float, Meta(gt=0), Env("SPIDERPOOL_AGENT_FALLBACK_AFTER", (), _SECONDS)] = 5.0

@@ -129,6 +129,20 @@ class AllocationRefused(CniError):
         super().__init__(103, msg, details)
 
 
+class AddressInUse(CniError):
+    """ADD: somebody else on the network uses an address that stays with the pod. `details` says why it stays."""
+
+    def __init__(self, msg: str, details: str = "") -> None:
+        super().__init__(104, msg, details)
+
+
+class GatewaySilent(CniError):
+    """ADD: a gateway of the pod's is not there."""
+
+    def __init__(self, msg: str, details: str = "") -> None:
+        super().__init__(105, msg, details)
+
+
 class InternalError(CniError):
     """A defect of ours. The log has the traceback."""
 

@@ -550,6 +550,28 @@ NETLINK_STEP_SECONDS = histogram(
     labels=("step",),
     buckets=IO_SECONDS,
 )
+DETECTION_PROBED = counter(
+    "spiderpool_detection_probed_total",
+    "Addresses and gateways of pods that were asked for on the network before the pod got its addresses, by what it is",
+    program=Program.AGENT,
+    labels=("what",),
+)
+DETECTION_CONFLICTS = counter(
+    "spiderpool_detection_conflicts_total",
+    "Granted addresses that somebody else on the network was found to have",
+    program=Program.AGENT,
+)
+DETECTION_SILENT_GATEWAYS = counter(
+    "spiderpool_detection_silent_gateways_total",
+    "Gateways that did not answer, whereupon the pod was refused",
+    program=Program.AGENT,
+)
+DETECTION_SECONDS = histogram(
+    "spiderpool_detection_seconds",
+    "Time to ask for all addresses and gateways of the interfaces of one call at once",
+    program=Program.AGENT,
+    buckets=IO_SECONDS,
+)
 NETLINK_ERRORS = counter(
     "spiderpool_netlink_errors_total",
     "Steps that the kernel refused, by step and errno name",

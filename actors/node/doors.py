@@ -114,7 +114,7 @@ class Doors:
             body=openapi.add_body(
                 openapi.grants_of(asked.ifname, entries),
                 gateway_detection=self._switches.gateway_detection,
-                conflict_detection=self._switches.conflict_detection,
+                conflict_detection=self._switches.conflict_detection and not any(one.moving for one in entries),
             )
         )
 

@@ -104,9 +104,7 @@ class Nic:
 
     def forget_grant(self) -> None:
         """Another one is asked for in its place. Until it is there, what an undo gives back has to be searched for."""
-        self.entry = msgspec.structs.replace(
-            self.entry, addresses=(), pools=(), others=(), fixed=None, doubtful=True
-        )
+        self.entry = msgspec.structs.replace(self.entry, addresses=(), pools=(), others=(), fixed=None, doubtful=True)
 
     async def configure(self, kernel: Kernel) -> None:
         """Addresses, up, routes. Raises `CniError`."""

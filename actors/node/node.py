@@ -29,6 +29,7 @@ from msgspec import Struct
 from actors.node.carried import still_carried
 from actors.node.controllers import Controllers
 from actors.node.departures import SETTLE_SECONDS
+from actors.node.detection import Detection
 from actors.node.disk import Journal
 from actors.node.networks import Check, Dissolve, Join, Leave, Meta, NetworksActor
 from actors.node.networks import Message as NetworksMessage
@@ -158,6 +159,7 @@ class NodeActor(Actor[Message]):
         outbox: Ref[OutboxMessage],
         parents: Ref[ParentMessage],
         meta: Meta,
+        detection: Detection,
         ready: Callable[[], None],
         cover: Callable[[str], None],
     ) -> None:
@@ -170,6 +172,7 @@ class NodeActor(Actor[Message]):
             controllers: whom to ask whether they would serve.
             outbox: gets what is owed.
             parents: sees to the node's parents.
+            detection: looks whether addresses are free on the network.
             meta: what it takes to attach pods to several networks.
             ready: called when the journal has been read.
             cover: called with the path of every namespace of a sandbox: its going is to be told.
@@ -180,6 +183,7 @@ class NodeActor(Actor[Message]):
         self._controllers = controllers
         self._outbox = outbox
         self._parents = parents
+        self._detection = detection
         self._meta = meta
         self._ready = ready
         self._cover = cover
@@ -366,6 +370,7 @@ class NodeActor(Actor[Message]):
                     journal=self._journal,
                     controllers=self._controllers,
                     outbox=self._outbox,
+                    detection=self._detection,
                     entries=entries,
                 ),
                 capacity=SandboxActor.capacity,

@@ -37,6 +37,7 @@ from actors.node.addressing import (
 )
 from actors.node.conflict import disown
 from actors.node.controllers import Controllers
+from actors.node.detection import Detection
 from actors.node.disk import Journal
 from actors.node.nic import Nic, blank_entry, detach, intact, part_of, plan_coordination
 from actors.node.outbox import Message as OutboxMessage
@@ -131,6 +132,7 @@ class SandboxActor(Actor[Message]):
         journal: Journal,
         controllers: Controllers,
         outbox: Ref[OutboxMessage],
+        detection: Detection,
         entries: dict[Key, JournalEntry],
     ) -> None:
         """`entries` is what the journal held of this container; the actor keeps it up to date."""
@@ -139,6 +141,7 @@ class SandboxActor(Actor[Message]):
         self._journal = journal
         self._controllers = controllers
         self._outbox = outbox
+        self._detection = detection
         self._entries = entries
         self._asker: Envelope | None = None
         self._cluster: Coordination | None = None
@@ -246,19 +249,25 @@ class SandboxActor(Actor[Message]):
         """Links and addresses at the same time, then what needs both, one interface after the other."""
         wanting = [nic for nic in nics if nic.wants_addresses]
         allocated = Allocated((), (), Explanation(), "")
+
+        async def grant() -> Allocated:
+            granted, doubtful = await self._addresses(wanting, begun=begun, disputed=disputed, meta=meta)
+            together = frozenset(nic.ifname for nic in wanting)
+            for nic in wanting:
+                nic.take(granted, first=nic is wanting[0], doubtful=doubtful, together=together)
+            return granted
+
         async with anyio.create_task_group() as group:
             for nic in nics:
                 group.start_soon(nic.make, self._kernel)
             if wanting:
-                allocated, doubtful = await self._addresses(wanting, begun=begun, disputed=disputed, meta=meta)
-                together = frozenset(nic.ifname for nic in wanting)
-                for nic in wanting:
-                    nic.take(allocated, first=nic is wanting[0], doubtful=doubtful, together=together)
-        if wanting:
-            self._cluster = allocated.coordinator
+                allocated = await grant()
         for nic in nics:
             if nic.failure is not None:
                 raise nic.failure
+        if wanting:
+            allocated = await self._detection.settle(wanting, allocated, grant)
+            self._cluster = allocated.coordinator
         for nic in nics:
             await nic.configure(self._kernel)
             await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics)

@@ -94,6 +94,7 @@ def test_every_name_of_the_table_is_accepted_by_both_programs() -> None:
     }
     values["SPIDERPOOL_LOG_LEVEL"] = "warn"
     values["SPIDERPOOL_CNI_MASTER"] = "bond0"
+    values["SPIDERPOOL_DETECTION_TIMEOUT"] = "0.1"
     values["SPIDERPOOL_CNI_PLUGINS"] = "spiderpool,macvlan"
     values["SPIDERPOOL_CNI_CLUSTER_NETWORK"] = "k8s-pod-network"
     values["SPIDERPOOL_SERVICE_CIDR"] = "fd00::/112"

@@ -52,6 +52,8 @@ SPECIAL: Final[dict[str, Schema]] = {
     r"coordinator\.podCIDRType": {"enum": ["auto", "cluster", "calico", "cilium", "none"]},
     r"coordinator\.vethMTU": {"type": "integer", "minimum": 68, "maximum": 65535},
     r"spiderpoolAgent\.cni\.mtu": {"type": "integer", "minimum": 0, "maximum": 65535},
+    r"ipam\.detectionProbes": {"type": "integer", "minimum": 1, "maximum": 10},
+    r"ipam\.detectionTimeout": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     r"helmTest\.timeout": _POSITIVE,
 }
 """By a pattern of the whole path; a later line wins. For what a default does not show."""

@@ -4,7 +4,7 @@ SHELL := /bin/sh
 PYTHON := .venv/bin/python
 TESTS ?=
 
-.PHONY: help setup demo test lint format generate shim image image-lock servers cluster-up cluster-down cluster-shell bench simulate chaos lock clean
+.PHONY: help setup demo test test-vm lint format generate shim image image-lock servers cluster-up cluster-down cluster-shell bench simulate chaos lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: setup shim ## two pods on a real macvlan segment through the real shim and
 test: ## everything that proves the project, phase by phase; TESTS='rules lint' runs only those
 	@tools/bootstrap --timed
 	@$(PYTHON) -m tests.phases $(TESTS)
+
+test-vm: setup ## tests on the newest kernel in a QEMU guest, with SR-IOV NICs; TESTS='tests/node/test_links.py -k traffic' any others
+	@$(PYTHON) -m tests.vm test $(TESTS)
 
 lint: setup ## ruff, mypy, import-linter and the drift of generated files
 	@$(PYTHON) -m tests.phases lint

@@ -32,6 +32,7 @@ FOLDERS: Final = (
     "processes",
     "cases",
     "node",
+    "vm",
     "chart",
     "cluster",
 )

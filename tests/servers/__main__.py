@@ -8,6 +8,7 @@ import time
 
 from tests.servers.debian import debian_plugins, node_packages
 from tests.servers.provide import LAB_NAMES, NAMES, ServersUnavailable, executable
+from tests.vm.parts import provide
 
 
 def show(line: str) -> None:
@@ -43,6 +44,10 @@ def main() -> int:
         print(f"servers: {problem}; the cluster lab cannot run", file=sys.stderr)
         if os.geteuid() == 0:
             return 1
+    try:
+        provide(progress=show)
+    except ServersUnavailable as problem:
+        show(f"{problem}; the tests in a guest will be skipped")
     show(f"{len(NAMES) + len(LAB_NAMES)} executables ready")
     return 0
 

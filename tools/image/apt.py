@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 SUITE: Final = "trixie"
+BACKPORTS: Final = f"{SUITE}-backports"
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 APT_FOLDER: Final = Path("/etc/apt")
 MIRROR_VARIABLE: Final = "SPIDERPOOL_DEBIAN_MIRROR"
@@ -98,8 +99,10 @@ def _stanzas(text: str) -> Iterable[Source]:
             yield Source(uri, fields.get("suites", "").split(), keyring if keyring.startswith("/") else "")
 
 
-def choose_sources(sources: Sequence[Source]) -> list[Source]:
-    """Where the suite and its security updates are, of the machine's mirrors or the environment.
+def choose_sources(sources: Sequence[Source], *, backports: bool = False) -> list[Source]:
+    """Where the suite, its security updates and, if wanted, its backports are.
+
+    The mirrors are the machine's, or those that the environment names.
 
     Raises `AptError` when the machine knows no Debian mirror.
     """
@@ -112,20 +115,25 @@ def choose_sources(sources: Sequence[Source]) -> list[Source]:
     if not main:
         message = f"{APT_FOLDER}/sources.list* names no Debian mirror; set {MIRROR_VARIABLE} to the URI of one"
         raise AptError(message)
-    chosen = [Source(main[0].uri, [SUITE, f"{SUITE}-updates"], main[0].keyring)]
+    suites = [SUITE, f"{SUITE}-updates", *([BACKPORTS] if backports else [])]
+    chosen = [Source(main[0].uri, suites, main[0].keyring)]
     return chosen + [Source(source.uri, [f"{SUITE}-security"], source.keyring) for source in security]
 
 
 class Apt:
     """apt for one architecture, with all its state in one folder."""
 
-    def __init__(self, folder: Path, architecture: str) -> None:
-        """Raises `AptError` where there is no apt, no Debian key or no Debian mirror."""
+    def __init__(self, folder: Path, architecture: str, *, backports: bool = False) -> None:
+        """With `backports`, that suite is there to be asked for; nothing else comes from it.
+
+        Raises `AptError` where there is no apt, no Debian key or no Debian mirror.
+        """
         if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-            message = "the image is made of Debian packages: this needs a Debian or Ubuntu with apt and dpkg"
+            message = "Debian's packages are wanted: this needs a Debian or Ubuntu with apt and dpkg"
             raise AptError(message)
         self._folder = folder.resolve()
         self._architecture = architecture
+        self._backports = backports
         self._updated = False
         for name in ("state/lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/preferences.d"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
@@ -135,7 +143,7 @@ class Apt:
 
     def _sources(self) -> str:
         stanzas = []
-        for source in choose_sources(read_sources()):
+        for source in choose_sources(read_sources(), backports=self._backports):
             keyring = Path(source.keyring) if source.keyring else KEYRING
             if not keyring.exists():
                 message = f"{keyring} is missing; install it (apt-get install debian-archive-keyring)"
@@ -197,6 +205,49 @@ class Apt:
             raise AptError(message)
         return [found[name] for name in names]
 
+    def depends(self, name: str, *, suite: str = "") -> list[str]:
+        """The names of what the newest version of a package depends on.
+
+        Args:
+            name: of the package.
+            suite: to take it from; the release when empty.
+
+        Raises:
+            AptError: there is no such package.
+        """
+        self.update()
+        done = self._run("apt-cache", *_prefer(suite), "show", "--no-all-versions", name)
+        found = re.search(r"^Depends: (.+)$", done.stdout, re.MULTILINE)
+        if done.returncode or found is None:
+            message = f"{suite or SUITE} has no {name} for {self._architecture}: {done.stderr.strip()}"
+            raise AptError(message)
+        return re.findall(r"(?:^|, )([a-z0-9][a-z0-9.+-]+)", found[1])
+
+    def download(self, names: Sequence[str], folder: Path, *, suite: str = "", alone: bool = False) -> list[Path]:
+        """Put the newest version of packages into a folder, with all that they need, down to the C library.
+
+        Args:
+            names: of the packages.
+            folder: that exists.
+            suite: to take them from; the release when empty.
+            alone: leave out what they need.
+
+        Raises:
+            AptError: one of them cannot be had.
+        """
+        self.update()
+        if alone:
+            done = self._run("apt-get", *_prefer(suite), "download", "-q", *names, cwd=folder)
+        else:
+            install = ("install", "-q", "-y", "--no-install-recommends", "--download-only")
+            (folder / "partial").mkdir(exist_ok=True)
+            done = self._run("apt-get", *_prefer(suite), "-o", f"Dir::Cache::archives={folder}", *install, *names)
+        found = sorted(folder.glob("*.deb"))
+        if done.returncode or len(found) < len(names):
+            message = f"{', '.join(names)} cannot be had from {suite or SUITE}:\n{done.stderr.strip()}"
+            raise AptError(message)
+        return found
+
     def fetch(self, package: Package, folder: Path) -> Path | None:
         """Put a package into a folder as ``<sha256>.deb``; None when the index does not have that version or file.
 
@@ -221,3 +272,7 @@ class Apt:
             return files[0].rename(folder / f"{package.sha256}.deb")
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _prefer(suite: str) -> tuple[str, ...]:
+    return ("-o", f"APT::Default-Release={suite}") if suite else ()

@@ -1,0 +1,55 @@
+"""What tests in a guest can ask for: namespaces, a segment of veth pairs on a bridge, NICs with virtual functions."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from pyroute2 import IPRoute
+
+from tests.netns import Netns
+from tests.node.conftest import segment
+from tests.vm.inside.nics import PhysicalNic
+
+__all__ = ["namespaces", "nic", "segment", "wire"]
+
+FUNCTIONS = 7
+"""As many as an igb has."""
+
+
+@pytest.fixture
+def namespaces(tmp_path: Path) -> Iterator[Callable[[], Netns]]:
+    """Makes empty network namespaces, which go with the test."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(Netns(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def _nic_with_functions() -> PhysicalNic:
+    nic = PhysicalNic("eth0")
+    nic.set_functions(FUNCTIONS)
+    return nic
+
+
+@pytest.fixture
+def nic(_nic_with_functions: PhysicalNic) -> Iterator[PhysicalNic]:
+    """The NIC eth0, up, with seven virtual functions, all with their interfaces here.
+
+    Before the next test all are made anew if one was moved or set; that takes seconds.
+    """
+    nic = _nic_with_functions
+    before = nic.state()
+    yield nic
+    if nic.state() != before:
+        nic.set_functions(0)
+        nic.set_functions(FUNCTIONS)
+
+
+@pytest.fixture
+def wire() -> Iterator[str]:
+    """The name of a NIC on the same wire as `nic`: what it hears has left the machine."""
+    with IPRoute() as route:
+        route.link("set", index=route.link_lookup(ifname="eth1")[0], state="up")
+    yield "eth1"
+    with IPRoute() as route:
+        route.link("set", index=route.link_lookup(ifname="eth1")[0], state="down")

@@ -74,6 +74,15 @@ class Result(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(self, interfaces=(), ips=ips)
 
 
+def with_mac(result: Result, ifname: str, mac: str) -> Result:
+    """The same with another MAC address of the container's interface of that name."""
+    interfaces = tuple(
+        msgspec.structs.replace(one, mac=mac) if one.name == ifname and one.sandbox else one
+        for one in result.interfaces
+    )
+    return msgspec.structs.replace(result, interfaces=interfaces)
+
+
 _PLAIN_INTERFACE = ("name", "mac", "sandbox")
 _PLAIN_ROUTE = ("dst", "gw")
 

@@ -148,13 +148,18 @@ def get_index(sockets: RouteSocket, index: int) -> LinkState | None:
     return _get(sockets, body, f"#{index}")
 
 
+def all_body() -> bytes:
+    """The body of an RTM_GETLINK for all links."""
+    return _HEADER.pack(0, 0, 0, 0, 0) + attribute(_IFLA_EXT_MASK, u32(_SKIP_STATS))
+
+
 def listed(sockets: RouteSocket, *, kind: str = "") -> list[LinkState]:
     """All links in the socket's namespace, or those of one kind.
 
     Raises:
         KernelRefused: it does not say.
     """
-    body = _HEADER.pack(0, 0, 0, 0, 0) + attribute(_IFLA_EXT_MASK, u32(_SKIP_STATS))
+    body = all_body()
     if kind:
         body += nested(_IFLA_LINKINFO, text(_INFO_KIND, kind))
     try:
@@ -249,11 +254,13 @@ def set_down_body(index: int) -> bytes:
 
 
 def settings_body(
-    index: int, *, up: bool = False, alias: str = "", tx_queue_len: int = 0, rp_filter: int = -1
+    index: int, *, up: bool = False, mac: str = "", alias: str = "", tx_queue_len: int = 0, rp_filter: int = -1
 ) -> bytes:
     """The body of an RTM_SETLINK that changes what is given: not empty, not 0, not negative."""
     flag = _UP if up else 0
     parts = [_HEADER.pack(0, 0, index, flag, flag)]
+    if mac:
+        parts.append(attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", ""))))
     if tx_queue_len:
         parts.append(attribute(_IFLA_TXQLEN, u32(tx_queue_len)))
     if alias:

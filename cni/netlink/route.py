@@ -11,18 +11,24 @@ from cni.netlink.message import attribute, u32
 from cni.netlink.socket import Refusal, Request, RouteSocket
 from cni.plan import LinkState
 
-RTM_NEWROUTE, RTM_GETROUTE = 24, 26
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 7, 15
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 5, 6, 7, 8
+_RTA_MULTIPATH, _RTA_TABLE = 9, 15
 MAIN = 254
 _BOOT = 3
 """What `ip route add` and Go's netlink use, shown by `ip route` as nothing."""
 _UNICAST = 1
-_UNIVERSE, _LINK = 0, 253
+_UNIVERSE, _LINK, _NOWHERE = 0, 253, 255
 _BY_KERNEL = (2, 9)
 """RTPROT_KERNEL, RTPROT_RA."""
 _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
 """No route, or one of type unreachable, prohibit or blackhole."""
+_NOT_THERE = (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EAFNOSUPPORT)
+_LOCAL = 255
+_LINK_LOCAL, _MULTICAST = ip_network("fe80::/10"), ip_network("ff00::/8")
+_ONLINK = 4
 _HEADER = struct.Struct("=BBBBBBBBI")
+_HOP = struct.Struct("=HBBi")
 
 type Network = IPv4Network | IPv6Network
 type Address = IPv4Address | IPv6Address
@@ -49,33 +55,91 @@ def request(link: LinkState, plan: RoutePlan, *, replace: bool = False) -> Reque
 
     One that is there already stays, whatever link it goes through, or with `replace` makes room.
     """
-    destination = ip_network(plan.destination)
-    gateway = ip_address(plan.gateway) if plan.gateway else None
-    source = ip_address(plan.source) if plan.source else None
-    via = f" via {gateway}" if gateway else ""
     return Request(
         RTM_NEWROUTE,
         message.F_CREATE | (message.F_REPLACE if replace else message.F_EXCL),
-        add_body(destination, gateway, index=link.index, table=plan.table, source=source),
-        f"add route {destination}{via} to {link.ifname} in table {plan.table}",
+        body(plan, index=link.index),
+        f"add route {_words(plan)} to {link.ifname} in table {plan.table}",
         () if replace else (errno.EEXIST,),
     )
 
 
+def restore(link: LinkState, plan: RoutePlan) -> Request:
+    """The request to put a route back, before others to the same destination; what makes it impossible is fine."""
+    return Request(
+        RTM_NEWROUTE,
+        message.F_CREATE,
+        body(plan, index=link.index),
+        f"put route {_words(plan)} back to {link.ifname}",
+        (errno.EEXIST, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL),
+    )
+
+
+def remove(link: LinkState, plan: RoutePlan) -> Request:
+    """The request to remove the route through the link; one that is not there is fine."""
+    return Request(
+        RTM_DELROUTE,
+        0,
+        body(plan, index=link.index, to_remove=True),
+        f"remove route {_words(plan)} of {link.ifname} from table {plan.table}",
+        _NOT_THERE,
+    )
+
+
+def clear(plan: RoutePlan) -> Request:
+    """The request to remove a route to the destination from the table, whatever link it goes through."""
+    return Request(
+        RTM_DELROUTE,
+        0,
+        body(RoutePlan(destination=plan.destination, table=plan.table), index=0, to_remove=True),
+        f"remove route {plan.destination} from table {plan.table}",
+        _NOT_THERE,
+    )
+
+
+def body(plan: RoutePlan, *, index: int, to_remove: bool = False) -> bytes:
+    """The body of the RTM_NEWROUTE, or RTM_DELROUTE: there what is not said matches everything."""
+    destination = ip_network(plan.destination)
+    made = add_body(
+        destination,
+        ip_address(plan.gateway) if plan.gateway else None,
+        index=index,
+        table=plan.table,
+        source=ip_address(plan.source) if plan.source and not to_remove else None,
+        protocol=0 if to_remove else plan.protocol,
+        scope=_NOWHERE if to_remove else None,
+        flags=_ONLINK if plan.onlink and not to_remove else 0,
+    )
+    if plan.metric:
+        made += attribute(_RTA_PRIORITY, u32(plan.metric))
+    return made + attribute(_RTA_METRICS, plan.metrics) if plan.metrics and not to_remove else made
+
+
 def add_body(
-    destination: Network, gateway: Address | None, *, index: int, table: int = MAIN, source: Address | None = None
+    destination: Network,
+    gateway: Address | None,
+    *,
+    index: int,
+    table: int = MAIN,
+    source: Address | None = None,
+    protocol: int = _BOOT,
+    scope: int | None = None,
+    flags: int = 0,
 ) -> bytes:
-    """The body of the RTM_NEWROUTE."""
-    scope = _LINK if gateway is None and destination.version == 4 else _UNIVERSE
-    body = _HEADER.pack(_family(destination), destination.prefixlen, 0, 0, _short(table), _BOOT, scope, _UNICAST, 0)
+    """The body of the RTM_NEWROUTE. Without `scope` it is the usual one; index 0 names no link."""
+    if scope is None:
+        scope = _LINK if gateway is None and destination.version == 4 else _UNIVERSE
+    kind = 0 if scope == _NOWHERE else _UNICAST
+    made = _HEADER.pack(_family(destination), destination.prefixlen, 0, 0, _short(table), protocol, scope, kind, flags)
     if destination.prefixlen:
-        body += attribute(_RTA_DST, destination.network_address.packed)
+        made += attribute(_RTA_DST, destination.network_address.packed)
     if gateway is not None:
-        body += attribute(_RTA_GATEWAY, gateway.packed)
-    body += attribute(_RTA_OIF, u32(index))
+        made += attribute(_RTA_GATEWAY, gateway.packed)
+    if index:
+        made += attribute(_RTA_OIF, u32(index))
     if source is not None:
-        body += attribute(_RTA_PREFSRC, source.packed)
-    return body + _long(table)
+        made += attribute(_RTA_PREFSRC, source.packed)
+    return made + _long(table)
 
 
 def preferred_source(sockets: RouteSocket, destination: Address) -> str:
@@ -106,6 +170,29 @@ def listed(sockets: RouteSocket, *, index: int, table: int = MAIN) -> list[tuple
         one for family in (socket.AF_INET, socket.AF_INET6) for one in _dump(sockets, family, index=index, table=table)
     ]
     return [(destination, gateway) for oif, destination, gateway in found if oif == index and destination]
+
+
+def everything(sockets: RouteSocket, *, index: int = 0, table: int = 0) -> list[tuple[int, RoutePlan]]:
+    """(link's index, route) of all tables but local, or of one; of one link, or of all.
+
+    Each next hop is a route of its own. Those to IPv6 link-local and multicast addresses are left out, as is what is
+    no ordinary route (blackhole and the like).
+
+    Raises:
+        KernelRefused: the kernel does not list them.
+    """
+    found: list[tuple[int, RoutePlan]] = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        asked = _HEADER.pack(family, 0, 0, 0, _short(table), 0, 0, 0, 0) + _long(table)
+        if index:
+            asked += attribute(_RTA_OIF, u32(index))
+        try:
+            for routes in sockets.dump(RTM_GETROUTE, asked, _decode_all):
+                found += routes
+        except Refusal as refusal:
+            if refusal.number not in {errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}:
+                raise refusal.explain("list routes") from None
+    return [one for one in found if not index or one[0] == index]
 
 
 def default_device(sockets: RouteSocket) -> int:
@@ -161,3 +248,46 @@ def _decode(body: memoryview) -> tuple[int, int, str, str]:
         f"{ip_address(packed)}/{length}" if kind == _UNICAST else "",
         str(ip_address(bytes(gateway))) if gateway is not None else "",
     )
+
+
+def _decode_all(body: memoryview) -> list[tuple[int, RoutePlan]]:
+    family, length, _, _, short, protocol, _, kind, flags = _HEADER.unpack_from(body)
+    found = message.attributes(body[12:])
+    table = message.read_u32(found.get(_RTA_TABLE)) or short
+    to = found.get(_RTA_DST)
+    packed = bytes(to) if to is not None else bytes(4 if family == socket.AF_INET else 16)
+    destination = ip_network((packed, length))
+    if kind != _UNICAST or table == _LOCAL:
+        return []
+    if family == socket.AF_INET6 and (destination.subnet_of(_LINK_LOCAL) or destination.subnet_of(_MULTICAST)):
+        return []
+    source = found.get(_RTA_PREFSRC)
+
+    def route(gateway: memoryview | None, hop_flags: int) -> RoutePlan:
+        return RoutePlan(
+            destination=str(destination),
+            gateway=str(ip_address(bytes(gateway))) if gateway is not None else "",
+            source=str(ip_address(bytes(source))) if source is not None else "",
+            table=table,
+            onlink=bool(hop_flags & _ONLINK),
+            metric=message.read_u32(found.get(_RTA_PRIORITY)),
+            protocol=protocol,
+            metrics=bytes(found.get(_RTA_METRICS, b"")),
+        )
+
+    hops = found.get(_RTA_MULTIPATH)
+    if hops is None:
+        return [(message.read_u32(found.get(_RTA_OIF)), route(found.get(_RTA_GATEWAY), flags))]
+    routes = []
+    while len(hops) >= _HOP.size:
+        size, hop_flags, _, index = _HOP.unpack_from(hops)
+        if not _HOP.size <= size <= len(hops):
+            break
+        gateway = message.attributes(hops[_HOP.size : size]).get(_RTA_GATEWAY)
+        routes.append((index, route(gateway, hop_flags)))
+        hops = hops[size + (-size % 4) :]
+    return routes
+
+
+def _words(plan: RoutePlan) -> str:
+    return f"{plan.destination} via {plan.gateway}" if plan.gateway else plan.destination

@@ -21,7 +21,8 @@ from api.wire import Coordination
 from cni.config import CoordinatorConfig, NetConfig
 from cni.coordination import CoordinationPlan, Pair, coordination_plan
 from cni.errors import InterfaceExists, KernelRefused
-from cni.netlink import attachment, coordinator, nftables
+from cni.netlink import attachment, coordinator, nftables, survey
+from cni.netlink.differences import differences
 from cni.netlink.holders import Modes
 from cni.netlink.nftables import FilterSocket
 from cni.plan import AddressPlan, LinkPlan
@@ -107,9 +108,8 @@ class Node:
             ifname="eth0",
             conf=NetConfig(name="lan", coordinator=CoordinatorConfig(**conf)),  # type: ignore[arg-type]
         )
-        addresses = (f"{pod.addresses[4]}/24", f"{pod.addresses[6]}/64")
-        view = self.netns.run(lambda: coordinator.view_node(addresses))
-        plan = coordination_plan(invocation, addresses, cluster, view)
+        seen = self.netns.run(lambda: survey.survey(pod.path))
+        plan = coordination_plan(invocation, cluster, seen)
         assert plan is not None
         return plan
 
@@ -175,7 +175,7 @@ def test_a_reply_leaves_by_where_its_request_came_in(node: Node, version: int) -
     assert knock(pod, node, far[version]) == far[version]
     pod.netns.run(_drop_marking)
     with pytest.raises(TimeoutError):
-        knock(pod, node, far[version])
+        knock(pod, node, far[version], timeout=0.5)
     node.coordinate(pod)
     assert knock(pod, node, far[version]) == far[version]
 
@@ -251,7 +251,7 @@ def test_strict_filtering_on_the_node_and_in_namespaces_drops_nothing(node: Node
     left_alone.netns.run(strict)
     node.coordinate(left_alone, pod_rp_filter=-1)
     with pytest.raises(TimeoutError):
-        knock(left_alone, node, "192.0.2.9")
+        knock(left_alone, node, "192.0.2.9", timeout=0.5)
 
 
 def test_nothing_is_left(node: Node) -> None:
@@ -311,7 +311,7 @@ def test_a_repeated_try_replaces_what_an_earlier_one_left(node: Node) -> None:
     once = node.netns.run(_everything), pod.netns.run(_everything)
     plan = node.coordinate(pod)
     assert (node.netns.run(_everything), pod.netns.run(_everything)) == once
-    assert node.netns.run(lambda: coordinator.differences(plan)) == []
+    assert node.netns.run(lambda: differences(plan)) == []
     assert talk(pod.netns, node.netns, pod.addresses[4]).decode() == NODE[4]
 
 
@@ -319,7 +319,8 @@ def test_a_failure_leaves_no_pair(node: Node) -> None:
     pod = node.pod()
     plan = node.plan(pod)
     before = node.netns.run(_everything)
-    bad = msgspec.structs.replace(plan, lan_routes=(msgspec.structs.replace(plan.routes[2], gateway="9.9.9.9"),))
+    wrong = msgspec.structs.replace(plan.routes[2], gateway="9.9.9.9", device="eth0", destination="10.96.0.0/16")
+    bad = msgspec.structs.replace(plan, routes=(wrong, *plan.routes))
     with pytest.raises(KernelRefused, match=r"10\.96\.0\.0/16 via 9\.9\.9\.9 to eth0.*invalid gateway"):
         node.netns.run(lambda: coordinator.coordinate(bad))
     assert node.netns.run(_everything) == before
@@ -372,7 +373,7 @@ def test_what_an_earlier_version_made_is_taken_down(node: Node) -> None:
 def test_what_is_missing_is_named(node: Node, damage: str, words: str) -> None:
     pod = node.pod()
     plan = node.coordinate(pod)
-    assert node.netns.run(lambda: coordinator.differences(plan)) == []
+    assert node.netns.run(lambda: differences(plan)) == []
 
     def harm() -> None:
         with IPRoute() as route:
@@ -387,7 +388,7 @@ def test_what_is_missing_is_named(node: Node, damage: str, words: str) -> None:
                     route.route("del", dst="10.77.0.10/32", table=500, scope=253)
 
     (node.netns if damage in {"pair", "node"} else pod.netns).run(harm)
-    assert any(words in one for one in node.netns.run(lambda: coordinator.differences(plan)))
+    assert any(words in one for one in node.netns.run(lambda: differences(plan)))
 
 
 def test_a_node_without_an_address_of_a_family(node: Node) -> None:
@@ -409,7 +410,7 @@ def test_ipv6_where_the_runtime_switched_it_off(node: Node) -> None:
     assert talk(pod.netns, node.netns, pod.addresses[6]).decode() == NODE[6]
 
 
-def knock(pod: Pod, node: Node, source: str, *, timeout: float = 0.5) -> str:
+def knock(pod: Pod, node: Node, source: str, *, timeout: float = 5.0) -> str:
     """What the pod takes for the address of a client on the node that calls it from `source`."""
     family, address = (socket.AF_INET6, pod.addresses[6]) if ":" in source else (socket.AF_INET, pod.addresses[4])
     with (

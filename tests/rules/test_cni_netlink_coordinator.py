@@ -3,6 +3,7 @@
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from cni.coordination import RoutePlan
+from cni.coordination import RoutePlan, RulePlan
 from cni.netlink import link, message, neighbour, nftables, route, rule, veth
 from cni.netlink.veth import End
 from cni.plan import LinkState
@@ -109,18 +110,98 @@ def test_routes_of_other_tables(data: st.DataObject, six: bool, table: int) -> N
     assert made.body == encoded(rtmsg, fields, attributes)
     assert (made.kind, made.flags) == (24, message.F_CREATE | message.F_EXCL)
     assert route.request(AT, wanted, replace=True).flags == message.F_CREATE | message.F_REPLACE
+    assert route.remove(AT, wanted).body == encoded(
+        rtmsg,
+        {**fields, "proto": 0, "scope": 255, "type": 0},
+        [one for one in attributes if one[0] != "RTA_PREFSRC"],
+    )
 
 
-@given(version=st.sampled_from([4, 6]), table=TABLES, priority=st.integers(1, 32765), mark=st.integers(0, 2**32 - 1))
-def test_rules(version: int, table: int, priority: int, mark: int) -> None:
-    attributes: list[tuple[str, Any]] = [("FRA_PRIORITY", priority)]
+@given(six=st.booleans(), table=st.integers(1, 252), metric=st.integers(1, 2**31), onlink=st.booleans(), data=st.data())
+def test_a_route_that_is_read_is_written_as_it_was(
+    six: bool, table: int, metric: int, onlink: bool, data: st.DataObject
+) -> None:
+    addresses = st.integers(1, 2**32 - 1).map(lambda number: ip_address(number + (0xFD << 120 if six else 0)))
+    hop = str(data.draw(addresses))
+    wanted = RoutePlan(
+        destination=str(ip_network(data.draw(addresses))),
+        gateway=hop,
+        table=table,
+        onlink=onlink,
+        metric=metric,
+        protocol=data.draw(st.integers(3, 255)),
+        metrics=bytes((8, 0, 2, 0, 120, 5, 0, 0)),
+    )
+    body = route.request(AT, wanted).body
+    assert route._decode_all(memoryview(body)) == [(7, wanted)]
+
+
+def test_each_next_hop_is_a_route_of_its_own() -> None:
+    hops = [{"oif": index, "flags": 4 * (index == 3), "attrs": [["RTA_GATEWAY", f"fd06::{index}"]]} for index in (2, 3)]
+    fields = {"family": 10, "table": 254, "proto": 3, "type": 1}
+    body = encoded(rtmsg, fields, [("RTA_PRIORITY", 1024), ("RTA_MULTIPATH", hops)])
+    assert [
+        (index, one.destination, one.gateway, one.onlink, one.metric)
+        for index, one in route._decode_all(memoryview(body))
+    ] == [(2, "::/0", "fd06::2", False, 1024), (3, "::/0", "fd06::3", True, 1024)]
+
+
+@pytest.mark.parametrize(
+    ("destination", "length", "table", "kind"),
+    [("fe80::", 64, 254, 1), ("ff00::", 8, 254, 1), ("fd00::", 64, 255, 1), ("fd00::", 64, 254, 7)],
+)
+def test_routes_that_nobody_moves(destination: str, length: int, table: int, kind: int) -> None:
+    fields = {"family": 10, "dst_len": length, "table": table, "type": kind}
+    body = encoded(rtmsg, fields, [("RTA_DST", destination), ("RTA_OIF", 2)])
+    assert route._decode_all(memoryview(body)) == []
+
+
+@given(
+    source=st.none() | st.ip_addresses(),
+    six=st.booleans(),
+    table=TABLES,
+    priority=st.none() | st.integers(1, 32765),
+    mark=st.integers(0, 2**32 - 1),
+    protocol=st.integers(0, 255),
+)
+def test_rules(
+    source: IPv4Address | IPv6Address | None, six: bool, table: int, priority: int | None, mark: int, protocol: int
+) -> None:
+    version = source.version if source is not None else 6 if six else 4
+    attributes: list[tuple[str, Any]] = []
+    if source is not None:
+        attributes.append(("FRA_SRC", str(source)))
+    if priority is not None:
+        attributes.append(("FRA_PRIORITY", priority))
     if mark:
         attributes.append(("FRA_FWMARK", mark))
     attributes.append(("FRA_TABLE", table))
-    fields = {"family": 2 if version == 4 else 10, "table": table if table < 256 else 0, "action": 1}
+    if protocol:
+        attributes.append(("FRA_PROTOCOL", protocol))
+    fields = {
+        "family": 2 if version == 4 else 10,
+        "src_len": 0 if source is None else source.max_prefixlen,
+        "table": table if table < 256 else 0,
+        "action": 1,
+    }
     theirs = encoded(fibmsg, fields, attributes)
-    assert rule.add(version, priority=priority, table=table, mark=mark).body == theirs
-    assert rule.remove(version, priority=priority, table=table, mark=mark).body == theirs
+    wanted = RulePlan(
+        version=version,
+        table=table,
+        source="" if source is None else f"{source}/{source.max_prefixlen}",
+        mark=mark,
+        priority=priority,
+    )
+    assert rule.add(wanted, protocol=protocol).body == rule.remove(wanted, protocol=protocol).body == theirs
+    seen = rule._decode(memoryview(theirs))
+    if table in {253, 254, 255}:
+        assert seen is None, "every namespace has it"
+    else:
+        assert seen == rule.Listed(
+            plan=msgspec.structs.replace(wanted, priority=priority or 0),
+            protocol=protocol,
+            everything=source is None and not mark,
+        )
 
 
 @given(address=st.ip_addresses(), mac=MACS)
@@ -128,7 +209,9 @@ def test_neighbours(address: IPv4Address | IPv6Address, mac: str) -> None:
     fields = {"family": 2 if address.version == 4 else 10, "ifindex": 7, "state": 0x80}
     theirs = encoded(ndmsg, fields, [("NDA_DST", str(address)), ("NDA_LLADDR", mac)])
     assert neighbour.put(AT, str(address), mac).body == theirs
-    assert ip_address(str(address)) == address
+    assert neighbour._decode(memoryview(theirs)) == (7, 0x80, str(address), mac)
+    theirs = encoded(ndmsg, {**fields, "state": 0}, [("NDA_DST", str(address))])
+    assert neighbour.remove(7, str(address), where="x").body == theirs
 
 
 @pytest.mark.parametrize("version", [4, 6])

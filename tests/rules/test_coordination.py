@@ -10,8 +10,18 @@ from hypothesis import strategies as st
 from api.route import Route
 from api.wire import Coordination
 from cni import coordination
-from cni.coordination import CoordinationPlan, NodeView, RoutePlan, coordination_plan, host_veth
-from cni.errors import CniError, InvalidConfig, UnsupportedField
+from cni.coordination import (
+    CoordinationPlan,
+    NodeView,
+    PodLink,
+    PodView,
+    RoutePlan,
+    Survey,
+    coordination_plan,
+    decision,
+    host_veth,
+)
+from cni.errors import CniError, InvalidConfig
 from tests.rules.test_cni_protocol import CONF, invoke
 
 CID = "0123456789abcdef" * 4
@@ -43,7 +53,12 @@ def attempt(
     addresses: tuple[str, ...] = DUAL, cluster: Coordination | None = None, node: NodeView = NODE, **conf: Any
 ) -> CoordinationPlan | None:
     invocation = invoke({**CONF, "coordinator": conf}, containerid=CID)
-    return coordination_plan(invocation, addresses, cluster or Coordination(), node)
+    return coordination_plan(invocation, cluster or Coordination(), survey(addresses, node))
+
+
+def survey(addresses: tuple[str, ...] = DUAL, node: NodeView = NODE) -> Survey:
+    links = (PodLink(ifname="lo", loopback=True), PodLink(ifname="eth0", kind="macvlan", addresses=addresses))
+    return Survey(pod=PodView(links=links), node=node)
 
 
 def test_one_nic() -> None:
@@ -56,8 +71,10 @@ def test_one_nic() -> None:
     assert seen.marked == seen.versions == (4,)
 
     def route(destination: str, gateway: str = "", table: int = 254) -> RoutePlan:
-        return RoutePlan(destination=destination, gateway=gateway, source="10.6.0.5", table=table)
+        return RoutePlan(destination=destination, gateway=gateway, source="10.6.0.5", table=table, device="veth0")
 
+    assert (seen.first, seen.overlay, seen.pod_end, seen.makes_pair, seen.table) == (True, False, "veth0", True, 0)
+    assert (seen.rules, seen.withdrawn, seen.known_hosts) == ((), (), ())
     assert seen.routes == (
         route("10.6.0.2/32"),
         route("192.168.9.2/32"),
@@ -74,9 +91,9 @@ def test_ipv6_mirrors_it_without_a_source() -> None:
     assert seen.marked == (4, 6)
     six = [one for one in seen.routes if ip_network(one.destination).version == 6]
     assert six == [
-        RoutePlan(destination="fd06::2/128"),
-        RoutePlan(destination="fd96::/112", gateway="fd06::2"),
-        RoutePlan(destination="::/0", gateway="fd06::2", table=100),
+        RoutePlan(destination="fd06::2/128", device="veth0"),
+        RoutePlan(destination="fd96::/112", gateway="fd06::2", device="veth0"),
+        RoutePlan(destination="::/0", gateway="fd06::2", table=100, device="veth0"),
     ]
     assert seen.host_routes[1] == RoutePlan(destination="fd06::5/128", table=500)
 
@@ -85,7 +102,7 @@ def test_the_way_that_the_node_would_take_comes_first() -> None:
     node = NodeView(addresses=NODE.addresses, sources=("192.168.9.2", "fd06::2"))
     seen = plan(node=node)
     assert seen.host_addresses == ("192.168.9.2", "fd06::2", "10.6.0.2")
-    assert RoutePlan(destination="169.254.0.0/16", gateway="192.168.9.2", source="10.6.0.5") in seen.routes
+    assert ("169.254.0.0/16", "192.168.9.2") in [(one.destination, one.gateway) for one in seen.routes]
 
 
 def test_a_node_without_a_way_to_the_pod_or_without_a_family() -> None:
@@ -123,25 +140,27 @@ def test_the_plugins_own_keys_win() -> None:
         podRPFilter=-1,
         txQueueLen=0,
     )
-    through = [one.destination for one in seen.routes if one.gateway and one.table == 254]
+    through = [one.destination for one in seen.routes if one.gateway and one.table == 254 and one.device == "veth0"]
     assert through == ["10.9.0.0/16", "10.97.0.0/16", "10.8.0.1/32"]
-    assert [(one.destination, one.gateway) for one in seen.lan_routes] == [
+    assert [(one.destination, one.gateway) for one in seen.routes if one.device == "eth0" and one.table == 254] == [
         ("10.4.0.0/16", "10.6.0.3"),
         ("fd04::/64", "fd06::3"),
     ]
     assert (seen.mtu, seen.link_address, seen.host_table) == (1300, "169.254.2.2/32", 700)
     assert (seen.rp_filter, seen.tx_queue_len) == (-1, 0)
     theirs = plan(cluster=cluster, mode="auto")
-    through = [one.destination for one in theirs.routes if one.gateway and one.table == 254]
+    through = [one.destination for one in theirs.routes if one.gateway and one.table == 254 and one.device == "veth0"]
     assert through == ["10.2.0.0/16", "10.96.0.0/16", "10.1.0.0/16"]
     assert (theirs.mtu, theirs.link_address, theirs.host_table) == (1400, "169.254.1.1/32", 600)
-    assert (theirs.rp_filter, theirs.tx_queue_len, len(theirs.lan_routes)) == (1, 5, 1)
+    assert (theirs.rp_filter, theirs.tx_queue_len) == (1, 5)
+    assert [one.gateway for one in theirs.routes if one.device == "eth0"] == ["10.6.0.1"]
 
 
 def test_no_ipv4_no_link_address() -> None:
     seen = plan(("fd06::5/64",), Coordination(veth_link_address="169.254.1.1"))
     assert (seen.link_address, seen.host_addresses, seen.marked) == ("", ("fd06::2",), (6,))
-    assert plan(("fd06::5/64",), policyRoutes=[{"dst": "10.0.0.0/8", "gw": "10.6.0.1"}]).lan_routes == ()
+    theirs = plan(("fd06::5/64",), policyRoutes=[{"dst": "10.0.0.0/8", "gw": "10.6.0.1"}])
+    assert not [one for one in theirs.routes if one.device == "eth0"]
 
 
 @pytest.mark.parametrize("mode", ["disable", "disabled"])
@@ -152,7 +171,7 @@ def test_switched_off_under_either_spelling(mode: str) -> None:
 
 
 def test_only_where_the_key_is() -> None:
-    assert coordination_plan(invoke(), DUAL, Coordination(), NODE) is None
+    assert coordination_plan(invoke(), Coordination(), survey()) is None
     assert not coordination.wanted(invoke().conf)
     assert coordination.wanted(invoke({**CONF, "coordinator": {}}).conf)
     coordination.check(invoke())
@@ -161,9 +180,9 @@ def test_only_where_the_key_is() -> None:
 @pytest.mark.parametrize(
     ("conf", "kind", "words"),
     [
-        ({"mode": "overlay"}, UnsupportedField, 'coordinator.mode: "overlay" is not supported yet'),
+        ({"mode": "overlay"}, InvalidConfig, 'coordinator.mode: "overlay" is not possible for eth0'),
         ({"mode": "x"}, InvalidConfig, 'coordinator.mode: "x" is no coordinator mode.*auto'),
-        ({"mode": "underlay", "podDefaultCniNic": "eth9"}, UnsupportedField, 'additional interface "eth0".*eth9'),
+        ({"vethMTU": 0}, InvalidConfig, "vethMTU: 0"),
     ],
 )
 def test_modes_that_are_refused_before_anything_is_asked_for(conf: Any, kind: type[CniError], words: str) -> None:
@@ -177,7 +196,7 @@ def test_modes_that_are_refused_before_anything_is_asked_for(conf: Any, kind: ty
 @pytest.mark.parametrize(
     ("conf", "cluster", "kind", "words"),
     [
-        ({}, {"mode": "overlay"}, UnsupportedField, 'SpiderCoordinator spec.mode: "overlay" is not supported yet'),
+        ({}, {"mode": "overlay"}, InvalidConfig, 'SpiderCoordinator spec.mode: "overlay" is not possible for eth0'),
         ({"serviceCIDR": ["10.96.0.0/33"]}, {}, InvalidConfig, 'serviceCIDR: "10.96.0.0/33"'),
         ({}, {"hijack_cidr": ("x",)}, InvalidConfig, 'hijackCIDR: "x"'),
         ({"overlayPodCIDR": [""]}, {}, InvalidConfig, 'overlayPodCIDR: ""'),
@@ -186,8 +205,8 @@ def test_modes_that_are_refused_before_anything_is_asked_for(conf: Any, kind: ty
         ({"hostRuleTable": 254}, {}, InvalidConfig, "hostRuleTable: 254"),
         ({"hostRuleTable": -1}, {}, InvalidConfig, "hostRuleTable: -1"),
         ({"podRPFilter": 3}, {}, InvalidConfig, "podRPFilter: 3"),
-        ({"podMACPrefix": "0a:1b"}, {}, UnsupportedField, 'podMACPrefix: "0a:1b" is not supported yet'),
-        ({}, {"pod_mac_prefix": "0a:1b"}, UnsupportedField, 'podMACPrefix: "0a:1b"'),
+        ({"podMACPrefix": "0a1b"}, {}, InvalidConfig, 'podMACPrefix: "0a1b" is not the first two bytes'),
+        ({}, {"pod_mac_prefix": "0b:1b"}, InvalidConfig, 'podMACPrefix: "0b:1b" begins a multicast'),
         ({"policyRoutes": [{"dst": "x", "gw": "10.0.0.1"}]}, {}, InvalidConfig, 'policyRoutes: "x via 10.0.0.1"'),
         ({"policyRoutes": [{"dst": "::/0", "gw": "10.0.0.1"}]}, {}, InvalidConfig, "policyRoutes.*two IP families"),
     ],
@@ -207,8 +226,8 @@ def test_a_value_of_a_wrong_type_is_named() -> None:
 @given(st.text("abcdef0123456789", min_size=1, max_size=80))
 def test_names_and_macs(cid: str) -> None:
     assert host_veth(cid).startswith("veth") and len(host_veth(cid)) <= 15
-    ends = [coordination._mac(cid, end) for end in ("pod", "node")]
-    assert ends == [coordination._mac(cid, end) for end in ("pod", "node")]
+    ends = [decision._end_mac(cid, end) for end in ("pod", "node")]
+    assert ends == [decision._end_mac(cid, end) for end in ("pod", "node")]
     assert ends[0] != ends[1]
     for mac in ends:
         first = int(mac[:2], 16)

@@ -1,13 +1,14 @@
 """A node of the simulated cluster: kernel, journal and claims in memory, which survive a crash of the agent."""
 
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
 
 import anyio
 import anyio.lowlevel
 
+from cni.bandwidth import LimitPlan
 from cni.coordination import CoordinationPlan, NodeView, Pair, PodLink, PodView, Survey
 from cni.detection import Conflict, Findings, ProbePlan
 from cni.errors import TryAgainLater
@@ -131,8 +132,11 @@ class MemoryDepartures:
 class MemoryKernel:
     """`cni.kernel.Kernel` of namespaces, links and addresses; refuses an address that the segment has already."""
 
-    def __init__(self, segment: dict[str, str], point: Point) -> None:
-        """`segment` maps every address that a link of any node carries, and every pod's veth, to where that is."""
+    def __init__(self, segment: dict[str, str], point: Point, strangers: Mapping[str, str] | None = None) -> None:
+        """`segment` maps every address that a link of any node carries, and every pod's veth, to where that is.
+
+        `strangers` are hosts that no pool knows of: their MAC addresses by address.
+        """
         self._segment = segment
         self._point = point
         self.parents: dict[str, str] = {}
@@ -141,8 +145,7 @@ class MemoryKernel:
         self._lost: set[str] = set()
         self._watches: list[MemoryDepartures] = []
         self._index = 0
-        self.strangers: dict[str, str] = {}
-        """Hosts that no pool knows of: their MAC addresses by address."""
+        self._strangers = {} if strangers is None else strangers
 
     def lose(self, netns: str, *, watched: bool = False) -> None:
         """The namespace goes, with all that is in it, and nobody says a word but, with `watched`, the kernel."""
@@ -180,7 +183,7 @@ class MemoryKernel:
             raise Violation(msg)
         _, carried = self._links[netns, ifname]
         for address in plan.addresses:
-            holder = self._segment.get(address)
+            holder = self._segment.get(address) or self._strangers.get(address.partition("/")[0])
             if holder is not None:
                 msg = f"{address} is given to {netns} while {holder} carries it"
                 raise Violation(msg)
@@ -193,9 +196,9 @@ class MemoryKernel:
         await anyio.sleep(plan.budget)
         carried = {address.partition("/")[0]: where for address, where in self._segment.items() if where != plan.netns}
         found = [
-            Conflict(address, self.strangers.get(address, f"a link in {carried.get(address)}"))
+            Conflict(address, self._strangers.get(address, f"a link in {carried.get(address)}"))
             for address in plan.addresses
-            if address in carried or address in self.strangers
+            if address in carried or address in self._strangers
         ]
         await self._point("after probe")
         return Findings(ifname=plan.ifname, conflicts=tuple(found))
@@ -243,6 +246,18 @@ class MemoryKernel:
     async def differences(self, plan: CoordinationPlan) -> list[str]:
         await anyio.lowlevel.checkpoint()
         return [] if plan.host_veth in self._segment else [f"{plan.host_veth} is missing"]
+
+    async def limit(self, plan: LimitPlan) -> None:
+        await self._point("before limit")
+        await anyio.sleep(0.001)
+        if (plan.netns, plan.ifname) not in self._links:
+            msg = f"the link of {plan.netns} was taken away while its ADD was at work on it"
+            raise Violation(msg)
+        await self._point("after limit")
+
+    async def lifted(self, plan: LimitPlan) -> list[str]:
+        await anyio.lowlevel.checkpoint()
+        return [] if (plan.netns, plan.ifname) in self._links else [f"{plan.ifname} is missing"]
 
     async def link_differences(self, plan: LinkPlan) -> list[str]:
         await anyio.lowlevel.checkpoint()

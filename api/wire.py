@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from api.endpoint import IPAllocationDetail
+from api.networks import Bandwidth
 from api.reasons import Explanation
 from api.route import Route
 
@@ -266,6 +267,8 @@ class Allocated(Struct, frozen=True, tag=True):
     Empty where that cannot be told."""
     moving: bool = False
     """Whether the pod is the target of a live migration: until it is over somebody else has the addresses rightly."""
+    bandwidth: Bandwidth | None = None
+    """How much each NIC of the pod may carry, by the pod's annotations; None: as much as there is."""
 
 
 class NetworkDefinition(Struct, frozen=True, kw_only=True):

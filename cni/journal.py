@@ -30,6 +30,7 @@ import msgspec
 from msgspec import Struct
 
 from api.wire import Fixed, NicGrant, PodRef
+from cni.bandwidth import LimitPlan
 from cni.coordination import CoordinationPlan
 from cni.errors import IoFailure
 from cni.protocol import Role
@@ -127,6 +128,8 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     """What was built around that pair."""
     networks: tuple[Attached, ...] = ()
     """Of the part `NETWORKS`: all interfaces, the first one included, in the order of their making."""
+    limits: LimitPlan | None = None
+    """How much it may carry; None: as much as there is."""
     result: Result | None = None
     """What ADD answers, the same each time it is asked again."""
     changed_ns: int = 0

@@ -28,9 +28,10 @@ from actors.pools.claims import Claim, Granted, Peek, Refused, Surrender, Surren
 from actors.pools.peers import Pool
 from api import annotations
 from api.annotations import AnnotationError
+from api.bandwidth import pod_bandwidth
 from api.core import Pod
 from api.endpoint import SpiderEndpoint
-from api.networks import FIRST_NIC, networks
+from api.networks import FIRST_NIC, Bandwidth, networks
 from api.reasons import Explanation, Reason, Verdict
 from api.route import Route
 from api.wire import Address, Allocate, Allocated, Networked, NicGrant, NicRequest, PodRef, Rejected
@@ -131,7 +132,7 @@ class Grants:
             raise
 
     async def _allocate(self, request: Allocate, pod: Pod, peer: Peer) -> Allocated:
-        routes = _routes(pod, request.pod)
+        routes, bandwidth = _routes(pod, request.pod), _bandwidth(pod, request.pod)
         holder = Holder(pod=pod, workload=await self._workloads.top(pod), fixed=self._workloads.fixed(pod))
         had = await self._endpoints.read(pod.metadata.namespace, holder.name) if holder.fixed is not None else None
         with traces.span("allocator.select") as span:
@@ -172,6 +173,7 @@ class Grants:
             fixed=holder.fixed,
             nics=_nics(pod),
             moving=claim.moving,
+            bandwidth=bandwidth,
         )
 
     async def _select(self, request: Allocate, holder: Holder, had: SpiderEndpoint | None, peer: Peer) -> Selection:
@@ -394,6 +396,14 @@ def _routes(pod: Pod, ref: PodRef) -> tuple[Route, ...]:
     """The pod's own routes. Raises `Refusal`."""
     try:
         return annotations.pod_routes(pod.metadata.annotations)
+    except AnnotationError as error:
+        raise Refusal(Rejected(message=f"pod {ref}: {error}", cause="wrong_input")) from error
+
+
+def _bandwidth(pod: Pod, ref: PodRef) -> Bandwidth | None:
+    """What the pod's NICs may carry. Raises `Refusal`."""
+    try:
+        return pod_bandwidth(pod.metadata.annotations)
     except AnnotationError as error:
         raise Refusal(Rejected(message=f"pod {ref}: {error}", cause="wrong_input")) from error
 

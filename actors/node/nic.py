@@ -9,9 +9,10 @@ from ipaddress import ip_address
 import msgspec
 
 from actors.node.addressing import pod_ref
+from api.networks import Bandwidth
 from api.route import Route
 from api.wire import Allocated, Coordination, NicGrant
-from cni import coordination
+from cni import bandwidth, coordination
 from cni.coordination import CoordinationPlan, Pair, coordination_plan, pair_of
 from cni.errors import CniError, InterfaceExists, InvalidNetns
 from cni.journal import COORDINATOR, JournalEntry, State
@@ -37,6 +38,7 @@ class Nic:
         self.plan: LinkPlan | None = link_plan(invocation) if invocation.role is Role.MAIN else None
         if self.plan is not None:
             coordination.check(invocation)
+            bandwidth.check(invocation.conf)
         self.entry = blank_entry(invocation, changed_ns=changed_ns)
         self.link: LinkState | None = None
         self.failure: CniError | None = None
@@ -131,6 +133,16 @@ class Nic:
             self.result = with_mac(self.result, self.ifname, plan.mac)
             self.entry = msgspec.structs.replace(self.entry, mac=plan.mac)
 
+    async def limit(self, kernel: Kernel, pod: Bandwidth | None) -> None:
+        """Hold back what it carries, where the pod's annotations or the runtime say so. Raises `CniError`."""
+        if self.link is None:
+            return
+        plan = bandwidth.limit_plan(self.invocation, pod, mtu=self.link.mtu, coordination=self.entry.coordination)
+        if plan is not None:
+            with traces.span("limit"):
+                await kernel.limit(plan)
+            self.entry = msgspec.structs.replace(self.entry, limits=plan)
+
     def complete(self, *, changed_ns: int) -> JournalEntry:
         """What the journal says of it when all is done."""
         self.entry = msgspec.structs.replace(self.entry, state=State.ADDED, result=self.result, changed_ns=changed_ns)
@@ -207,6 +219,8 @@ async def intact(kernel: Kernel, entry: JournalEntry) -> bool:
     if entry.state is not State.ADDED:
         return False
     if await kernel.inspect(entry.netns, entry.ifname) is None:
+        return False
+    if entry.limits is not None and await kernel.lifted(entry.limits):
         return False
     return entry.coordination is None or not await kernel.differences(entry.coordination)
 

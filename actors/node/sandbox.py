@@ -271,6 +271,7 @@ class SandboxActor(Actor[Message]):
         for nic in nics:
             await nic.configure(self._kernel)
             await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics)
+            await nic.limit(self._kernel, allocated.bandwidth)
 
     async def _coordinate(self, invocation: Invocation, known: JournalEntry | None) -> Results:
         """The chained plugin: the way between the pod and its node for an interface that others have made."""

@@ -30,6 +30,11 @@ async def verify(
         if differences:
             msg = f"the connection of interface {entry.ifname} with its node is not what ADD made"
             raise StateDiffers(msg, "; ".join(differences))
+    if entry.limits is not None:
+        lifted = await kernel.lifted(entry.limits)
+        if lifted:
+            msg = f"interface {entry.ifname} is not limited as ADD left it"
+            raise StateDiffers(msg, "; ".join(lifted))
 
 
 async def _verify_link(

@@ -23,8 +23,8 @@ KIND = "sriov"
 LINK_STATES = ("auto", "enable", "disable")
 USERSPACE_DRIVERS = frozenset({"vfio-pci", "uio_pci_generic", "igb_uio"})
 """Drivers that give a device to a program: it has no interface."""
-NO_MAC = "00:00:00:00:00:00"
-"""At a PF: no MAC address was set, the VF chooses its own."""
+_MARK = "lent by spiderpool to "
+_ALIAS_MAX = 255
 _PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")
 _SWITCH = {"on": True, "off": False}
 
@@ -95,7 +95,12 @@ class VfHeld(Struct, frozen=True, kw_only=True):
     """Of the interface."""
     mtu: int = 0
     up: bool = False
+    alias: str = ""
+    """What somebody wrote on the interface (`ip link`, alias)."""
     settings: VfSettings = VfSettings()
+    mark: str = ""
+    """Written on the interface while it is lent, and for as long as it is not what it was. So an agent that does not
+    know of it, since another one lent it, looks into the journal. A pod may change it: nothing is decided by it."""
     boot: str = ""
     """Of which start of the node this is true: after another one a VF is as the node made it."""
     order: int = 0
@@ -118,6 +123,8 @@ class Returned(StrEnum):
     """Its interface is neither in the container nor on the node (yet): nothing was changed."""
     MISNAMED = "misnamed"
     """It is as it was, but for its name, which another interface has."""
+    ANOTHERS = "another's"
+    """It is on the node with the mark of somebody else: nothing was changed."""
 
 
 class VfSeen(Struct, frozen=True, kw_only=True):
@@ -131,6 +138,8 @@ class VfSeen(Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...] = ()
     uppers: tuple[str, ...] = ()
     """Interfaces that are built on it: bridges, bonds, VLANs."""
+    mark: str = ""
+    """Of somebody to whom it was lent, and who has not given it back."""
 
     @property
     def label(self) -> str:
@@ -188,6 +197,16 @@ def with_rate(plan: VfPlan, mbps: int) -> VfPlan:
     if most or not mbps:
         return plan
     return replace(plan, settings=replace(plan.settings, rates=(min(least, mbps), mbps)))
+
+
+def mark(container_id: str, ifname: str) -> str:
+    """What is written on a VF's interface while a container has it."""
+    return f"{_MARK}{container_id}/{ifname}"[:_ALIAS_MAX]
+
+
+def is_mark(alias: str) -> bool:
+    """Whether what is written on an interface says that it was lent."""
+    return alias.startswith(_MARK)
 
 
 def free_vf(view: PfView, holders: Mapping[str, str]) -> VfSeen:

@@ -34,7 +34,7 @@ class Vfs(Protocol):
         ...
 
     async def survey_vf(self, pci: str) -> VfHeld:
-        """A VF as it is now. `order` is left to the caller.
+        """A VF as it is now. `order` and `mark` are left to the caller.
 
         Raises:
             InvalidConfig: it is none, or its PF's interface is not on the node.
@@ -43,7 +43,7 @@ class Vfs(Protocol):
         ...
 
     async def take_vf(self, plan: VfPlan, held: VfHeld) -> LinkState | None:
-        """Set it at its PF, move it into the container, give it name, MTU and MAC address there; it is down.
+        """Mark it, set it at its PF, move it into the container, give it name, MTU and MAC address there; it is down.
 
         None for one without an interface. On failure it is given back, or stays as `give_vf` can find it.
 
@@ -55,11 +55,12 @@ class Vfs(Protocol):
         """
         ...
 
-    async def give_vf(self, netns: str, held: VfHeld, *, settle: bool = False) -> Returned:
+    async def give_vf(self, netns: str, held: VfHeld, *, settle: bool = False, sure: bool = False) -> Returned:
         """Make it what it was, wherever it is: in the container, or on the node under any name.
 
         When it is in neither place nothing is done, since it may be under way from a namespace that died; with
-        `settle` its settings at the PF are then put back all the same.
+        `settle` its settings at the PF are then put back all the same. Nor is anything done to one on the node with
+        the mark of another container, unless the caller is `sure`.
 
         Raises:
             KernelRefused: driver or kernel say no. It can be tried again.
@@ -121,9 +122,10 @@ class LinuxVfs:
         """See `Vfs.take_vf`."""
         return await timed(self._workers, partial(sriov.take_vf, plan, held, bus=self._bus))
 
-    async def give_vf(self, netns: str, held: VfHeld, *, settle: bool = False) -> Returned:
+    async def give_vf(self, netns: str, held: VfHeld, *, settle: bool = False, sure: bool = False) -> Returned:
         """See `Vfs.give_vf`."""
-        return await timed(self._workers, partial(sriov.give_vf, netns, held, settle=settle, bus=self._bus))
+        give = partial(sriov.give_vf, netns, held, settle=settle, sure=sure, bus=self._bus)
+        return await timed(self._workers, give)
 
     async def limit_vf(self, held: VfHeld, mbps: int) -> None:
         """See `Vfs.limit_vf`."""

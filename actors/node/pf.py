@@ -1,10 +1,10 @@
 """The actor of one SR-IOV NIC of this node: lends its virtual functions to pods, one to one pod, and takes them back.
 
 Messages: `Reserve`, `Take`, `Give`, `Limit` and `Announce` from sandbox actors (by way of `actors.node.pfs`),
-`Finished` and `Announced` from its own work. State: who holds which VF. Persists: nothing itself. What a VF was before
-is part of the journal entry of the interface that it becomes, written by the sandbox actor between `Reserve` and
-`Take`, before anything is changed; from these entries a new actor, or a new agent, knows the holders. Answers: when the
-kernel agrees.
+`Finished`, `Unclaimed` and `Announced` from its own work. State: who holds which VF. Persists: nothing itself. What a
+VF was before is part of the journal entry of the interface that it becomes, written by the sandbox actor between
+`Reserve` and `Take`, before anything is changed; from these entries a new actor, or a new agent, knows the holders.
+Answers: when the kernel agrees.
 
 A VF is held until its entry's `Give`, or until somebody else wants it and its holder's namespace is gone: then it is
 given back on behalf of that one first, and the later `Give` of that one does nothing. So what a VF is noted as before
@@ -14,15 +14,16 @@ What a crash leaves: an entry with a VF, whatever was done to it. `Give` finds t
 namespace or on the node, under any name, and makes it what the entry says; it may be repeated.
 
 While one agent replaces another both may lend VFs of one NIC. A VF is therefore claimed from the other process from
-`Reserve` to `Take`, and over `Give`; in between its entry says whose it is, and the journal is read anew when what is
-known of it is some seconds old.
+`Reserve` to `Take`, and over `Give`. In between its entry says whose it is: the journal is read when the actor starts,
+and again when a VF is not what it should be by that.
 """
 
 import logging
 from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, ExitStack
 from typing import Any, assert_never
 
+import anyio
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -31,15 +32,13 @@ from cni.errors import TryAgainLater
 from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
 from cni.plan import LinkState
-from cni.sriov import Returned, VfHeld, VfPlan, free_vf
+from cni.sriov import Returned, VfHeld, VfPlan, free_vf, is_mark, mark
 from cni.vfs import Vfs
 from runtime.actor import LATER, Actor, Question
 from runtime.envelope import Envelope
 
 _log = logging.getLogger(__name__)
 
-_FRESH_SECONDS = 5.0
-"""So old may be what was read from the journal: the other agent of a roll-over lends, too."""
 _RESERVED_SECONDS = 60.0
 """After that nobody takes what was reserved: the longest that an ADD may be under way."""
 _CLAIM_SECONDS = 10.0
@@ -102,6 +101,10 @@ class Finished(Struct, frozen=True, tag=True):
     error: Exception | None = None
 
 
+class Unclaimed(Struct, frozen=True, tag=True):
+    """A reservation is over."""
+
+
 class Announced(Struct, frozen=True, tag=True):
     """The neighbours were told, or there was no carrier."""
 
@@ -109,7 +112,16 @@ class Announced(Struct, frozen=True, tag=True):
     carrier: bool
 
 
-Message = Reserve | Take | Give | Limit | Announce | Finished | Announced
+Message = Reserve | Take | Give | Limit | Announce | Finished | Unclaimed | Announced
+
+
+class _Claim:
+    """A VF is kept from other agents until `over` is set, or the actor stops."""
+
+    def __init__(self) -> None:
+        self.answered = anyio.Event()
+        self.over = anyio.Event()
+        self.refused: TryAgainLater | None = None
 
 
 class _Lent(Struct):
@@ -119,7 +131,7 @@ class _Lent(Struct):
     netns: str
     holder: str
     held: VfHeld
-    claim: AsyncExitStack | None = None
+    claim: _Claim | None = None
     """Set while it is reserved."""
     reserved_at: float = 0.0
 
@@ -142,7 +154,8 @@ class PfActor(Actor[Message]):
         self._missed: dict[Key, float] = {}
         """Since when a VF is neither here nor there."""
         self._order = 0
-        self._read_at: float | None = None
+        self._read = False
+        """Whether the journal has been."""
         self._asker: Envelope | None = None
 
     def __repr__(self) -> str:
@@ -172,6 +185,8 @@ class PfActor(Actor[Message]):
                 if not carrier:
                     _log.info("%s has no carrier yet: its neighbours learn of its addresses when it speaks", ifname)
                 return None
+            case Unclaimed():
+                return None
             case Finished(answer, error):
                 asker, self._asker = self._asker, None
                 self.release()
@@ -191,61 +206,76 @@ class PfActor(Actor[Message]):
     # -- lending -------------------------------------------------------------------------------------------------------
 
     async def _reserve(self, wanted: Reserve) -> VfHeld:
-        await self._end_reservations(wanted.key)
-        async with AsyncExitStack() as claim:
-            if wanted.plan.pci:
-                await claim.enter_async_context(self._claimed(wanted.plan.pci, seconds=_CLAIM_SECONDS))
-                await self._read_journal()
-                await self._reclaim(wanted.plan.pci, wanted.key)
-                held = await self._survey(wanted.plan.pci)
-            else:
-                held = await self._choose(claim)
-            self._order = max(self._order + 1, int(self.system.clock.wall() * 1e9))
-            held = replace(held, order=self._order)
-            self._lent[held.pci] = _Lent(
-                wanted.key, wanted.netns, wanted.holder, held, claim.pop_all(), self.system.clock.now()
-            )
+        await self._read_journal()
+        self._end_reservations(wanted.key)
+        with ExitStack() as failed:
+            held, claim = await (self._named(wanted, failed) if wanted.plan.pci else self._chosen(failed))
+            failed.pop_all()
+        self._order = max(self._order + 1, int(self.system.clock.wall() * 1e9))
+        made = mark(wanted.key.container_id, wanted.key.ifname)
+        held = replace(held, alias="" if is_mark(held.alias) else held.alias, mark=made, order=self._order)
+        now = self.system.clock.now()
+        self._lent[held.pci] = _Lent(wanted.key, wanted.netns, wanted.holder, held, claim, now)
         return held
 
-    async def _choose(self, claim: AsyncExitStack) -> VfHeld:
-        """A free one of all, claimed."""
-        await self._read_journal()
-        others: dict[str, str] = {}
-        while True:
-            view = await self._vfs.view_pf(self._pf)
-            mine = {vf.pci for vf in view.vfs} & self._lent.keys()
-            gone = await self._kernel.vanished([self._lent[pci].netns for pci in mine])
-            left = [pci for pci in mine if self._lent[pci].netns in gone and not self._lent[pci].claim]
-            held = {pci: one.holder for pci, one in self._lent.items()} | others
-            try:
-                chosen = free_vf(view, held).pci
-            except TryAgainLater:
-                if not left:
-                    raise
-                await self._reclaim(left[0], None)
-                continue
-            try:
-                await claim.enter_async_context(self._claimed(chosen, seconds=0.0))
-            except TryAgainLater:
-                others[chosen] = "another agent of this node, at this moment"
-                continue
-            await self._read_journal(anew=True)
-            if chosen not in self._lent:
-                return await self._vfs.survey_vf(chosen)
-            await claim.aclose()
-
-    async def _survey(self, pci: str) -> VfHeld:
-        """What a VF is now. Where its interface is not on the node, the error says who has it, if anybody knows."""
+    async def _named(self, wanted: Reserve, failed: ExitStack) -> tuple[VfHeld, _Claim]:
+        """The one that the plan names, claimed, as it is once everybody has given it back."""
+        pci = wanted.plan.pci
+        claim = await self._claim(pci, seconds=_CLAIM_SECONDS)
+        failed.callback(claim.over.set)
+        await self._reclaim(pci, wanted.key)
         try:
             held = await self._vfs.survey_vf(pci)
         except TryAgainLater:
             await self._read_journal(anew=True)
             self._refuse(pci)
             raise
-        if not held.ifname:  # nothing on the node shows whether it is in use
+        if not held.ifname or is_mark(held.alias):
+            # It shows nothing, or that it was lent, and not by us.
             await self._read_journal(anew=True)
-            self._refuse(pci)
-        return held
+            await self._reclaim(pci, wanted.key)
+            held = await self._vfs.survey_vf(pci)
+        return held, claim
+
+    async def _chosen(self, failed: ExitStack) -> tuple[VfHeld, _Claim]:
+        """A free one of all, claimed."""
+        others: dict[str, str] = {}
+        fresh = False
+        while True:
+            view = await self._vfs.view_pf(self._pf)
+            if not fresh and any(vf.mark and vf.pci not in self._lent for vf in view.vfs):
+                await self._read_journal(anew=True)
+                fresh = True
+            try:
+                pci = free_vf(view, {pci: one.holder for pci, one in self._lent.items()} | others).pci
+            except TryAgainLater:
+                if fresh and not await self._reclaim_one():
+                    raise
+                await self._read_journal(anew=not fresh)
+                fresh = True
+                continue
+            try:
+                claim = await self._claim(pci, seconds=0.0)
+                failed.callback(claim.over.set)
+                held = await self._vfs.survey_vf(pci)
+            except TryAgainLater:
+                others[pci] = "another agent of this node, at this moment"
+                failed.close()
+                continue
+            if not is_mark(held.alias) or fresh:
+                return held, claim
+            failed.close()  # lent and returned since it was looked at
+
+    async def _reclaim_one(self) -> bool:
+        """Take a VF back from a holder whose namespace is gone; False when there is none."""
+        lent = {pci: one for pci, one in self._lent.items() if one.claim is None}
+        gone = await self._kernel.vanished([one.netns for one in lent.values()])
+        pci = next((pci for pci, one in lent.items() if one.netns in gone), None)
+        if pci is None:
+            return False
+        async with self._claimed(pci, seconds=_CLAIM_SECONDS):
+            await self._reclaim(pci, None)
+        return True
 
     async def _reclaim(self, pci: str, key: Key | None) -> None:
         """Take a VF back from a holder whose namespace is gone, and from the one who asks for it anew."""
@@ -272,7 +302,7 @@ class PfActor(Actor[Message]):
             msg = f"deviceID: {wanted.held.label} is not reserved any more"
             raise TryAgainLater(msg, "" if lent is None else f"it is {lent.key.ifname} of {lent.holder}")
         async with self._claimed(wanted.held.pci, seconds=_CLAIM_SECONDS):
-            await self._unclaim(lent)
+            _unclaim(lent)
             return await self._vfs.take_vf(wanted.plan, wanted.held)
 
     async def _limit(self, held: VfHeld, mbps: int) -> None:
@@ -281,25 +311,28 @@ class PfActor(Actor[Message]):
     # -- taking back ---------------------------------------------------------------------------------------------------
 
     async def _give(self, given: Give) -> None:
-        pci = given.held.pci
-        async with self._claimed(pci, seconds=_CLAIM_SECONDS):
-            await self._read_journal()
-            lent = self._lent.get(pci)
-            if self._given.get(given.key) == given.held.order:
-                return
-            if lent is not None and lent.key != given.key and lent.held.order > given.held.order:
-                _log.info("%s is %s of %s by now", given.held.label, lent.key.ifname, lent.holder)
-                return
-            await self._put_back(given.key, given.netns, given.held)
+        await self._read_journal()
+        async with self._claimed(given.held.pci, seconds=_CLAIM_SECONDS):
+            if self._given.get(given.key) != given.held.order:
+                await self._put_back(given.key, given.netns, given.held)
 
     async def _put_back(self, key: Key, netns: str, held: VfHeld) -> None:
         """In the claim of the VF."""
         lent = self._lent.get(held.pci)
         if lent is not None and lent.key == key:
-            await self._unclaim(lent)
+            _unclaim(lent)
         now = self.system.clock.now()
         patient = now - self._missed.get(key, now) < _LOST_SECONDS
-        returned = await self._vfs.give_vf(netns, held, settle=not patient)
+        returned = Returned.ANOTHERS
+        if not self._is_anothers(key, held):
+            returned = await self._vfs.give_vf(netns, held)
+        if returned in {Returned.LOST, Returned.ANOTHERS}:
+            await self._read_journal(anew=True)
+            if self._is_anothers(key, held):
+                _log.info("%s, which was %s in %s, is another's by now", held.label, key.ifname, netns)
+                returned = Returned.BACK
+            elif returned is Returned.ANOTHERS or not patient:
+                returned = await self._vfs.give_vf(netns, held, settle=not patient, sure=True)
         if returned in {Returned.LOST, Returned.MISNAMED}:
             self._missed.setdefault(key, now)
             problem = "is not back on the node" if returned is Returned.LOST else f"cannot be named {held.ifname} again"
@@ -308,15 +341,19 @@ class PfActor(Actor[Message]):
             _log.error("%s, which was %s in %s, %s", held.label, key.ifname, netns, problem)
         self._missed.pop(key, None)
         self._given[key] = held.order
+        lent = self._lent.get(held.pci)
         if lent is not None and lent.key == key:
             del self._lent[held.pci]
+
+    def _is_anothers(self, key: Key, held: VfHeld) -> bool:
+        lent = self._lent.get(held.pci)
+        return lent is not None and lent.key != key and lent.held.order > held.order
 
     # -- what the journal knows ----------------------------------------------------------------------------------------
 
     async def _read_journal(self, *, anew: bool = False) -> None:
         """Who holds what, from the entries; what is reserved is not in there yet."""
-        now = self.system.clock.now()
-        if self._read_at is not None and now - self._read_at < _FRESH_SECONDS and not anew:
+        if self._read and not anew:
             return
         lent = {pci: one for pci, one in self._lent.items() if one.claim is not None}
         pending: dict[Key, int] = {}
@@ -331,23 +368,43 @@ class PfActor(Actor[Message]):
             other = lent.get(held.pci)
             if other is None or other.held.order < held.order:
                 lent[held.pci] = _Lent(entry.key, entry.netns, holder(entry), held)
-        self._lent, self._given, self._read_at = lent, pending, now
+        self._lent, self._given, self._read = lent, pending, True
 
-    async def _end_reservations(self, key: Key) -> None:
+    def _end_reservations(self, key: Key) -> None:
         """Those of the asker, who begins anew, and those that were forgotten."""
         now = self.system.clock.now()
         for pci, lent in list(self._lent.items()):
             if lent.claim is not None and (lent.key == key or now - lent.reserved_at > _RESERVED_SECONDS):
-                await self._unclaim(lent)
+                _unclaim(lent)
                 del self._lent[pci]
+
+    async def _claim(self, pci: str, *, seconds: float) -> _Claim:
+        """Keep a VF from other agents. Raises `TryAgainLater`."""
+        claim = _Claim()
+
+        async def keep() -> None:
+            try:
+                async with self._claimed(pci, seconds=seconds):
+                    claim.answered.set()
+                    await claim.over.wait()
+            except TryAgainLater as error:
+                claim.refused = error
+                claim.answered.set()
+
+        self.pipe(keep(), lambda _: Unclaimed())
+        await claim.answered.wait()
+        if claim.refused is not None:
+            raise TryAgainLater(f"deviceID: another agent of this node is lending {pci}", str(claim.refused))
+        return claim
 
     def _claimed(self, pci: str, *, seconds: float) -> AbstractAsyncContextManager[None]:
         return self._journal.claim(f"vf/{pci}", seconds=seconds)
 
-    async def _unclaim(self, lent: _Lent) -> None:
-        claim, lent.claim = lent.claim, None
-        if claim is not None:
-            await claim.aclose()
+
+def _unclaim(lent: _Lent) -> None:
+    if lent.claim is not None:
+        lent.claim.over.set()
+        lent.claim = None
 
 
 def holder(entry: JournalEntry) -> str:

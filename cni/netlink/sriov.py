@@ -33,6 +33,7 @@ from cni.sriov import (
     VfPlan,
     VfSeen,
     VfSettings,
+    is_mark,
     settings_differences,
 )
 from telemetry import traces
@@ -41,7 +42,8 @@ from telemetry.attributes import LINK_KIND, LINK_PARENT, NETLINK_STEP, NETWORK_I
 _log = logging.getLogger(__name__)
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_NET_NS_FD, _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 1, 3, 4, 28, 52, 53
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 1, 3, 4, 20, 28
+_IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
 _RTM_DELLINKPROP = 109
 _LINK = struct.Struct("=BxHiII")
 _UP = 1
@@ -84,6 +86,7 @@ def view_pf(pf: str, *, bus: PciBus) -> PfView:
                     ifname=ifname,
                     addresses=() if there is None else tuple(address.listed(node, index=there.index)),
                     uppers=bus.uppers(ifname) if ifname else (),
+                    mark=there.alias if there is not None and is_mark(there.alias) else "",
                 )
             )
     return PfView(pci=pf, ifname=bus.interface(pf), vfs=tuple(seen))
@@ -116,6 +119,7 @@ def survey_vf(pci: str, *, bus: PciBus) -> VfHeld:
         mac=there.mac,
         mtu=there.mtu,
         up=there.up,
+        alias=there.alias,
         settings=settings,
         boot=held.boot,
     )
@@ -145,17 +149,18 @@ def take_vf(plan: VfPlan, held: VfHeld, *, bus: PciBus) -> LinkState | None:
         }
         with traces.span("netlink take vf", attributes=attributes):
             try:
+                _mark(node, held)
                 _tell(node, master, held, _changes(plan.settings, held.settings))
                 return _bring_in(node, inside, netns, plan, held) if held.ifname else None
             except BaseException:
                 try:
-                    _give(node, inside, netns, held, bus=bus)
+                    _give(node, inside, netns, held, bus=bus, sure=True)
                 except CniError as error:
                     _log.warning("%s of %s could not be given back yet: %s", held.label, master.ifname, error)
                 raise
 
 
-def give_vf(netns_path: str, held: VfHeld, *, settle: bool, bus: PciBus) -> Returned:
+def give_vf(netns_path: str, held: VfHeld, *, settle: bool, sure: bool, bus: PciBus) -> Returned:
     """See `cni.vfs.Vfs.give_vf`."""
     if held.boot != _boot() or not bus.has(held.pci):
         return Returned.GONE
@@ -169,7 +174,7 @@ def give_vf(netns_path: str, held: VfHeld, *, settle: bool, bus: PciBus) -> Retu
         except InvalidNetns:
             netns = inside = None
         with traces.span("netlink give vf", attributes={NETLINK_STEP: "vf", LINK_KIND: "sriov"}):
-            return _give(node, inside, netns, held, bus=bus, settle=settle)
+            return _give(node, inside, netns, held, bus=bus, settle=settle, sure=sure)
 
 
 def limit_vf(held: VfHeld, mbps: int, *, bus: PciBus) -> None:
@@ -233,6 +238,13 @@ def announce_vf(netns_path: str, ifname: str, *, seconds: float) -> bool:
         time.sleep(_CARRIER_PAUSE_SECONDS)
 
 
+def _mark(node: RouteSocket, held: VfHeld) -> None:
+    """Before anything else: from here on it is not what it was."""
+    there = link.get(node, held.ifname) if held.ifname else None
+    if there is not None:
+        _set(node, there.index, attribute(_IFLA_IFALIAS, held.mark.encode()), f"write on {held.ifname}")
+
+
 def _bring_in(node: RouteSocket, inside: RouteSocket, netns: Netns, plan: VfPlan, held: VfHeld) -> LinkState:
     there = link.get(node, held.ifname)
     if there is None:
@@ -257,6 +269,7 @@ def _give(
     *,
     bus: PciBus,
     settle: bool = False,
+    sure: bool = False,
 ) -> Returned:
     """From wherever it is back to what it was. The interface goes first: nothing of the pod gets out with it."""
     there: LinkState | None = None
@@ -264,6 +277,8 @@ def _give(
         there = _bring_back(node, inside, netns, held, bus=bus)
         if there is None and not settle:
             return Returned.LOST
+        if there is not None and is_mark(there.alias) and there.alias != held.mark and not sure:
+            return Returned.ANOTHERS
     pf = bus.interface(held.pf)
     master = link.get(node, pf) if pf else None
     if master is not None:
@@ -280,6 +295,8 @@ def _give(
     now = link.get_index(node, there.index)
     if now is not None and now.up != held.up:
         _set_flags(node, there.index, held.ifname, up=held.up)
+    if there.alias != held.alias:
+        _set(node, there.index, attribute(_IFLA_IFALIAS, held.alias.encode()), f"write on {held.ifname}")
     return Returned.BACK if named else Returned.MISNAMED
 
 

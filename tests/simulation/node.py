@@ -9,7 +9,6 @@ import anyio
 import anyio.lowlevel
 
 from cni.bandwidth import LimitPlan
-from cni.bandwidth import LimitPlan
 from cni.coordination import CoordinationPlan, NodeView, Pair, PodLink, PodView, Survey
 from cni.detection import Conflict, Findings, ProbePlan
 from cni.errors import TryAgainLater
@@ -247,18 +246,6 @@ class MemoryKernel:
     async def differences(self, plan: CoordinationPlan) -> list[str]:
         await anyio.lowlevel.checkpoint()
         return [] if plan.host_veth in self._segment else [f"{plan.host_veth} is missing"]
-
-    async def limit(self, plan: LimitPlan) -> None:
-        await self._point("before limit")
-        await anyio.sleep(0.001)
-        if (plan.netns, plan.ifname) not in self._links:
-            msg = f"the link of {plan.netns} was taken away while its ADD was at work on it"
-            raise Violation(msg)
-        await self._point("after limit")
-
-    async def lifted(self, plan: LimitPlan) -> list[str]:
-        await anyio.lowlevel.checkpoint()
-        return [] if (plan.netns, plan.ifname) in self._links else [f"{plan.ifname} is missing"]
 
     async def limit(self, plan: LimitPlan) -> None:
         await self._point("before limit")

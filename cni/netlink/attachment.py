@@ -38,14 +38,14 @@ def make_link(plan: LinkPlan, modes: Modes) -> LinkState:
             LINK_KIND: plan.kind,
             LINK_PARENT: parent.ifname,
         }
-        below = netns if plan.link_in_container else stack.enter_context(Netns.open(holders.OWN))
+        below = plan.netns if plan.link_in_container else holders.OWN
         with traces.span("netlink create link", attributes=attributes):
-            kept = modes.keeping(plan, parent, netns=below) if plan.kind == "ipvlan" else nullcontext()
+            kept = modes.keeping(plan, parent, where=below) if plan.kind == "ipvlan" else nullcontext()
             with kept:
                 try:
                     link.create(beside, plan, parent=parent, netns=netns, inside=inside)
                 except link.Occupied as occupied:
-                    raise _occupied(plan, parent, occupied.refusal, netns=below) from None
+                    raise _occupied(plan, parent, occupied.refusal, where=below) from None
                 made = link.get(inside, plan.ifname)
                 if made is None:
                     raise KernelRefused(f"{plan.kind} {plan.ifname} was made in {plan.netns} and is not there")
@@ -181,14 +181,14 @@ def _find(sockets: RouteSocket, ifname: str) -> LinkState | None:
     return link.get(sockets, ifname) or link.get(sockets, link.temporary_name(ifname))
 
 
-def _occupied(plan: LinkPlan, parent: LinkState, refusal: Refusal, *, netns: Netns) -> CniError:
+def _occupied(plan: LinkPlan, parent: LinkState, refusal: Refusal, *, where: str) -> CniError:
     """Why a parent takes no link: by what is on it, as far as that can be seen."""
     if plan.kind == "vlan" and refusal.number == errno.EEXIST:
         msg = f"vlanId: {plan.vlan_id} is taken on master {parent.ifname}"
-        seen = holders.described(parent, netns=netns, vlan_id=plan.vlan_id)
+        seen = holders.described(parent, where=where, vlan_id=plan.vlan_id)
         return InterfaceExists(msg, "; ".join(filter(None, (str(refusal), seen, "a parent has each id once"))))
     refused = refusal.explain(f"make {plan.kind} {plan.ifname} in {plan.netns} on master {parent.ifname}")
-    refused.details = "; ".join(filter(None, (refused.details, holders.described(parent, netns=netns))))
+    refused.details = "; ".join(filter(None, (refused.details, holders.described(parent, where=where))))
     return refused
 
 

@@ -8,12 +8,12 @@ errors, and now and then for ipvlan.
 import errno
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 
 from msgspec import Struct
 
-from cni.errors import CniError, InvalidConfig, InvalidNetns
+from cni.errors import CniError, InvalidConfig
 from cni.netlink import link, message
 from cni.netlink.carriers import namespaces
 from cni.netlink.message import attribute, u32
@@ -42,34 +42,37 @@ class Holder(Struct, frozen=True):
         return f"{what} in {self.netns}" if self.netns else what
 
 
-def holders(parent: LinkState, *, netns: Netns) -> Iterator[Holder]:
-    """The links on a parent, one namespace after the other, that of the parent first. `netns` is that one.
+def holders(parent: LinkState, *, where: str) -> Generator[Holder]:
+    """The links on a parent, one namespace after the other, that of the parent first. `where` is the path of that one.
 
     What goes, or cannot be seen, is left out.
     """
-    with route_socket(netns) as sockets:
-        for one in link.listed(sockets):
-            if _is_on(one, parent, number=None):
-                yield Holder("", one)
-    for path in namespaces():
-        with ExitStack() as stack:
-            try:
-                other = stack.enter_context(Netns.open(path))
-                sockets = stack.enter_context(route_socket(other))
-                number = _number(sockets, netns)
-                found = link.listed(sockets) if number != _NOBODY else []
-            except (InvalidNetns, Refusal, CniError):
-                continue
-            for one in found:
-                if _is_on(one, parent, number=number):
-                    yield Holder(path, one)
-
-
-def described(parent: LinkState, *, netns: Netns, vlan_id: int | None = None) -> str:
-    """For an error: who has a parent, or a VLAN id on it; empty when nobody can be seen."""
-    seen = [str(one) for one in holders(parent, netns=netns) if vlan_id is None or one.link.vlan_id == vlan_id]
-    if parent.master_index:
+    with Netns.open(where) as netns:
         with route_socket(netns) as sockets:
+            for one in link.listed(sockets):
+                if _is_on(one, parent, number=None):
+                    yield Holder("", one)
+        for path in namespaces():
+            for one in _from_elsewhere(path, parent, netns):
+                yield Holder(path, one)
+
+
+def _from_elsewhere(path: str, parent: LinkState, netns: Netns) -> list[LinkState]:
+    with ExitStack() as stack:
+        try:
+            sockets = stack.enter_context(route_socket(stack.enter_context(Netns.open(path))))
+            number = _number(sockets, netns)
+            found = link.listed(sockets) if number != _NOBODY else []
+        except (Refusal, CniError):
+            return []
+        return [one for one in found if _is_on(one, parent, number=number)]
+
+
+def described(parent: LinkState, *, where: str, vlan_id: int | None = None) -> str:
+    """For an error: who has a parent, or a VLAN id on it; empty when nobody can be seen."""
+    seen = [str(one) for one in holders(parent, where=where) if vlan_id is None or one.link.vlan_id == vlan_id]
+    if parent.master_index:
+        with Netns.open(where) as netns, route_socket(netns) as sockets:
             master = link.get_index(sockets, parent.master_index)
         if master is not None:
             seen.insert(0, f"{master.kind} {master.ifname}, whose port it is")
@@ -91,8 +94,8 @@ class Modes:
         """By the parent's index: namespace, name and index of a link on it."""
 
     @contextmanager
-    def keeping(self, plan: LinkPlan, parent: LinkState, *, netns: Netns) -> Iterator[None]:
-        """Make the link in the block; one at a time. `netns` is the namespace of the parent.
+    def keeping(self, plan: LinkPlan, parent: LinkState, *, where: str) -> Iterator[None]:
+        """Make the link in the block; one at a time. `where` is the path of the parent's namespace.
 
         Raises:
             InvalidConfig: the parent's links have another mode.
@@ -100,7 +103,8 @@ class Modes:
         with self._lock:
             witness = None if plan.link_in_container else self._witness(parent)
             if witness is None:
-                witness = next((one for one in holders(parent, netns=netns) if one.link.kind == "ipvlan"), None)
+                with closing(holders(parent, where=where)) as found:
+                    witness = next((one for one in found if one.link.kind == "ipvlan"), None)
             if witness is not None and witness.link.mode != plan.mode:
                 there = f"the ipvlan links of master {parent.ifname} have mode {witness.link.mode}"
                 raise InvalidConfig(f"mode: {plan.mode} is not possible, {there}", f"one is {witness}")

@@ -12,7 +12,7 @@ from msgspec import Struct
 from cni.errors import CniError, InterfaceExists, KernelRefused
 from cni.netlink import bond, holders, kinds, link, message, route
 from cni.netlink.message import attribute, nested, text, u32
-from cni.netlink.socket import Netns, Refusal, Request, RouteSocket, route_socket
+from cni.netlink.socket import Refusal, Request, RouteSocket, route_socket
 from cni.parents import (
     Activate,
     Enslave,
@@ -172,8 +172,7 @@ class _Work(Struct, frozen=True):
         except KernelRefused as error:
             if error.errno != errno.EEXIST:
                 raise
-            with Netns.open(holders.OWN) as netns:
-                has = holders.described(base, netns=netns, vlan_id=vlan_id)
+            has = holders.described(base, where=holders.OWN, vlan_id=vlan_id)
             msg = f"ifacer: VLAN {vlan_id} is taken on {base.ifname}; {self.who} wants it as {ifname}"
             raise InterfaceExists(msg, "; ".join(filter(None, (error.details, has)))) from None
 

@@ -17,7 +17,8 @@ it is then: an entry that is not "releasing" any more has been dealt with, or is
 
 A release says which NICs of the container stay, and everything else of it goes: an ADD may have been granted addresses
 for NICs that nobody ever attached. So no NIC of a container is added while a release of another one is under way, which
-does not know of it.
+does not know of it. NICs that are owed and carried by no link any more go along with the one whose turn it is: a pod
+with three of them costs one release and one change of its SpiderEndpoint. Those that a link still carries stay.
 
 A copy of an ADD that was never answered may still be on its way to a pool when the release arrives there by another
 replica. So a doubtful entry is released twice, the second time when that copy's writes can no longer land.
@@ -33,6 +34,7 @@ twice finds nothing the second time.
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import assert_never
 
 import anyio
@@ -116,6 +118,8 @@ class Done(Struct, frozen=True, tag=True):
     key: Key
     over: bool
     """The journal knows nothing of the interface; else a new ADD of the same sandbox has made it anew."""
+    along: tuple[Key, ...] = ()
+    """Other interfaces of the container that went by the same release."""
 
 
 class Echo(Struct, frozen=True, tag=True):
@@ -171,6 +175,8 @@ class OutboxActor(Actor[Message]):
         self._journal = journal
         self._controllers = controllers
         self._owed: dict[Key, _Owed] = {}
+        self._at_work: dict[str, dict[Key, Envelope | None]] = {}
+        """Containers of which a release is under way, and their interfaces whose turn comes then."""
         self._waiting: list[tuple[Settle, Envelope]] = []
         self._began = 0.0
         self._heir = True
@@ -202,8 +208,8 @@ class OutboxActor(Actor[Message]):
                 return self._answer(message, envelope)
             case Connected() | Departed():
                 self._hurry(message)
-            case Done(key, over):
-                self._done(key, over=over)
+            case Done(key, over, along):
+                self._done((key, *along), over=over)
             case Echo(entry):
                 self._acknowledged(entry)
             case Failed(key, why):
@@ -226,12 +232,14 @@ class OutboxActor(Actor[Message]):
             case _:
                 assert_never(question)
 
-    def _done(self, key: Key, *, over: bool) -> None:
-        self._owed.pop(key, None)
-        if over:
-            self._released[key] = None
-            if len(self._released) > _REMEMBERED:
-                self._released.popitem(last=False)
+    def _done(self, keys: Sequence[Key], *, over: bool) -> None:
+        for key in keys:
+            self._owed.pop(key, None)
+            if over:
+                self._released[key] = None
+                if len(self._released) > _REMEMBERED:
+                    self._released.popitem(last=False)
+        self._next_of(keys[0].container_id)
         self._wake()
 
     def _settle(self, question: Settle, envelope: Envelope) -> object:
@@ -274,7 +282,8 @@ class OutboxActor(Actor[Message]):
         if owed is not None:
             owed.entry, owed.echoing, owed.busy = entry, True, False
             self.timers.start(str(entry.key), ECHO_SECONDS, Look(entry.key))
-            self._wake()
+        self._next_of(entry.container_id)
+        self._wake()
 
     def _hurry(self, message: Connected | Departed) -> None:
         for key, owed in self._owed.items():
@@ -295,6 +304,7 @@ class OutboxActor(Actor[Message]):
             _log.info("release of %s %s waits: %s", key.container_id, key.ifname, why)
             self.timers.start(str(key), owed.pause, Look(key))
             owed.pause = min(owed.pause * 2, _LONGEST_PAUSE_SECONDS)
+        self._next_of(key.container_id)
 
     def _take(self, entry: JournalEntry, envelope: Envelope) -> None:
         key = entry.key
@@ -304,44 +314,67 @@ class OutboxActor(Actor[Message]):
 
     def _try(self, key: Key, envelope: Envelope | None) -> None:
         owed = self._owed.get(key)
-        if owed is not None and not owed.busy:
-            owed.busy = True
-            self.pipe(
-                self._attempt(key, acknowledged=owed.entry if owed.echoing else None),
-                lambda ended: ended,
-                failed=lambda error: Failed(key, why=str(error)),
-                on_behalf=envelope,
-            )
+        if owed is None or owed.busy:
+            return
+        waiting = self._at_work.get(key.container_id)
+        if waiting is not None:
+            waiting.setdefault(key, envelope)
+            return
+        self._at_work[key.container_id] = {}
+        owed.busy = True
+        self.pipe(
+            self._attempt(key, acknowledged=owed.entry if owed.echoing else None),
+            lambda ended: ended,
+            failed=lambda error: Failed(key, why=str(error)),
+            on_behalf=envelope,
+        )
+
+    def _next_of(self, container_id: str) -> None:
+        """The turn of those that have waited for another interface of their container."""
+        for key, envelope in self._at_work.pop(container_id, {}).items():
+            self._try(key, envelope)
 
     async def _attempt(self, key: Key, *, acknowledged: JournalEntry | None) -> Done | Echo:
         """Release once, by what the journal says now."""
         async with self._limit, self._journal.claim(key.container_id, seconds=_CLAIM_SECONDS):
-            entries = await self._journal.of(key.container_id)
+            entries = [one for one in await self._journal.of(key.container_id) if not (one.part or one.bare)]
             entry = next((one for one in entries if one.key == key), None)
             if entry is None or entry.state is not State.RELEASING:
                 return Done(key, over=entry is None)
-            living = (one.ifname for one in entries if one.state is not State.RELEASING and not one.part)
-            await self._release(entry, keep=tuple(sorted(living)))
+            why = await self._carried(entry)
+            if why:
+                raise _NotYet(why)
+            along: list[JournalEntry] = []
+            for one in entries:
+                owed = one.key != key and one.state is State.RELEASING
+                if owed and not (one.doubtful or entry.doubtful or await self._carried(one)):
+                    along.append(one)
+            going = {entry.ifname, *(one.ifname for one in along)}
+            await self._release((entry, *along), keep=tuple(sorted({one.ifname for one in entries} - going)))
             if entry.doubtful and entry != acknowledged:
                 return Echo(entry)
-            await self._journal.remove(key)
-            return Done(key, over=True)
+            for one in (*along, entry):
+                await self._journal.remove(one.key)
+            return Done(key, over=True, along=tuple(one.key for one in along))
 
-    async def _release(self, entry: JournalEntry, *, keep: tuple[str, ...]) -> None:
-        """`keep` are the NICs that the container has left."""
+    async def _carried(self, entry: JournalEntry) -> str:
+        """Which link has the addresses of an entry still, in words; empty where none has."""
         if entry.netns and await self._kernel.carries(entry.netns, entry.ifname, entry.addresses):
-            msg = f"a link in {entry.netns} still carries {', '.join(entry.addresses) or entry.ifname}"
-            raise _NotYet(msg)
+            return f"a link in {entry.netns} still carries {', '.join(entry.addresses) or entry.ifname}"
         if entry.netns and await self._kernel.vanished((entry.netns,)):
             carried = await still_carried(entry, kernel=self._kernel, journal=self._journal)
             if carried:
-                msg = f"{entry.netns} is gone, and a link still carries {', '.join(sorted(carried))}"
-                raise _NotYet(msg)
+                return f"{entry.netns} is gone, and a link still carries {', '.join(sorted(carried))}"
+        return ""
+
+    async def _release(self, entries: Sequence[JournalEntry], *, keep: tuple[str, ...]) -> None:
+        """`entries` are of one container, `keep` are the NICs that it has left."""
+        entry = entries[0]
         successor = await self._successor(entry) if entry.doubtful else ""
         begun = self.system.clock.now()
         metrics.IPAM_RELEASE_COUNTS.inc()
         try:
-            await release(self._controllers, entry, keep=keep, successor=successor, deadline=begun + _REQUEST_SECONDS)
+            await release(self._controllers, entries, keep=keep, successor=successor, deadline=begun + _REQUEST_SECONDS)
         except DeadlineExceeded:
             metrics.IPAM_RELEASE_ERR_RETRIES_EXHAUSTED_COUNTS.inc()
             metrics.IPAM_RELEASE_FAILURE_COUNTS.inc()
@@ -376,21 +409,29 @@ def _same_pod(one: PodRef, other: PodRef) -> bool:
 
 
 async def release(
-    controllers: Controllers, entry: JournalEntry, *, keep: tuple[str, ...], deadline: float, successor: str = ""
+    controllers: Controllers,
+    entries: Sequence[JournalEntry],
+    *,
+    keep: tuple[str, ...],
+    deadline: float,
+    successor: str = "",
 ) -> Released:
-    """Have the controller free what an entry's container holds, but for the NICs in `keep`, or pass it on.
+    """Have the controller free what the container of entries holds, but for the NICs in `keep`, or pass it on.
 
     Raises `TransportError` when that has to be tried again.
     """
-    pools = (*entry.pools, *(address.pool for grant in entry.others for address in grant.addresses))
+    entry, pools = entries[0], dict[str, None]()
+    for one in entries:
+        pools |= dict.fromkeys((*one.pools, *(address.pool for grant in one.others for address in grant.addresses)))
+    remembered = all(one.pools for one in entries)
     answered = await controllers.ask(
         Release(
             pod=entry.pod,
             nic=entry.ifname,
             container_id=entry.container_id,
-            pools=tuple(dict.fromkeys(pools)),
+            pools=tuple(pools) if remembered else (),
             keep=keep,
-            fixed=entry.fixed,
+            fixed=entry.fixed if remembered else None,
             successor=successor,
         ),
         deadline=deadline,
@@ -402,7 +443,8 @@ async def release(
             if retry:
                 raise TransportError(message)
             # Not ours to free, says the controller; its audit log has it. Asking again would change nothing.
-            _log.error("release of %s for pod %s was refused: %s", entry.ifname, entry.pod, message)
+            nics = ", ".join(one.ifname for one in entries)
+            _log.error("release of %s for pod %s was refused: %s", nics, entry.pod, message)
             return Released()
         case _:
             msg = f"a controller answered a release with {type(answered.response).__name__}"

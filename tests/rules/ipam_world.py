@@ -48,8 +48,11 @@ def claim(
     *,
     fixed: bool = False,
     moving: bool = False,
+    address: str = "",
 ) -> Claim:
-    return Claim(pod=pod or f"ns/{uid}", uid=uid, nic=nic, node=node, cid=cid, fixed=fixed, moving=moving)
+    return Claim(
+        pod=pod or f"ns/{uid}", uid=uid, nic=nic, node=node, cid=cid, fixed=fixed, moving=moving, address=address
+    )
 
 
 def surrender(

@@ -48,13 +48,16 @@ PODS = {"u1": "ns/web-0", "u2": "ns/web-0", "u3": "ns/web-1", "u4": "ns/alone"}
 ADDRESSES = tuple(f"10.0.0.{number}" for number in (1, 2, 3, 4, 5, 6, 9, 20))
 
 claims = st.builds(
-    lambda uid, nic, cid, node, fixed, moving: claim(uid, nic, cid, node, PODS[uid], fixed=fixed, moving=moving),
+    lambda uid, nic, cid, node, fixed, moving, wanted: claim(
+        uid, nic, cid, node, PODS[uid], fixed=fixed, moving=moving, address=wanted
+    ),
     uids,
     nics,
     cids,
     nodes,
     st.sampled_from([True, True, False]),
     st.sampled_from([False, False, False, True]),
+    st.just("") | st.just("") | st.sampled_from(ADDRESSES),
 )
 surrenders = st.builds(
     surrender,
@@ -94,6 +97,8 @@ class Model:
         self.max_records = max_records
         self.disable = False
         self.overlaps = False
+        self.shared: set[str] = set()
+        """With other pools."""
         self.records: Records = {}
         self.withheld: dict[str, tuple[float, str]] = {}
         self.now = 0.0
@@ -191,19 +196,29 @@ class Model:
         held = self.matching(operation.uid, operation.nic)
         for ip in held:
             if ip in self.kept:
+                if operation.address not in ("", ip):
+                    return "held"
                 self.put(ip, without(self.records[ip], "kept") | ours)
                 return ip
         left = self.left(operation) if operation.fixed else []
         usable = [ip for ip in left if ip in self.kept]
-        gone = held + [ip for ip in left if ip not in self.kept and "kept" in self.records[ip]]
-        heirs = [ip for ip in usable if operation.moving or "kept" in self.records[ip]]
-        if usable and not heirs:
+        heirs = [
+            ip
+            for ip in usable
+            if operation.address in ("", ip) and (operation.moving or "kept" in self.records[ip])
+        ]  # fmt: skip
+        if not heirs and any("kept" not in self.records[ip] for ip in usable):
             return "held"
+        gone = held + [ip for ip in left if "kept" in self.records[ip] and not (heirs and ip in usable)]
         if heirs:
             self.put(heirs[0], without(self.records[heirs[0]], "kept") | ours)
             for old in gone:
                 self.free(old)
             return heirs[0]
+        return self.grant(operation, ours, gone)
+
+    def grant(self, operation: Claim, ours: dict[str, Any], gone: list[str]) -> str:
+        """One that nobody has, or the predicate that refuses."""
         if self.disable:
             return "disable"
         if len(self.records) - len(gone) >= self.max_records:
@@ -211,6 +226,11 @@ class Model:
         unheld = [ip for ip in self.grantable if ip not in self.records]
         free = [ip for ip in unheld if not self.blocked(ip)]
         free += sorted((ip for ip in unheld if self.resting(ip)), key=lambda ip: (self.withheld[ip][0], number(ip)))
+        if operation.address:
+            why = self.unavailable(operation.address)
+            if why:
+                return why
+            free = [operation.address]
         if not free:
             return "overlap" if self.overlaps else "full"
         self.put(free[0], {"pod": operation.pod, **ours})
@@ -218,6 +238,16 @@ class Model:
         for old in gone:
             self.free(old)
         return free[0]
+
+    def unavailable(self, ip: str) -> str:
+        """The predicate that refuses one address, whoever asks for it."""
+        if ip not in self.kept:
+            return "ips"
+        if ip in self.records:
+            return "taken"
+        if ip not in self.grantable:
+            return "overlap" if ip in self.shared else "ips"
+        return "quarantine" if self.blocked(ip) and not self.resting(ip) else ""
 
     def apply(self, operations: Sequence[Operation]) -> list[str | tuple[str, ...]]:
         answers: dict[int, str | tuple[str, ...]] = {}
@@ -372,6 +402,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def grant_only(self) -> None:
         self.ledger.reserve(self.reserved, self.overlap)
         self.model.overlaps = self.overlap is not None
+        self.model.shared = {ip for ip in self.KEPT if self.overlap and number(ip) in self.overlap.addresses}
         without = (self.reserved, self.overlap.addresses if self.overlap else self.reserved)
         self.model.grantable = [ip for ip in self.KEPT if not any(number(ip) in it for it in without)]
 

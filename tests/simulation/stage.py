@@ -118,6 +118,12 @@ class Stage:
             await scene(self)
             group.cancel_scope.cancel()
 
+    async def ask(self, request: wire.Request, node: str = "n1") -> wire.Response:
+        """One request of a node's agent."""
+        peer = Peer(account="agent", node=node, role="agent")
+        call = Call(payload=wire.encode(request), peer=peer, deadline=anyio.current_time() + 20)
+        return wire.decode_response(await self.controller.serve(call))
+
     # -- nodes and agents ----------------------------------------------------------------------------------------------
 
     @property

@@ -71,7 +71,7 @@ async def test_a_call_from_its_json_to_its_answer(tmp_path: Path) -> None:
         """Nobody dies here."""
 
     kernel = MemoryKernel({}, point)
-    wanted = {"interfaces": ["eth1"], "vlanID": 100}
+    wanted: dict[str, Any] = {"interfaces": ["eth1"], "vlanID": 100}
     async with agent(tmp_path, kernel) as node:
         assert await call(node, **wanted) == {"cniVersion": "0.3.1", "dns": {}}
         assert kernel.parents == {"eth1.100": "network lan, pod default/web-0"}
@@ -94,7 +94,7 @@ async def test_what_is_refused_leaves_nothing(tmp_path: Path, segment: Segment) 
     await change("up0", state="down")
     before = await states("up0", "up1", "lan")
     bond = {"mode": 1, "options": "miimon=100"}
-    cases: list[tuple[dict[str, object], type[CniError], str]] = [
+    cases: list[tuple[dict[str, Any], type[CniError], str]] = [
         ({"interfaces": ["up9"], "vlanID": 7}, InvalidConfig, r"interfaces\[0\]: there is no interface .up9. on this"),
         ({"interfaces": ["up1", "lan"], "bond": {"name": "up0"}}, InterfaceExists, "up0 .not made here. is no bond"),
         ({"interfaces": ["up1", "up0-port"], "bond": bond}, InterfaceExists, "up0-port is a port of bridge lan"),

@@ -130,6 +130,9 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     """Of the part `NETWORKS`: all interfaces, the first one included, in the order of their making."""
     limits: LimitPlan | None = None
     """How much it may carry; None: as much as there is."""
+    path: str = ""
+    """Of the part `NETWORKS`: CNI_PATH and CNI_ARGS, for plugins that are called when no runtime calls."""
+    arguments: str = ""
     result: Result | None = None
     """What ADD answers, the same each time it is asked again."""
     changed_ns: int = 0

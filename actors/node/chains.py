@@ -41,6 +41,11 @@ class Call(Struct, frozen=True):
         kind = ipam.get("type", "") if isinstance(ipam, dict) else ""
         return self.type not in LINK_KINDS or kind in {"", IPAM_TYPE}
 
+    @property
+    def checks(self) -> bool:
+        """Whether its CNI version has the verb CHECK."""
+        return str(self.conf.get("cniVersion")) not in {"0.1.0", "0.2.0", "0.3.0", "0.3.1"}
+
 
 def chains(
     invocation: Invocation, networked: Networked, *, find: Find, device: Callable[[str], str]

@@ -217,6 +217,8 @@ class NetworksActor(Actor[Message]):
             network=invocation.conf.name,
             pod=pod,
             bare=True,
+            path=invocation.path,
+            arguments=invocation.arguments,
             changed_ns=self._wall_ns(),
         )
         try:
@@ -334,6 +336,8 @@ class NetworksActor(Actor[Message]):
         for one in record.networks:
             for call in calls(one):
                 if not call.ours:
+                    if not call.checks:
+                        continue
                     await self._meta.delegates.run(
                         Verb.CHECK, self._target(head, one.ifname), call.conf, previous=one.result
                     )
@@ -364,6 +368,9 @@ class NetworksActor(Actor[Message]):
 
         Raises `CniError`: the first failure, after all have been called; then the entry stays.
         """
+        head = msgspec.structs.replace(
+            head, path=head.path or record.path, arguments=head.arguments or record.arguments
+        )
         failures: list[Exception] = []
         mains: list[Invocation] = []
         for one in reversed(record.networks):
@@ -427,7 +434,6 @@ class NetworksActor(Actor[Message]):
 def _head_of(record: JournalEntry) -> Invocation:
     """The DEL of the first interface as a runtime would call it."""
     pod = record.pod
-    arguments = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.name};K8S_POD_UID={pod.uid}"
     return Invocation(
         verb=Verb.DEL,
         type="",
@@ -435,7 +441,8 @@ def _head_of(record: JournalEntry) -> Invocation:
         netns=record.netns,
         ifname=record.ifname,
         args=PodArgs(namespace=pod.namespace, name=pod.name, uid=pod.uid),
-        arguments=arguments,
+        path=record.path,
+        arguments=record.arguments,
     )
 
 

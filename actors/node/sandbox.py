@@ -220,7 +220,11 @@ class SandboxActor(Actor[Message]):
             await self._build(nics, begun=begun, disputed=any(disputed), meta=attach.meta)
             await self._put_all([nic.complete(changed_ns=self._wall_ns()) for nic in nics])
         except HasNetworks:
-            self._spare = nics[0]
+            # Nothing was granted, whoever took the request: what stands is a link and no more.
+            (nic,) = nics
+            nic.entry = msgspec.structs.replace(nic.entry, bare=True)
+            await self._put(nic.entry)
+            self._spare = nic
             raise
         except BaseException as error:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):

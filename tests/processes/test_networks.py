@@ -6,6 +6,8 @@ are what definitions say that were written for Multus.
 
 import json
 import os
+import re
+import secrets
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
+from cni.journal import State, decode
 from tests.processes import networks
 from tests.processes.lab import CniError, Lab, Pod, call
 from tests.processes.test_cni import interfaces
@@ -96,25 +99,31 @@ class Runtime:
 
     def status(self) -> list[dict[str, Any]]:
         path = f"/api/v1/namespaces/{self.lab.namespace}/pods/{self.pod.name}"
-        notes = self.lab.control_plane.request("GET", path).body["metadata"]["annotations"]
-        return list(json.loads(notes.get(STATUS, "[]")))
+        notes = self.lab.control_plane.request("GET", path).body["metadata"].get("annotations")
+        return list(json.loads((notes or {}).get(STATUS, "[]")))
 
     def records(self) -> dict[str, str]:
         """Address to NIC."""
         return {ip: one["nic"] for ip, one in self.lab.records().items() if one["podUid"] == self.pod.uid}
 
+    def held(self) -> list[str]:
+        """Entries of the journal, but for what is being released: a request without an answer is so twice, slowly."""
+        entries = [decode(path.read_bytes()) for path in self.lab.journal("n1")]
+        mine = [one for one in entries if one.container_id == self.pod.cid]
+        return [f"{one.ifname} {one.part} {one.state}" for one in mine if one.state is not State.RELEASING]
+
     def gone(self) -> None:
         """Nothing is left, anywhere."""
         self.lab.wait_for(lambda: not self.records())
         self.lab.wait_for(lambda: self.pod.name not in self.lab.endpoints())
-        self.lab.wait_for(lambda: self.lab.journal("n1") == [])
+        self.lab.wait_for(lambda: self.held() == [])
         assert self.inside() == ["lo"]
         assert [name for _, name in socket.if_nameindex() if name.startswith("veth")] == []
 
 
 @pytest.fixture
 def runtime(wide: Lab, cni_binaries: CniBinaries, request: pytest.FixtureRequest) -> Any:
-    name = request.node.name.replace("_", "-").lower()[:50]
+    name = re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[:40] + secrets.token_hex(3)
     return lambda **annotations: Runtime(wide, cni_binaries, name, **annotations)
 
 
@@ -148,7 +157,7 @@ def test_a_pod_without_networks_pays_nothing(wide: Lab, runtime: Any) -> None:
     pod.call("ADD")
     assert pod.inside() == ["eth0", "lo", "veth0"]
     assert pod.status() == []
-    assert len(wide.journal("n1")) == 1
+    assert pod.held() == ["eth0  added"]
     pod.call("DEL")
     pod.gone()
 
@@ -171,8 +180,8 @@ def test_other_peoples_plugins(wide: Lab, runtime: Any) -> None:
 @pytest.mark.parametrize(
     ("network", "named"),
     [
-        ("lan-b,broken", 'master: .*"nothing0"'),
-        ("lan-b,absent", 'no plugin "no-such-plugin"'),
+        ("lan-b,broken", "master: .*nothing0"),
+        ("lan-b,absent", "no plugin .*no-such-plugin"),
         ("foreign,lan-b,missing", "missing"),
         ("lan-b,foreign@eth0", "eth0"),
     ],
@@ -224,6 +233,10 @@ def test_a_sandbox_that_went_without_a_del(wide: Lab, runtime: Any) -> None:
     assert pod.pod.netns is not None
     pod.pod.netns.__exit__(None, None, None)
     wide.wait_for(lambda: not pod.records())
-    wide.wait_for(lambda: wide.journal("n1") == [])
+    try:
+        wide.wait_for(lambda: pod.held() == [], seconds=10)
+    except AssertionError:
+        print(pod.held(), wide.processes["n1"].tail(40))
+        raise
     assert [name for _, name in socket.if_nameindex() if name.startswith("veth")] == []
     pod.pod.netns = None

@@ -97,6 +97,10 @@ class Meta(Struct, frozen=True, kw_only=True):
     conf_dir: Path | None = None
     """The node's CNI configurations, as this process sees them."""
 
+    async def apart[T](self, work: Callable[[], T]) -> T:
+        """Do what blocks where it holds up nobody: on a thread."""
+        return await anyio.to_thread.run_sync(work)
+
     def find(self, name: str) -> ConfList | None:
         """The node's own configuration of that name. Blocks. Raises `InvalidConfig`."""
         return None if self.conf_dir is None else find_conflist(self.conf_dir, name)
@@ -196,7 +200,7 @@ class NetworksActor(Actor[Message]):
                     else:
                         return known.result
                 await self._take_apart(known, invocation)
-            if await anyio.to_thread.run_sync(self._meta.below_multus):
+            if await self._meta.apart(self._meta.below_multus):
                 (result,) = await self._ask(Attach((invocation,)))
                 return result
             if invocation.conf.cluster_network:
@@ -250,7 +254,7 @@ class NetworksActor(Actor[Message]):
         def plan() -> tuple[Attached, ...]:
             return chains.chains(invocation, networked, find=meta.find, device=meta.devices(pod))
 
-        return await anyio.to_thread.run_sync(plan)
+        return await meta.apart(plan)
 
     async def _run(self, head: Invocation, networks: Sequence[Attached]) -> tuple[Attached, ...]:
         """Call every plugin; the networks with their results. What fails leaves what was made before."""

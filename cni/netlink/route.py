@@ -25,7 +25,7 @@ _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
 """No route, or one of type unreachable, prohibit or blackhole."""
 _NOT_THERE = (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EAFNOSUPPORT)
 _LOCAL = 255
-_LINK_LOCAL, _MULTICAST = ip_network("fe80::/10"), ip_network("ff00::/8")
+_NOBODYS = (IPv6Network("fe80::/10"), IPv6Network("ff00::/8"))
 _ONLINK = 4
 _HEADER = struct.Struct("=BBBBBBBBI")
 _HOP = struct.Struct("=HBBi")
@@ -259,7 +259,7 @@ def _decode_all(body: memoryview) -> list[tuple[int, RoutePlan]]:
     destination = ip_network((packed, length))
     if kind != _UNICAST or table == _LOCAL:
         return []
-    if family == socket.AF_INET6 and (destination.subnet_of(_LINK_LOCAL) or destination.subnet_of(_MULTICAST)):
+    if isinstance(destination, IPv6Network) and any(destination.subnet_of(one) for one in _NOBODYS):
         return []
     source = found.get(_RTA_PREFSRC)
 

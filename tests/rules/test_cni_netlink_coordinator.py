@@ -159,14 +159,13 @@ def test_routes_that_nobody_moves(destination: str, length: int, table: int, kin
 @given(
     source=st.none() | st.ip_addresses(),
     six=st.booleans(),
-    table=TABLES,
     priority=st.none() | st.integers(1, 32765),
-    mark=st.integers(0, 2**32 - 1),
-    protocol=st.integers(0, 255),
+    numbers=st.tuples(TABLES, st.integers(0, 2**32 - 1), st.integers(0, 255)),
 )
 def test_rules(
-    source: IPv4Address | IPv6Address | None, six: bool, table: int, priority: int | None, mark: int, protocol: int
+    source: IPv4Address | IPv6Address | None, six: bool, priority: int | None, numbers: tuple[int, int, int]
 ) -> None:
+    table, mark, protocol = numbers
     version = source.version if source is not None else 6 if six else 4
     attributes: list[tuple[str, Any]] = []
     if source is not None:

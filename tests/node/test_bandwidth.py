@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
@@ -176,8 +177,8 @@ def test_the_pair_to_the_node(node: Node) -> None:
     speeds: dict[int, list[float]] = {}
     for rate in (20, 40):
         plan = planned(one.path, ingress=rate, egress=rate, pair=pair)
-        node.netns.run(lambda plan=plan: traffic.limit(plan))
-        assert node.netns.run(lambda plan=plan: traffic.lifted(plan)) == []
+        node.netns.run(partial(traffic.limit, plan))
+        assert node.netns.run(partial(traffic.lifted, plan)) == []
         speeds[rate] = [flow(one.netns, node.netns, NODE[4]), flow(node.netns, one.netns, one.addresses[4])]
     for slow, fast in zip(speeds[20], speeds[40], strict=True):
         assert about_double(slow, fast), speeds

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol, assert_never
 
 import anyio.to_thread
+import msgspec
 from msgspec import Struct
 
 from actors.events.recorder import Message as EventsMessage
@@ -27,6 +28,7 @@ from api.retirement import LEFT, WITHDRAWN
 from api.settings import AgentSettings
 from cni import install
 from cni.install import Installed, Withdrawn
+from cni.netlink import coordinator
 from cni.netlink.support import knows_link_kind
 from runtime.actor import Actor, Ref
 from runtime.envelope import Envelope
@@ -113,12 +115,12 @@ class Files(Protocol):
         ...
 
     async def withdraw(self) -> Withdrawn:
-        """Take away what can go. Raises `cni.install.InstallFailed`."""
+        """Take away what can go. Raises `cni.install.InstallFailed`, and `cni.errors.CniError` of the kernel."""
         ...
 
 
 class NodeFiles:
-    """Those of this machine; the file work happens on worker threads."""
+    """Those of this machine, and its routing rules on the way out; the work happens on worker threads."""
 
     def __init__(self, settings: AgentSettings, *, current: Callable[[], bool]) -> None:
         """`current` tells whether this agent serves the node's socket still; it may block."""
@@ -142,7 +144,15 @@ class NodeFiles:
 
     async def withdraw(self) -> Withdrawn:
         """See `Files`."""
-        return await anyio.to_thread.run_sync(install.withdraw, self._places)
+        return await anyio.to_thread.run_sync(self._withdraw)
+
+    def _withdraw(self) -> Withdrawn:
+        withdrawn = install.withdraw(self._places)
+        removed, needed = coordinator.remove_rules()
+        why = withdrawn.why
+        if needed:
+            why += f"; pods that run need {', '.join(needed)}"
+        return msgspec.structs.replace(withdrawn, removed=(*withdrawn.removed, *removed), why=why)
 
     def _install(self) -> Report:
         if not self._current():

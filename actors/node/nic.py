@@ -4,6 +4,7 @@ The sandbox actor builds all interfaces of a call together. Those that need noth
 their step at the same time, what depends on what is there already (routes between the interfaces) is done in order.
 """
 
+from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 
 import msgspec
@@ -116,20 +117,35 @@ class Nic:
                 await kernel.configure(self.invocation.netns, self.ifname, address_plan(self.result))
             self.entry = msgspec.structs.replace(self.entry, mac=self.link.mac)
 
-    async def coordinate(self, kernel: Kernel, cluster: Coordination, names: tuple[str, ...]) -> None:
+    async def coordinate(
+        self,
+        kernel: Kernel,
+        cluster: Coordination,
+        names: tuple[str, ...],
+        *,
+        note: Callable[[JournalEntry], Awaitable[None]],
+    ) -> None:
         """The pod's way to its own node and back, where the configuration wants one. Raises `CniError`.
 
-        `names` are those of all the pod's interfaces, in the order of their making; empty where that is not known.
+        Args:
+            kernel: of the node.
+            cluster: the settings that hold where the configuration says nothing.
+            names: of all the pod's interfaces, in the order of their making; empty where that is not known.
+            note: writes an entry into the journal. A plan that changes what was there is noted before it is carried
+                out; of a pair, which takes all with it, the name was noted.
         """
         if self.link is None or self.grant is None or not coordination.wanted(self.invocation.conf):
             return
         with traces.span("coordinate"):
             plan = await plan_coordination(kernel, self.invocation, cluster, names=names)
-            if plan is not None:
-                await kernel.coordinate(plan)
-        pair = plan.host_veth if plan is not None and plan.makes_pair else ""
-        self.entry = msgspec.structs.replace(self.entry, host_veth=pair, coordination=plan)
-        if plan is not None and plan.mac:
+            pair = plan.host_veth if plan is not None and plan.makes_pair else ""
+            self.entry = msgspec.structs.replace(self.entry, host_veth=pair, coordination=plan)
+            if plan is None:
+                return
+            if not plan.makes_pair:
+                await note(self.entry)
+            await kernel.coordinate(plan)
+        if plan.mac:
             self.result = with_mac(self.result, self.ifname, plan.mac)
             self.entry = msgspec.structs.replace(self.entry, mac=plan.mac)
 

@@ -274,7 +274,7 @@ class SandboxActor(Actor[Message]):
             self._cluster = allocated.coordinator
         for nic in nics:
             await nic.configure(self._kernel)
-            await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics)
+            await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics, note=self._put)
             await nic.limit(self._kernel, allocated.bandwidth)
 
     async def _coordinate(self, invocation: Invocation, known: JournalEntry | None) -> Results:

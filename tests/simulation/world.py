@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup
 
 from actors.agent import Agent
 from actors.controller import Controller
+from actors.node.detection import Terms
 from api.core import Namespace, Node, Pod, PodSpec
 from api.ippool import AllocationRecord, IPPoolSpec, SpiderIPPool, decode_records
 from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NODE, POD
@@ -107,7 +108,9 @@ class World:
         self._crash_at = crash_at
         self.points = 0
         self.crashed_at = ""
-        self._kernels = {node: MemoryKernel(self.segment, self._point(node)) for node in NODES}
+        self.strangers: dict[str, str] = {}
+        """Hosts on the segment that no pool knows of, MAC address by address. With any, agents look for them."""
+        self._kernels = {node: MemoryKernel(self.segment, self._point(node), self.strangers) for node in NODES}
         self._disks = {node: MemoryDisk(self._point(node)) for node in NODES}
         self._journals: dict[str, MemoryJournal] = {}
         self._agents: dict[str, Agent] = {}
@@ -173,6 +176,7 @@ class World:
             kernel=self._kernels[node],
             journal=journal,
             channels=[self.network.channel(node, replica, peer=peer) for replica in order],
+            terms=Terms(conflicts=bool(self.strangers)),
         )
         self._spawn(node, agent.supervisor)
 

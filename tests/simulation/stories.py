@@ -14,7 +14,7 @@ from cni.result import Result
 from runtime.store.port import Conflict
 from runtime.transport.port import Peer, TransportError
 from tests.simulation.node import Violation
-from tests.simulation.world import NODES, Story, World
+from tests.simulation.world import NETWORKS, NODES, Story, World
 
 NAMESPACE = "default"
 
@@ -66,6 +66,47 @@ async def _two_nics(world: World, name: str, mark: str) -> None:
     for nic in nics:
         await world.delete(node, pod, cid, ifname=nic)
         await anyio.sleep(world.random.uniform(0, 0.2))
+    await world.truth.delete(POD, name, namespace=NAMESPACE)
+
+
+def joined(number: int, *, lives: int = 1) -> Story:
+    """A pod that its annotation attaches to further networks: one call makes all its NICs, one takes them away."""
+
+    async def story(world: World) -> None:
+        for life in range(lives):
+            await anyio.sleep(world.random.uniform(0, world.arrival + 1.0))
+            await _joined(world, f"trio-{number}-{life}", f"7{number:x}{life:x}")
+
+    return story
+
+
+async def _joined(world: World, name: str, mark: str) -> None:
+    node = world.random.choice(NODES)
+    meta = ObjectMeta(name=name, namespace=NAMESPACE, annotations={annotations.MULTUS_NETWORKS: ",".join(NETWORKS)})
+    pod = await world.truth.create(POD, Pod(metadata=meta, spec=PodSpec(node_name=node)))
+    sandbox = 0
+    while True:
+        sandbox += 1
+        cid = f"{mark}a{sandbox:x}".ljust(64, "e")
+        if await world.call(node, world.invocation(Verb.ADD, pod, cid, networks=True)) is not None:
+            break
+        await world.delete(node, pod, cid, networks=True)
+        if world.random.random() < 0.1:
+            await world.truth.delete(POD, name, namespace=NAMESPACE)  # it will never be
+            return
+        await anyio.sleep(1.0)
+    addresses = tuple(ip for one in world.entries() if one.container_id == cid for ip in one.addresses)
+    if len(set(addresses)) != 2 * (1 + len(NETWORKS)):
+        msg = f"{name}: {', '.join(addresses)}: two addresses were due for each of its NICs"
+        raise Violation(msg)
+    world.held[cid] = (pod.metadata.uid, addresses)
+    world.check()
+    await anyio.sleep(world.random.uniform(*world.lifetime))
+    world.check()
+    world.held.pop(cid, None)
+    await world.delete(node, pod, cid, networks=True)
+    if world.random.random() < 0.3:
+        await world.delete(node, pod, cid, networks=True)
     await world.truth.delete(POD, name, namespace=NAMESPACE)
 
 

@@ -14,7 +14,7 @@ from msgspec import Struct, structs
 from runtime.testing import run
 from runtime.testing.store import Chances
 from runtime.testing.transport import Weather
-from tests.simulation.stories import closing, conflict, rewriting, statefulset, two_nics
+from tests.simulation.stories import closing, conflict, joined, rewriting, statefulset, two_nics
 from tests.simulation.world import ROUGH_NETWORK, ROUGH_STORE, Story, World, crashes, hangs, roll_overs
 
 type Disturbance = Callable[[World], Awaitable[None]]
@@ -23,6 +23,7 @@ _DISTURBANCES: Final[dict[str, Disturbance]] = {"crashes": crashes, "roll-overs"
 _STORIES: Final[dict[str, Callable[[], list[Story]]]] = {
     "names": lambda: [statefulset("web", replicas=2, lives=3)],
     "duos": lambda: [two_nics(number) for number in range(3)],
+    "trios": lambda: [joined(number) for number in range(2)],
     "closing": lambda: [closing],
     "conflicts": lambda: [conflict(number) for number in range(2)],
     "foreign": lambda: [rewriting],

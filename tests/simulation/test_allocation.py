@@ -11,6 +11,7 @@ import pytest
 from cni.journal import Key, State
 from runtime.testing import run
 from tests.simulation.node import Violation
+from tests.simulation.stories import joined
 from tests.simulation.world import NODES, ROUGH_NETWORK, ROUGH_STORE, World, crashes, roll_overs
 
 SEEDS = range(1, 11)
@@ -86,6 +87,31 @@ def test_a_crash_at_every_await_that_leaves_something() -> None:
         "after link.create",
         "before link.delete",
     } <= died
+
+
+@pytest.mark.timeout(600)
+def test_a_crash_at_every_await_of_a_pod_with_three_nics() -> None:
+    def world(crash_at: int = 0) -> World:
+        return World(7, pods=1, crash_at=crash_at, stories=[joined(0)])
+
+    calm = world()
+    play(calm, 7)
+    died: set[str] = set()
+    for point in range(1, calm.points + 1):
+        crashing = world(point)
+        try:
+            play(crashing, 7)
+        except BaseException as error:
+            msg = f"crash at point {point}: {crashing.crashed_at}"
+            raise AssertionError(msg) from error
+        died.add(crashing.crashed_at.partition(" ")[2])
+    assert {"after patch pods", "after create spiderendpoints", "after link.create", "before journal.put added"} <= died
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pods_with_three_nics_while_everything_fails(seed: int) -> None:
+    stories = [joined(number, lives=2) for number in range(3)]
+    play(World(seed, chances=ROUGH_STORE, weather=ROUGH_NETWORK, pods=2, addresses=14, stories=stories), seed, crashes)
 
 
 def test_the_same_seed_gives_the_same_hash() -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from actors.allocation.callers import Refusal
+from actors.allocation.grants import Grants
 from actors.pools.ippool import IPPoolActor
 from api.ippool import IPPoolStatus, SpiderIPPool
 from ipam.ledger import Ledger
@@ -14,7 +16,7 @@ from runtime.testing import run
 from runtime.testing.loop import Deadlock
 from runtime.testing.transport import Weather
 from tests.simulation.node import Violation
-from tests.simulation.stories import closing, conflict, statefulset, two_nics
+from tests.simulation.stories import closing, conflict, joined, statefulset, two_nics
 from tests.simulation.world import ROUGH_NETWORK, ROUGH_STORE, World, crashes, hangs
 
 type Patch = Callable[[pytest.MonkeyPatch], None]
@@ -161,6 +163,19 @@ def only_the_nic_that_was_deleted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "_going", going)
 
 
+def one_nic_is_enough(patch: pytest.MonkeyPatch) -> None:
+    """Where there is not enough for all NICs of a pod the first one has its addresses all the same."""
+    real = Grants._claim
+
+    async def claim(self: Grants, claim: Any, selection: Any, *rest: Any) -> Any:
+        try:
+            return await real(self, claim, selection, *rest)
+        except Refusal:
+            return await real(self, claim, msgspec.structs.replace(selection, nics=selection.nics[:1]), *rest)
+
+    patch.setattr(Grants, "_claim", claim)
+
+
 def a_late_claim_of_an_old_sandbox_counts(patch: pytest.MonkeyPatch) -> None:
     """Of two sandboxes of a pod the one whose claim comes last has the address."""
     real = Ledger._claim
@@ -197,6 +212,17 @@ def late(seed: int) -> World:
     return world
 
 
+def trios(seed: int) -> World:
+    """Pods with three NICs that ask for all addresses at once, and hardly find them."""
+    return rough(seed, pods=4, addresses=8, stories=[joined(number) for number in range(4)])
+
+
+def hoarded_trios(seed: int) -> World:
+    world = trios(seed)
+    world.collecting = False
+    return world
+
+
 def hoarded(seed: int) -> World:
     world = duos(seed)
     world.collecting = False  # it would find it
@@ -214,6 +240,8 @@ MUTATIONS: Sequence[tuple[Patch, Callable[[int], World], Any]] = (
     (a_name_gets_its_address_at_once, names, None),
     (everything_is_freed, names, None),
     (only_the_nic_that_was_deleted, hoarded, None),
+    (only_the_nic_that_was_deleted, hoarded_trios, None),
+    (one_nic_is_enough, trios, None),
     (a_late_claim_of_an_old_sandbox_counts, late, hangs),
 )
 
@@ -225,6 +253,11 @@ def test_a_rule_that_is_taken_away_is_missed(
 ) -> None:
     mutation(monkeypatch)
     assert caught(make, disturb), f"nothing happens without it: {mutation.__doc__}"
+
+
+def test_negative_control_with_all_its_rules_pods_with_three_nics_have_all_or_nothing() -> None:
+    assert not caught(trios, None, seeds=range(1, 9))
+    assert not caught(hoarded_trios, None, seeds=range(1, 9))
 
 
 def test_negative_control_with_all_its_rules_it_stands_the_worst_weather() -> None:

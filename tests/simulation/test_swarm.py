@@ -22,7 +22,14 @@ def test_the_worlds_differ_and_a_number_is_always_the_same_one() -> None:
     plans = [draw(seed) for seed in range(1, 101)]
     assert plans == [draw(seed) for seed in range(1, 101)]
     assert {plan.disturb for plan in plans} == {"", "crashes", "roll-overs", "hangs"}
-    assert {name for plan in plans for name in plan.stories} == {"names", "duos", "closing", "conflicts", "foreign"}
+    assert {name for plan in plans for name in plan.stories} == {
+        "names",
+        "duos",
+        "trios",
+        "closing",
+        "conflicts",
+        "foreign",
+    }
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -8,9 +8,10 @@ until it succeeds (a new sandbox for every try, a DEL for every failure), lets t
 succeeds.
 """
 
+import json
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -22,13 +23,16 @@ from anyio.abc import TaskGroup
 from actors.agent import Agent
 from actors.controller import Controller
 from actors.node.detection import Terms
+from actors.node.networks import Meta
 from api.core import Namespace, Node, Pod, PodSpec
 from api.ippool import AllocationRecord, IPPoolSpec, SpiderIPPool, decode_records
-from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NODE, POD
+from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NETWORKATTACHMENT, NODE, POD
 from api.meta import ObjectMeta
+from api.networkattachment import NetworkAttachmentDefinition, NetworkAttachmentSpec
 from api.settings import ControllerSettings
 from cni.config import CoordinatorConfig, IpamConfig, NetConfig
-from cni.errors import CniError
+from cni.delegate import Target
+from cni.errors import CniError, InvalidConfig
 from cni.journal import JournalEntry
 from cni.protocol import Invocation, PodArgs, Verb
 from cni.result import Result
@@ -44,6 +48,27 @@ from tests.simulation.observed import Ages, Watched
 
 NODES = ("n1", "n2", "n3")
 REPLICAS = ("c1", "c2")
+NETWORKS = ("wan", "dmz")
+"""Beside that of the first interface; all pools serve them."""
+
+
+class _NoPrograms:
+    """`cni.delegate.Delegates` of a node that has none."""
+
+    async def run(
+        self, verb: Verb, target: Target, conf: Mapping[str, Any], *, previous: Result | None = None
+    ) -> Result:
+        del target, previous
+        msg = f"{verb}: type: {conf.get('type')!r} is no program of this node"
+        raise InvalidConfig(msg)
+
+
+class _SimulatedMeta(Meta, frozen=True, kw_only=True):
+    """A node without configurations of its own; what would block is done at once."""
+
+    async def apart[T](self, work: Callable[[], T]) -> T:
+        await anyio.lowlevel.checkpoint()
+        return work()
 
 
 type Story = Callable[["World"], Coroutine[Any, Any, None]]
@@ -177,6 +202,7 @@ class World:
             journal=journal,
             channels=[self.network.channel(node, replica, peer=peer) for replica in order],
             terms=Terms(conflicts=bool(self.strangers)),
+            meta=_SimulatedMeta(delegates=_NoPrograms()),
         )
         self._spawn(node, agent.supervisor)
 
@@ -301,6 +327,13 @@ class World:
         v6 = IPPoolSpec(ip_version=6, subnet="fd00:6::/64", ips=[f"fd00:6::a-fd00:6::{10 + last:x}"], default=True)
         for name, spec in (("v4", v4), ("v6", v6)):
             await self.truth.create(IPPOOL, SpiderIPPool(metadata=ObjectMeta(name=name), spec=spec))
+        config = {"cniVersion": "1.1.0", "type": "macvlan", "master": "eth0", "ipam": {"type": "spiderpool"}}
+        for name in NETWORKS:
+            text = json.dumps({**config, "name": name})
+            definition = NetworkAttachmentDefinition(
+                metadata=ObjectMeta(name=name, namespace="default"), spec=NetworkAttachmentSpec(config=text)
+            )
+            await self.truth.create(NETWORKATTACHMENT, definition)
 
     async def _kubelet(self, number: int) -> None:
         node = NODES[number % len(NODES)]
@@ -335,9 +368,10 @@ class World:
             await self.delete(node, pod, cid)  # kubelet repeats DELs
         await self.truth.delete(POD, name, namespace="default")
 
-    async def delete(self, node: str, pod: Pod, cid: str, *, ifname: str = "eth0") -> None:
+    async def delete(self, node: str, pod: Pod, cid: str, *, ifname: str = "eth0", networks: bool = False) -> None:
         """DEL until it succeeds."""
-        while await self.call(node, self.invocation(Verb.DEL, pod, cid, ifname=ifname)) is None:  # noqa: ASYNC110
+        invocation = self.invocation(Verb.DEL, pod, cid, ifname=ifname, networks=networks)
+        while await self.call(node, invocation) is None:  # noqa: ASYNC110
             await anyio.sleep(1.0)
 
     async def call(self, node: str, invocation: Invocation) -> Result | None:
@@ -369,8 +403,8 @@ class World:
             group.start_soon(watch)
         return outcome[0] if outcome else None
 
-    def invocation(self, verb: Verb, pod: Pod, cid: str, *, ifname: str = "eth0") -> Invocation:
-        """What the shim would send."""
+    def invocation(self, verb: Verb, pod: Pod, cid: str, *, ifname: str = "eth0", networks: bool = False) -> Invocation:
+        """What the shim would send; with `networks` by a configuration that is the node's meta plugin."""
         meta = pod.metadata
         return Invocation(
             verb=verb,
@@ -386,6 +420,7 @@ class World:
                 master="eth0",
                 ipam=IpamConfig(type="spiderpool"),
                 coordinator=CoordinatorConfig() if ifname == "eth0" else None,
+                networks=networks,
             ),
         )
 

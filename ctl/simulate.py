@@ -87,8 +87,9 @@ def render(report: Report, *, wide: bool) -> str:
     """As text. With `wide` the causes of failed ADDs and all findings."""
     plan, writes = report.plan, report.writes
     families = "IPv4 and IPv6" if plan.dual_stack else "IPv4"
+    nics = f" of {plan.nics} NICs" if plan.nics > 1 else ""
     world = (
-        f"{plan.nodes:,} nodes x {plan.pods_per_node} pods in {plan.over:g} s, {_several(plan.pools, 'pool')} of "
+        f"{plan.nodes:,} nodes x {plan.pods_per_node} pods{nics} in {plan.over:g} s, {_several(plan.pools, 'pool')} of "
         f"{plan.pool_size:,} addresses ({families}), {_several(plan.controllers, 'controller')}, API server "
         f"{plan.api_latency * 1e3:g} ms, seed {plan.seed}"
     )
@@ -143,6 +144,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         controllers=given.controllers,
         seed=given.seed,
         dual_stack=given.dual_stack,
+        nics=given.nics,
         over=_seconds("--over", given.over),
         churn=given.churn,
         api_latency=_seconds("--api-latency", given.api_latency),
@@ -191,13 +193,14 @@ def _parser() -> argparse.ArgumentParser:
         ("nodes", usual.nodes, "nodes"),
         ("pods-per-node", usual.pods_per_node, "pods that each starts"),
         ("pools", 0, "pools in each family; 0: one for every thousand pods"),
-        ("pool-size", 0, "addresses in each pool; 0: a tenth more than its pods"),
+        ("pool-size", 0, "addresses in each pool; 0: a tenth more than its pods' NICs"),
+        ("nics", usual.nics, "NICs of each pod"),
         ("controllers", usual.controllers, "controller replicas"),
         ("seed", usual.seed, "what chance begins with"),
     )
     for name, default, text in numbers:
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default %(default)s)")
-    parser.add_argument("--dual-stack", action="store_true", help="an IPv4 and an IPv6 address for each pod")
+    parser.add_argument("--dual-stack", action="store_true", help="an IPv4 and an IPv6 address for each NIC")
     texts = (
         ("over", f"{usual.over:g}s", "TIME", "in which all pods come"),
         ("api-latency", f"{usual.api_latency * 1e3:g}ms", "TIME", "the API server's, for a request, on average"),

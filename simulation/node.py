@@ -15,7 +15,7 @@ from actors.node.addressing import ALLOCATE_SECONDS
 from actors.node.controllers import Controllers
 from actors.node.outbox import ECHO_SECONDS
 from api.core import Pod
-from api.wire import Allocate, Allocated, PodRef, Rejected, Release
+from api.wire import Address, Allocate, Allocated, NicRequest, PodRef, Rejected, Release
 from runtime.clock import Clock
 from runtime.transport.port import TransportError, Unreachable
 
@@ -53,9 +53,12 @@ class Tally:
 class Node:
     """See the module."""
 
-    def __init__(self, name: str, *, controllers: Controllers, clock: Clock, random: Random, tally: Tally) -> None:
-        """`controllers` are the channels of this node's agent."""
+    def __init__(
+        self, name: str, *, controllers: Controllers, clock: Clock, random: Random, tally: Tally, nics: int = 1
+    ) -> None:
+        """`controllers` are the channels of this node's agent, `nics` those of each of its pods."""
         self.name = name
+        self._more = tuple(NicRequest(nic=f"net{at}") for at in range(1, nics))
         self._controllers = controllers
         self._clock = clock
         self._random = random
@@ -79,7 +82,7 @@ class Node:
             if answer is not None:
                 now = self._clock.now()
                 self._tally.latencies.append(now - begun)
-                self._tally.held[ref.uid] = tuple(address.address for address in answer.addresses)
+                self._tally.held[ref.uid] = tuple(address.address for address in _addresses(answer))
                 self._tally.ended = now
                 for old in doubtful:
                     await self._give_back(ref, old, again=True, successor=cid)
@@ -100,7 +103,7 @@ class Node:
         """A pod is deleted: its links are gone, and its addresses go back."""
         ref = PodRef(pod.metadata.namespace, pod.metadata.name, pod.metadata.uid)
         del self._tally.held[ref.uid]
-        pools = tuple(address.pool for address in granted.addresses)
+        pools = tuple(dict.fromkeys(address.pool for address in _addresses(granted)))
         await self._give_back(ref, cid, pools=pools)
         if granted.doubtful:
             await self._give_back(ref, cid, pools=pools, again=True)
@@ -108,7 +111,14 @@ class Node:
 
     async def _add(self, ref: PodRef, cid: str, *, disputed: bool) -> tuple[Allocated | None, bool | None, str]:
         """One ADD: what it got; or whether copies of it may be under way, None where nothing can have been granted."""
-        request = Allocate(pod=ref, nic=_NIC, container_id=cid, begun=int(self._clock.wall() * 1000), disputed=disputed)
+        request = Allocate(
+            pod=ref,
+            nic=_NIC,
+            container_id=cid,
+            begun=int(self._clock.wall() * 1000),
+            disputed=disputed,
+            more=self._more,
+        )
         try:
             answered = await self._controllers.ask(request, deadline=self._clock.now() + ALLOCATE_SECONDS)
         except Unreachable:
@@ -139,3 +149,8 @@ class Node:
                 if not isinstance(answered.response, Rejected) or not answered.response.retry:
                     return
             await anyio.sleep(_RELEASE_PAUSE * self._random.uniform(1.0, 2.0))
+
+
+def _addresses(granted: Allocated) -> list[Address]:
+    """Of all NICs."""
+    return [*granted.addresses, *(address for grant in granted.others for address in grant.addresses)]

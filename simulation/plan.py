@@ -9,8 +9,9 @@ _V6 = IPv6Network("fd5d:0::/32")
 _PER_POOL = 1000
 """Pods of a pool, where nobody says how many pools there are: a LAN segment of usual size."""
 _SPARE = 10
-"""Percent of addresses more than pods, where nobody says how big pools are."""
+"""Percent of addresses more than NICs, where nobody says how big pools are."""
 MOST_PODS = 1_000_000
+MOST_NICS = 16
 
 
 class PlanError(ValueError):
@@ -39,6 +40,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     controllers: int = 1
     seed: int = 1
     dual_stack: bool = False
+    nics: int = 1
+    """Of each pod; all of them get addresses of the same pools, by one request."""
     over: float = 30.0
     """Seconds in which all pods arrive, evenly spread."""
     churn: float = 0.0
@@ -63,7 +66,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         pools = self.pools or min(self.nodes, -(-self.pods // _PER_POOL))
         if pools > self.nodes:
             raise PlanError("pools", f"{pools}: expected at most one for each of the {self.nodes} nodes")
-        busiest = -(-self.nodes // pools) * self.pods_per_node
+        busiest = -(-self.nodes // pools) * self.pods_per_node * self.nics
         plan = structs.replace(self, pools=pools, pool_size=self.pool_size or -(-busiest * (100 + _SPARE) // 100))
         if pools * plan.block > _V4.num_addresses:
             raise PlanError("pool_size", f"{plan.pool_size}: {pools} pools of that size do not fit into {_V4}")
@@ -90,6 +93,8 @@ class Plan(Struct, frozen=True, kw_only=True):
                 raise PlanError(field, f"{value}: expected a number, 0 or more")
         if self.pods > MOST_PODS:
             raise PlanError("nodes", f"{self.nodes} with {self.pods_per_node} pods each: expected {MOST_PODS} at most")
+        if not 1 <= self.nics <= MOST_NICS:
+            raise PlanError("nics", f"{self.nics}: expected a number from 1 to {MOST_NICS}")
         if not 0 <= self.churn <= 1:
             raise PlanError("churn", f"{self.churn}: expected a share from 0 to 1")
         if self.kill_owner_at is not None and not 0 <= self.kill_owner_at < float("inf"):

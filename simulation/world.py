@@ -181,7 +181,14 @@ class World:
         controllers = Controllers((), clock=clock, node=name)
         for replica in self.controllers:
             controllers.add(self._network.channel(replica, peer=_peer("agent", name)), name=replica)
-        return Node(name, controllers=controllers, clock=clock, random=self._random, tally=self.tally)
+        return Node(
+            name,
+            controllers=controllers,
+            clock=clock,
+            random=self._random,
+            tally=self.tally,
+            nics=self.plan.nics,
+        )
 
     async def _life(self, node: Node, pod: Pod, number: int) -> None:
         goes = self.plan.churn > 0 and self._random.random() < self.plan.churn

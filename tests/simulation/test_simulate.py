@@ -49,6 +49,22 @@ def test_dual_stack_over_several_controllers_with_pods_that_go() -> None:
     assert report.deleted > 0
 
 
+def test_pods_with_three_nics_cost_as_many_endpoints_as_those_with_one() -> None:
+    report = played(dual_stack=True, nics=3, controllers=3, churn=0.3, pools=4, kill_owner_at=2.0)
+    assert report.findings == ()
+    assert report.served == 200
+    three, one = played(nics=3), played()
+    assert three.writes.by_kind["spiderendpoints"] == one.writes.by_kind["spiderendpoints"] == 200
+    assert three.writes.by_kind["spiderippools"] < 1.5 * one.writes.by_kind["spiderippools"]
+
+
+def test_pods_with_three_nics_for_which_there_is_no_room_have_none() -> None:
+    report = played(nics=3, pools=2, pool_size=100)
+    assert report.findings == ()
+    assert report.served <= 66
+    assert report.unserved == {"ip_used_out": 200 - report.served}
+
+
 def test_the_death_of_an_owner_costs_no_pod_its_addresses() -> None:
     report = played(dual_stack=True, controllers=3, churn=0.2, pools=4, kill_owner_at=2.0)
     assert report.findings == ()

@@ -4,6 +4,7 @@ agent
 controllers  one channel per controller replica
 outbox       releases that this node owes
 reporter     tells the controller what this node knows of, and looks where it is asked to
+pfs          one actor per SR-IOV NIC
 departures   tells when a sandbox's namespace goes
 parents      sees to VLANs and bonds that links of pods stand on
 sandboxes    one actor per pod sandbox
@@ -35,6 +36,7 @@ from actors.node.node import Departed, Disavow, Invoke, NodeActor
 from actors.node.outbox import Connected, OutboxActor
 from actors.node.outbox import Departed as NetnsGone
 from actors.node.parent import ParentActor
+from actors.node.pfs import PhysicalFunctions
 from actors.node.reporter import Connected as ControllerBack
 from actors.node.reporter import ReporterActor
 from actors.node.residence import STOP_SECONDS, Residence
@@ -49,6 +51,7 @@ from cni.netlink import sysctl
 from cni.pods import named_by_runtime
 from cni.protocol import Invocation, Verb
 from cni.result import encode_result
+from cni.vfs import LinuxVfs, Vfs
 from runtime.actor import System
 from runtime.errors import ActorError
 from runtime.store.credentials import CredentialsError, from_kubeconfig, in_cluster
@@ -78,11 +81,13 @@ class Agent:
         node: str = "",
         named: Callable[[Invocation], Invocation] = named_by_runtime,
         vlan_id_per_parent: bool = False,
+        vfs: Vfs | None = None,
         meta: Meta | None = None,
         terms: Terms | None = None,
     ) -> None:
         """`path` is the name of the subtree. `node` decides which replica is asked first, `named` whose a call is.
 
+        `vfs` are the node's virtual functions; None: those of this machine.
         `meta` is for pods with several networks; None: there is nothing but what the runtime says. `terms` says what is
         looked for on the network; None: nothing.
         """
@@ -120,6 +125,9 @@ class Agent:
                 reporter.tell(ControllerBack())
 
         self.controllers.on_connect(connected)
+        functions = Supervisor(f"{path}/pfs", system)
+        self.supervisor.add_supervisor(functions)
+        pfs = PhysicalFunctions(functions, vfs=vfs or LinuxVfs(), kernel=kernel, journal=journal)
         sandboxes = Supervisor(f"{path}/sandboxes", system, intensity=Intensity(failures=50, seconds=10.0))
         self.supervisor.add_supervisor(sandboxes)
         parents = self.supervisor.add_actor(
@@ -135,6 +143,7 @@ class Agent:
                 journal=journal,
                 controllers=self.controllers,
                 outbox=outbox,
+                pfs=pfs,
                 detection=Detection(terms or Terms(), kernel=kernel, controllers=self.controllers, clock=system.clock),
                 parents=parents,
                 meta=meta or Meta(delegates=ExecutedDelegates()),

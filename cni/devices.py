@@ -71,16 +71,20 @@ def read(pod_uid: str, *, path: Path = CHECKPOINT) -> dict[str, tuple[str, ...]]
     return decode(text, pod_uid)
 
 
-def hand_out(wanted: Sequence[str], devices: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """A device for each of several networks, which name a resource or "". Empty where the pod has no further one."""
-    taken: dict[str, int] = {}
-    given = []
-    for resource in wanted:
-        number = taken.get(resource, 0)
-        taken[resource] = number + 1
-        ids = devices.get(resource, ()) if resource else ()
-        given.append(ids[number] if number < len(ids) else "")
-    return tuple(given)
+class Devices:
+    """A pod's devices, handed out one after the other."""
+
+    def __init__(self, held: Mapping[str, Sequence[str]]) -> None:
+        """By resource."""
+        self._held = held
+        self._taken: dict[str, int] = {}
+
+    def take(self, resource: str) -> str:
+        """The next device of a resource; empty where the pod has no further one, as a pod that did not ask for any."""
+        number = self._taken.get(resource, 0)
+        self._taken[resource] = number + 1
+        ids = self._held.get(resource, ())
+        return ids[number] if number < len(ids) else ""
 
 
 def _ids(entry: _Entry) -> tuple[str, ...]:

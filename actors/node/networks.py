@@ -37,6 +37,8 @@ from actors.node.sandbox import Message as SandboxMessage
 from api.wire import FindNetworks, Networked, PodRef, Rejected, SetNetworkStatus, Stored
 from cni.conflist import ConfList, calls_multus, find_conflist
 from cni.delegate import Delegates, Target
+from cni.devices import CHECKPOINT, Devices
+from cni.devices import read as read_devices
 from cni.errors import AllocationRefused, CniError, InternalError, InvalidConfig, TryAgainLater, UnknownContainer
 from cni.journal import NETWORKS, Attached, JournalEntry, Key, State
 from cni.protocol import IFACER_TYPE, Invocation, PodArgs, Role, Verb
@@ -96,6 +98,8 @@ class Meta(Struct, frozen=True, kw_only=True):
     delegates: Delegates
     conf_dir: Path | None = None
     """The node's CNI configurations, as this process sees them."""
+    checkpoint: Path = CHECKPOINT
+    """The kubelet's list of devices, as this process sees it."""
 
     async def apart[T](self, work: Callable[[], T]) -> T:
         """Do what blocks where it holds up nobody: on a thread."""
@@ -110,11 +114,16 @@ class Meta(Struct, frozen=True, kw_only=True):
         return self.conf_dir is not None and calls_multus(self.conf_dir)
 
     def devices(self, pod: PodRef) -> Callable[[str], str]:
-        """For a pod: takes the next device of a resource that the kubelet gave it. Blocks. Raises `InvalidConfig`."""
+        """For a pod: takes the next device of a resource that the kubelet gave it; empty where there is none.
+
+        Blocks. Raises `IoFailure`.
+        """
+        held: list[Devices] = []
 
         def take(resource: str) -> str:
-            msg = f"pod {pod}: there is no device of resource {resource} for it"
-            raise InvalidConfig(msg)
+            if not held:
+                held.append(Devices(read_devices(pod.uid, path=self.checkpoint)))
+            return held[0].take(resource)
 
         return take
 

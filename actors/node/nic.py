@@ -10,6 +10,7 @@ from ipaddress import ip_address
 import msgspec
 
 from actors.node.addressing import pod_ref
+from actors.node.pfs import PhysicalFunctions
 from api.networks import Bandwidth
 from api.route import Route
 from api.wire import Allocated, Coordination, NicGrant
@@ -21,6 +22,7 @@ from cni.kernel import Kernel
 from cni.plan import LinkPlan, LinkState, address_plan, link_plan
 from cni.protocol import IPAM_TYPE, Invocation, Role
 from cni.result import Interface, IpConfig, Result, RouteConfig, with_mac
+from cni.sriov import KIND, VfPlan, vf_plan
 from telemetry import traces
 
 _DEFAULTS = {4: "0.0.0.0/0", 6: "::/0"}
@@ -36,7 +38,7 @@ class Nic:
             CniError: the configuration cannot be, whatever the cluster says.
         """
         self.invocation = invocation
-        self.plan: LinkPlan | None = link_plan(invocation) if invocation.role is Role.MAIN else None
+        self.plan: LinkPlan | VfPlan | None = _plan(invocation)
         if self.plan is not None:
             coordination.check(invocation)
             bandwidth.check(invocation.conf)
@@ -46,6 +48,8 @@ class Nic:
         """Why there is no link: then there is nothing of ours to take away."""
         self.grant: NicGrant | None = None
         self.result = Result()
+        self._lent = False
+        """Whether its virtual function is in the container."""
         self._doubtful = False
         """Whether a copy of any request for its addresses may still be under way."""
 
@@ -77,15 +81,40 @@ class Nic:
             msg = f"CNI_IFNAME: {self.ifname} exists already in {netns}"
             raise InterfaceExists(msg, "an interface of that name was made by somebody else")
 
-    async def make(self, kernel: Kernel) -> None:
+    def resume(self, other: "Nic") -> None:
+        """Use what was made for the same interface before."""
+        self.link = other.link
+        self.entry = msgspec.structs.replace(self.entry, vf=other.entry.vf)
+        self._lent = other._lent  # noqa: SLF001 - of the same class
+
+    async def reserve(self, pfs: PhysicalFunctions) -> None:
+        """Where it is a virtual function, choose one; from here on `detach` gives it back. Raises `CniError`."""
+        if isinstance(self.plan, VfPlan) and self.entry.vf is None:
+            self.entry = await pfs.reserve(self.entry, self.plan)
+
+    async def make(self, kernel: Kernel, pfs: PhysicalFunctions) -> None:
         """Make the link. What goes wrong is kept as `failure`: the request for addresses is not to be cut short."""
-        if self.plan is None or self.link is not None:
+        if self.plan is None or self.link is not None or self._lent:
             return
         try:
             with traces.span("link.create"):
-                self.link = await kernel.attach_link(self.plan)
+                if isinstance(self.plan, VfPlan):
+                    self.link = await pfs.take(self.entry, self.plan)
+                    self._lent = True
+                    if self.link is None:
+                        self.entry = msgspec.structs.replace(self.entry, mac=self.plan.settings.mac)
+                else:
+                    self.link = await kernel.attach_link(self.plan)
         except CniError as error:
             self.failure = error
+
+    async def masters(self, kernel: Kernel, pfs: PhysicalFunctions) -> tuple[str, ...] | None:
+        """The networks of the parent NIC; None where nobody wants them matched. Raises `CniError`."""
+        if not self.invocation.conf.ipam.match_master_subnet:
+            return None
+        if self.entry.vf is not None:  # it is not in the container yet
+            return await pfs.networks(self.entry)
+        return await kernel.master_networks(self.invocation.netns, self.ifname)
 
     def take(self, allocated: Allocated, *, first: bool, doubtful: bool, together: frozenset[str]) -> None:
         """Note what the controller has granted; `together` are the interfaces of this call."""
@@ -111,7 +140,7 @@ class Nic:
 
     async def configure(self, kernel: Kernel) -> None:
         """Addresses, up, routes. Raises `CniError`."""
-        self.result = _result(self.invocation, self.link, self.grant)
+        self.result = _result(self.entry, self.link, self.grant)
         if self.link is not None:
             with traces.span("link.configure"):
                 await kernel.configure(self.invocation.netns, self.ifname, address_plan(self.result))
@@ -149,13 +178,15 @@ class Nic:
             self.result = with_mac(self.result, self.ifname, plan.mac)
             self.entry = msgspec.structs.replace(self.entry, mac=plan.mac)
 
-    async def limit(self, kernel: Kernel, pod: Bandwidth | None) -> None:
+    async def limit(self, kernel: Kernel, pfs: PhysicalFunctions, pod: Bandwidth | None) -> None:
         """Hold back what it carries, where the pod's annotations or the runtime say so. Raises `CniError`."""
         if self.link is None:
             return
         plan = bandwidth.limit_plan(self.invocation, pod, mtu=self.link.mtu, coordination=self.entry.coordination)
         if plan is not None:
             with traces.span("limit"):
+                if plan.vf_rate:
+                    await pfs.limit(self.entry, plan.vf_rate)
                 await kernel.limit(plan)
             self.entry = msgspec.structs.replace(self.entry, limits=plan)
 
@@ -214,8 +245,10 @@ async def plan_coordination(
     return coordination_plan(invocation, cluster, survey, ordinal=ordinal, names=nics)
 
 
-async def detach(kernel: Kernel, entry: JournalEntry) -> None:
+async def detach(kernel: Kernel, pfs: PhysicalFunctions, entry: JournalEntry) -> None:
     """Remove what an entry stands for: routes, rules, links. A link of another kind is somebody else's and stays.
+
+    A virtual function goes back to the node.
 
     Its MAC address does not matter: a chained plugin may have changed it since. Raises `CniError`.
     """
@@ -226,6 +259,7 @@ async def detach(kernel: Kernel, entry: JournalEntry) -> None:
     if entry.role is Role.MAIN and (entry.netns or entry.host_veth):
         pair = Pair(entry.host_veth, entry.container_id) if entry.host_veth else None
         await kernel.detach_link(entry.netns, entry.ifname, kind=entry.kind, pair=pair)
+    await pfs.give(entry)
 
 
 async def intact(kernel: Kernel, entry: JournalEntry) -> bool:
@@ -234,6 +268,8 @@ async def intact(kernel: Kernel, entry: JournalEntry) -> bool:
         return True
     if entry.state is not State.ADDED:
         return False
+    if entry.vf is not None and not entry.vf.ifname:
+        return True
     if await kernel.inspect(entry.netns, entry.ifname) is None:
         return False
     if entry.limits is not None and await kernel.lifted(entry.limits):
@@ -241,11 +277,20 @@ async def intact(kernel: Kernel, entry: JournalEntry) -> bool:
     return entry.coordination is None or not await kernel.differences(entry.coordination)
 
 
-def _result(invocation: Invocation, link: LinkState | None, grant: NicGrant | None) -> Result:
-    interfaces = (
-        (Interface(name=invocation.ifname, mac=link.mac, mtu=link.mtu, sandbox=invocation.netns),) if link else ()
-    )
-    index = 0 if link else None
+def _plan(invocation: Invocation) -> LinkPlan | VfPlan | None:
+    if invocation.role is not Role.MAIN:
+        return None
+    return vf_plan(invocation) if invocation.link_kind == KIND else link_plan(invocation)
+
+
+def _result(entry: JournalEntry, link: LinkState | None, grant: NicGrant | None) -> Result:
+    interfaces: tuple[Interface, ...] = ()
+    if link is not None:
+        pci = "" if entry.vf is None else entry.vf.pci
+        interfaces = (Interface(name=entry.ifname, mac=link.mac, mtu=link.mtu, sandbox=entry.netns, pci_id=pci),)
+    elif entry.vf is not None:
+        interfaces = (Interface(name=entry.ifname, mac=entry.mac, sandbox=entry.netns, pci_id=entry.vf.pci),)
+    index = 0 if interfaces else None
     addresses, routes = ((), ()) if grant is None else (grant.addresses, grant.routes)
     return Result(
         interfaces=interfaces,

@@ -37,6 +37,7 @@ from actors.node.outbox import Message as OutboxMessage
 from actors.node.outbox import Owe
 from actors.node.parent import Ensure, Look
 from actors.node.parent import Message as ParentMessage
+from actors.node.pfs import PhysicalFunctions
 from actors.node.readiness import check_node
 from actors.node.sandbox import Attach, Detach, Mend, Renounce, SandboxActor, Verify
 from actors.node.sandbox import Message as SandboxMessage
@@ -157,6 +158,7 @@ class NodeActor(Actor[Message]):
         journal: Journal,
         controllers: Controllers,
         outbox: Ref[OutboxMessage],
+        pfs: PhysicalFunctions,
         parents: Ref[ParentMessage],
         meta: Meta,
         detection: Detection,
@@ -171,6 +173,7 @@ class NodeActor(Actor[Message]):
             journal: a port.
             controllers: whom to ask whether they would serve.
             outbox: gets what is owed.
+            pfs: lends virtual functions.
             parents: sees to the node's parents.
             detection: looks whether addresses are free on the network.
             meta: what it takes to attach pods to several networks.
@@ -182,6 +185,7 @@ class NodeActor(Actor[Message]):
         self._journal = journal
         self._controllers = controllers
         self._outbox = outbox
+        self._pfs = pfs
         self._parents = parents
         self._detection = detection
         self._meta = meta
@@ -370,6 +374,7 @@ class NodeActor(Actor[Message]):
                     journal=self._journal,
                     controllers=self._controllers,
                     outbox=self._outbox,
+                    pfs=self._pfs,
                     detection=self._detection,
                     entries=entries,
                 ),

@@ -18,6 +18,7 @@ other process first, and reads the entries again, which the other one may have c
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, assert_never
 
 import anyio
@@ -42,6 +43,7 @@ from actors.node.disk import Journal
 from actors.node.nic import Nic, blank_entry, detach, intact, part_of, plan_coordination
 from actors.node.outbox import Message as OutboxMessage
 from actors.node.outbox import Owe, Recall, Settle
+from actors.node.pfs import PhysicalFunctions
 from actors.node.verification import verify
 from api.reasons import Explanation
 from api.wire import Allocated, Coordination
@@ -132,6 +134,7 @@ class SandboxActor(Actor[Message]):
         journal: Journal,
         controllers: Controllers,
         outbox: Ref[OutboxMessage],
+        pfs: PhysicalFunctions,
         detection: Detection,
         entries: dict[Key, JournalEntry],
     ) -> None:
@@ -141,6 +144,7 @@ class SandboxActor(Actor[Message]):
         self._journal = journal
         self._controllers = controllers
         self._outbox = outbox
+        self._pfs = pfs
         self._detection = detection
         self._entries = entries
         self._asker: Envelope | None = None
@@ -207,7 +211,7 @@ class SandboxActor(Actor[Message]):
         nics = [Nic(invocation, changed_ns=self._wall_ns()) for invocation in invocations]
         for nic, entry in zip(nics, known, strict=True):
             if spare is not None and entry == spare.entry and nic.plan == spare.plan:
-                nic.link = spare.link
+                nic.resume(spare)
             elif entry is not None and entry.state is not State.RELEASING:
                 # Left over from an ADD that could not be undone, or of a namespace that was rebuilt: that goes first.
                 await self._take_down(entry)
@@ -215,7 +219,7 @@ class SandboxActor(Actor[Message]):
         disputed = [await self._settle(invocation) for invocation in invocations]
         for nic in nics:
             await nic.look(self._kernel)
-        await self._put_all([nic.entry for nic in nics])
+        await self._begin(nics)
         try:
             await self._build(nics, begun=begun, disputed=any(disputed), meta=attach.meta)
             await self._put_all([nic.complete(changed_ns=self._wall_ns()) for nic in nics])
@@ -230,7 +234,22 @@ class SandboxActor(Actor[Message]):
             with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
                 await self._undo(nics, asked=not holds_nothing(error))
             raise as_cni(error, invocations[0]) from error
+        for nic in nics:
+            self._pfs.announce(nic.entry)
         return tuple(nic.result for nic in nics)
+
+    async def _begin(self, nics: Sequence[Nic]) -> None:
+        """Note what is going to be there, and of a virtual function what it is now. Nothing is built yet."""
+        try:
+            for nic in nics:
+                await nic.reserve(self._pfs)
+            await self._put_all([nic.entry for nic in nics])
+        except BaseException:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
+                for nic in nics:
+                    with suppress(CniError):
+                        await self._pfs.give(nic.entry)
+            raise
 
     async def _standing(
         self, invocations: Sequence[Invocation], known: Sequence[JournalEntry | None]
@@ -263,7 +282,7 @@ class SandboxActor(Actor[Message]):
 
         async with anyio.create_task_group() as group:
             for nic in nics:
-                group.start_soon(nic.make, self._kernel)
+                group.start_soon(nic.make, self._kernel, self._pfs)
             if wanting:
                 allocated = await grant()
         for nic in nics:
@@ -275,7 +294,7 @@ class SandboxActor(Actor[Message]):
         for nic in nics:
             await nic.configure(self._kernel)
             await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics, note=self._put)
-            await nic.limit(self._kernel, allocated.bandwidth)
+            await nic.limit(self._kernel, self._pfs, allocated.bandwidth)
 
     async def _coordinate(self, invocation: Invocation, known: JournalEntry | None) -> Results:
         """The chained plugin: the way between the pod and its node for an interface that others have made."""
@@ -311,13 +330,7 @@ class SandboxActor(Actor[Message]):
         self, wanting: Sequence[Nic], *, begun: int, disputed: bool, meta: bool
     ) -> tuple[Allocated, bool]:
         wanted = [
-            Wanted(
-                invocation=nic.invocation,
-                masters=await self._kernel.master_networks(nic.invocation.netns, nic.ifname)
-                if nic.invocation.conf.ipam.match_master_subnet
-                else None,
-            )
-            for nic in wanting
+            Wanted(invocation=nic.invocation, masters=await nic.masters(self._kernel, self._pfs)) for nic in wanting
         ]
         asked = allocate(wanted, begun=begun, disputed=disputed, meta=meta)
         return await ask(self._controllers, asked, deadline=self.system.clock.now() + ALLOCATE_SECONDS)
@@ -326,8 +339,8 @@ class SandboxActor(Actor[Message]):
         """Take the links away, the last first, and see to it that the addresses go back."""
         for nic in reversed(nics):
             try:
-                if nic.failure is None:
-                    await detach(self._kernel, nic.entry)
+                if nic.failure is None or nic.entry.vf is not None:
+                    await detach(self._kernel, self._pfs, nic.entry)
                 if asked and nic.wants_addresses:
                     await self._owe(nic.entry)
                 else:
@@ -349,7 +362,7 @@ class SandboxActor(Actor[Message]):
 
     async def _verify(self, invocation: Invocation, known: JournalEntry | None) -> None:
         beside = await self._journal.of(self._container_id)
-        await verify(self._kernel, invocation, known, beside=beside)
+        await verify(self._kernel, self._pfs, invocation, known, beside=beside)
 
     # -- DEL -----------------------------------------------------------------------------------------------------------
 
@@ -398,7 +411,7 @@ class SandboxActor(Actor[Message]):
 
     async def _take_down(self, entry: JournalEntry) -> None:
         with traces.span("link.delete"):
-            await detach(self._kernel, entry)
+            await detach(self._kernel, self._pfs, entry)
         if entry.state is State.RELEASING:
             self._hand_over(entry)
         elif entry.bare:
@@ -410,7 +423,7 @@ class SandboxActor(Actor[Message]):
 
     async def _owe(self, entry: JournalEntry) -> None:
         """From here on the outbox sees to the release."""
-        owed = msgspec.structs.replace(entry, state=State.RELEASING, changed_ns=self._wall_ns())
+        owed = msgspec.structs.replace(entry, state=State.RELEASING, vf=None, changed_ns=self._wall_ns())
         await self._put(owed)
         self._hand_over(owed)
 

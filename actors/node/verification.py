@@ -2,16 +2,23 @@
 
 from collections.abc import Sequence
 
+from actors.node.pfs import PhysicalFunctions
 from cni.coordination import gone_from_main
 from cni.errors import StateDiffers, UnknownContainer
 from cni.journal import JournalEntry, State
 from cni.kernel import Kernel
 from cni.plan import MADE_KINDS, address_plan, link_plan
 from cni.protocol import Invocation, Role
+from cni.sriov import vf_plan, with_rate
 
 
 async def verify(
-    kernel: Kernel, invocation: Invocation, entry: JournalEntry | None, *, beside: Sequence[JournalEntry]
+    kernel: Kernel,
+    pfs: PhysicalFunctions,
+    invocation: Invocation,
+    entry: JournalEntry | None,
+    *,
+    beside: Sequence[JournalEntry],
 ) -> None:
     """Compare the kernel with the journal's entry; `beside` are all entries of the container.
 
@@ -23,7 +30,9 @@ async def verify(
     if entry is None or entry.state is not State.ADDED:
         msg = f"CNI_CONTAINERID: no interface {invocation.ifname} was added for container {invocation.container_id}"
         raise UnknownContainer(msg)
-    if entry.role is Role.MAIN:
+    if entry.vf is not None:
+        await _verify_vf(pfs, invocation, entry)
+    if entry.role is Role.MAIN and (entry.vf is None or entry.vf.ifname):
         await _verify_link(kernel, invocation, entry, beside=beside)
     if entry.coordination is not None:
         differences = await kernel.differences(entry.coordination)
@@ -35,6 +44,14 @@ async def verify(
         if lifted:
             msg = f"interface {entry.ifname} is not limited as ADD left it"
             raise StateDiffers(msg, "; ".join(lifted))
+
+
+async def _verify_vf(pfs: PhysicalFunctions, invocation: Invocation, entry: JournalEntry) -> None:
+    rate = 0 if entry.limits is None else entry.limits.vf_rate
+    others = await pfs.differences(entry, with_rate(vf_plan(invocation), rate))
+    if others:
+        msg = f"interface {entry.ifname} is not the virtual function that ADD lent"
+        raise StateDiffers(msg, "; ".join(others))
 
 
 async def _verify_link(

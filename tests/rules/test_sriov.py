@@ -373,6 +373,6 @@ def test_a_list_that_is_none(text: bytes, tmp_path: Path) -> None:
 
 
 def test_the_nth_network_gets_the_nth_device() -> None:
-    held = {"intel.com/a": ("a1", "a2"), "intel.com/b": ("b1",)}
-    wanted = ["intel.com/a", "", "intel.com/b", "intel.com/a", "intel.com/a", "intel.com/c"]
-    assert devices.hand_out(wanted, held) == ("a1", "", "b1", "a2", "", "")
+    held = devices.Devices({"intel.com/a": ("a1", "a2"), "intel.com/b": ("b1",)})
+    wanted = ["intel.com/a", "intel.com/b", "intel.com/a", "intel.com/a", "intel.com/c"]
+    assert [held.take(resource) for resource in wanted] == ["a1", "b1", "a2", "", ""]

@@ -119,7 +119,7 @@ def coordination_plan(
                 table=table,
                 wanted=chosen.default_nic,
                 overlay=way.overlay,
-                first=way.first,
+                first=version in routes.fresh,
                 planned=routes.planned,
             )
             for version in sorted({6 if ":" in one else 4 for one in nic.hosts()})
@@ -183,6 +183,9 @@ class _Routes:
             self._gateways.setdefault(ip_address(one).version, one)
         on_end = {one.destination for one in pod.routes if one.device == way.pod_end and one.table == MAIN_TABLE}
         self.known_hosts = () if way.first else tuple(one for one in hosts if single(one) in on_end)
+        known = {ip_address(one).version for one in self.known_hosts}
+        self.fresh = frozenset(self._gateways) - known
+        """IP versions that no NIC before this one had: the main table's routes go with this one."""
         marks = {one.version for one in pod.rules if one.mark == MARK and one.table == REPLY_TABLE}
         self.marked: tuple[int, ...] = ()
         if not way.overlay:
@@ -190,16 +193,18 @@ class _Routes:
 
     @property
     def planned(self) -> tuple[RoutePlan, ...]:
-        """Of the main table: the first NIC's."""
-        return (*self._to_hosts(MAIN_TABLE), *self._hijacks(MAIN_TABLE)) if self._way.first else ()
+        """Of the main table."""
+        return tuple(
+            one for one in (*self._to_hosts(MAIN_TABLE), *self._hijacks(MAIN_TABLE)) if one.version in self.fresh
+        )
 
     @property
     def in_table(self) -> tuple[RoutePlan, ...]:
         """Of the NIC's own table."""
         if not self._table:
             return ()
-        hijacked = not self._way.first and self._chosen.hijack_in_policy_tables
-        return (*self._to_hosts(self._table), *(self._hijacks(self._table) if hijacked else ()))
+        hijacks = self._hijacks(self._table) if self._chosen.hijack_in_policy_tables else []
+        return (*self._to_hosts(self._table), *(one for one in hijacks if one.version not in self.fresh))
 
     @property
     def replies(self) -> tuple[RoutePlan, ...]:

@@ -83,7 +83,7 @@ class CoordinationPlan(Struct, frozen=True, kw_only=True):
     overlay: bool = False
     """Whether the way is the cluster's own network's pair, which somebody else made."""
     first: bool = True
-    """Whether no NIC of the pod came before: what all share goes with this one."""
+    """Whether no NIC of the pod came before."""
     pod_end: str = POD_VETH
     host_veth: str
     """The node's end."""

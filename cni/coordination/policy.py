@@ -49,7 +49,8 @@ def policy(
         table: the number that is free for this NIC.
         wanted: the NIC that the default route is to go by; empty: the one that has it.
         overlay: whether the way to the node is the cluster's own network's: then no packets are marked.
-        first: whether no NIC came before this one; with an overlay, packets from its address get a table then, too.
+        first: whether no NIC before this one had the IP version; then, with an overlay, packets from the overlay's
+            address get a table, too.
         planned: routes of the main table that are to be made along with it.
     """
     defaults = [one for one in pod.main(version) if one.is_default]

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -242,13 +242,13 @@ def _leave_pod(plan: CoordinationPlan, stack: ExitStack, netns: Netns, *, failed
     """Undo what was done in the pod. After an ADD that did not fail, what other NICs use as well stays."""
     pod = stack.enter_context(route_socket(netns))
     links = {one.ifname: one for one in link.listed(pod)}
-    alone = _is_alone(plan, pod, links)
+    alone = _alone(plan, pod, links)
     requests = [
         route.remove(links[device], one)
         for one in reversed(plan.routes)
         if (device := one.device or plan.pod_end) in links
         and not (plan.makes_pair and device == plan.pod_end)
-        and (alone or not _is_shared(plan, one))
+        and (one.version in alone or not _is_shared(plan, one))
     ]
     nic = links.get(plan.ifname)
     if nic is not None and (plan.former_mac or plan.former_tx_queue_len):
@@ -261,26 +261,31 @@ def _leave_pod(plan: CoordinationPlan, stack: ExitStack, netns: Netns, *, failed
         for one in plan.withdrawn
         if one.device in links and (failed or one.device != plan.ifname)
     ]
-    requests += [rule.remove(one) for one in plan.rules if alone or one.table == plan.table]
-    if alone:
-        requests += [rule.remove(one) for one in plan.mark_rules]
-        far = links.get(plan.pod_end)
-        if far is not None and not plan.makes_pair:
-            requests += [neighbour.remove(far.index, one, where=far.ifname) for one in plan.new_hosts]
+    requests += [rule.remove(one) for one in plan.rules if one.version in alone or one.table == plan.table]
+    requests += [rule.remove(one) for one in plan.mark_rules if one.version in alone]
+    far = links.get(plan.pod_end)
+    if far is not None and not plan.makes_pair:
+        requests += [
+            neighbour.remove(far.index, one, where=far.ifname)
+            for one in plan.new_hosts
+            if ip_address(one).version in alone
+        ]
     pod.pipeline(requests)
-    if alone and plan.marked:
+    marked = [version for version in plan.marked if version in alone]
+    if marked:
         with netns.entered():
             filters = stack.enter_context(FilterSocket())
-        nftables.remove(filters, plan.marked)
+        nftables.remove(filters, marked)
 
 
-def _is_alone(plan: CoordinationPlan, pod: RouteSocket, links: Links) -> bool:
-    """Whether no other NIC uses what this one was the first to need: each has a table with a way to the node."""
+def _alone(plan: CoordinationPlan, pod: RouteSocket, links: Links) -> frozenset[int]:
+    """IP versions that no other NIC has: each has a table with a way to the node."""
     far = links.get(plan.pod_end)
     if plan.makes_pair or far is None:
-        return True
-    tables = {one.table for _, one in route.everything(pod, index=far.index)}
-    return not tables - {MAIN_TABLE, REPLY_TABLE, plan.table}
+        return frozenset({4, 6})
+    own = {MAIN_TABLE, REPLY_TABLE, plan.table}
+    others = {one.version for _, one in route.everything(pod, index=far.index) if one.table not in own}
+    return frozenset({4, 6} - others)
 
 
 def _is_shared(plan: CoordinationPlan, one: RoutePlan) -> bool:

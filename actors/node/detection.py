@@ -10,6 +10,7 @@ which is what a crash needs: whatever was granted, disowned or granted in its pl
 given back.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import anyio
@@ -29,6 +30,8 @@ from runtime.clock import Clock
 from runtime.errors import ActorError, first
 from runtime.transport.port import TransportError
 from telemetry import attributes, metrics, traces
+
+_log = logging.getLogger(__name__)
 
 ROUNDS = 3
 """So many grants of one ADD may be in conflict before it fails. Each takes an address out of its pool for a while."""
@@ -172,7 +175,9 @@ class Detection:
             span.set_attribute(attributes.SILENT, [gateway for one in found.values() for gateway in one.silent])
         metrics.DETECTION_SECONDS.observe(self._clock.now() - begun)
         for plan in plans:
-            if not found[plan.ifname].skipped:
+            if found[plan.ifname].skipped:
+                _log.debug("%s in %s: nothing was looked for: %s", plan.ifname, plan.netns, found[plan.ifname].skipped)
+            else:
                 _addresses.inc(len(plan.addresses))
                 _gateways.inc(len(plan.gateways))
             metrics.DETECTION_CONFLICTS.inc(len(found[plan.ifname].conflicts))

@@ -35,6 +35,8 @@ from cni.netlink import address, link, local, message, resolve
 from cni.netlink.socket import Netns, Request, RouteSocket
 from cni.netlink.sysctl import prepare_ipv6
 from cni.plan import LinkState
+from telemetry import traces
+from telemetry.attributes import NETLINK_STEP, NETWORK_INTERFACE_NAME
 
 _READY_SECONDS = 0.2
 """The longest wait for a carrier, which a VF takes its time to get, and for the link-local address."""
@@ -154,8 +156,9 @@ class Prober:
             self._own = _link_local()
             steps.append(address.request(found, f"{self._own}/64"))
         steps.append(Request(link.RTM_SETLINK, 0, link.set_up_body(found.index), f"set {found.ifname} up"))
-        sockets.pipeline(steps)
-        self._wait_until_ready(sockets)
+        with traces.span("netlink set link up", attributes=self._attributes("setlink")):
+            sockets.pipeline(steps)
+            self._wait_until_ready(sockets)
         self._ask(sockets)
 
     def repeat_probes(self) -> None:
@@ -181,7 +184,8 @@ class Prober:
             if self._lowers:
                 doing = f"set {self._link.ifname} down"
                 steps.append(Request(link.RTM_SETLINK, 0, link.set_down_body(self._link.index), doing, (errno.ENODEV,)))
-            self._sockets.pipeline(steps)
+            with traces.span("netlink forget", attributes=self._attributes("delneigh")):
+                self._sockets.pipeline(steps)
 
     def hear(self) -> bool:
         """Take in what was said, without waiting; whether anything is open still."""
@@ -216,10 +220,14 @@ class Prober:
         steps = [resolve.forget(self._link, one) for one in questions]
         steps += [resolve.ask(self._link, one) for one in direct]
         steps += [resolve.expect(self._link, one) for one in questions if one not in direct]
-        sockets.pipeline(steps)
-        self.asked_at = time.monotonic()
-        if len(direct) < len(questions):
-            self._shout(four)
+        with traces.span("netlink ask", attributes=self._attributes("newneigh")):
+            sockets.pipeline(steps)
+            self.asked_at = time.monotonic()
+            if len(direct) < len(questions):
+                self._shout(four)
+
+    def _attributes(self, step: str) -> dict[str, str]:
+        return {NETLINK_STEP: step, NETWORK_INTERFACE_NAME: self._plan.ifname}
 
     def _shout(self, questions: list[str]) -> None:
         """ARP probes by a socket of our own."""

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from blockbuster import blockbuster_ctx
-from hypothesis import HealthCheck, settings
 
-from tests.isolation import isolate
-from tests.servers import CniBinaries, ControlPlane, JaegerServer, cni_binaries
+from tests.isolation import GUEST_VARIABLE, isolate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.servers import CniBinaries, ControlPlane, JaegerServer
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 ROOMS: Final = ("api", "ipam", "telemetry", "runtime", "cni", "actors", "simulation", "ctl")
@@ -34,6 +33,10 @@ def pytest_configure() -> None:
     Examples may be drawn slowly: how fast a busy machine does it is no property of the code.
     """
     isolate()
+    if GUEST_VARIABLE in os.environ:
+        return  # where importing hypothesis takes ten seconds
+    from hypothesis import HealthCheck, settings
+
     settings.register_profile("busy machine", suppress_health_check=[HealthCheck.too_slow], deadline=None)
     settings.load_profile("busy machine")
 
@@ -60,9 +63,11 @@ def _rooms() -> list[types.ModuleType]:
 @pytest.fixture(autouse=True)
 def _loop_is_never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
     """Makes a blocking call below a room's code on the event loop an error; a test's own calls are its own business."""
-    if request.node.get_closest_marker("blocking"):
+    if request.node.get_closest_marker("blocking") or GUEST_VARIABLE in os.environ:
         yield
         return
+    from blockbuster import blockbuster_ctx
+
     with blockbuster_ctx(scanned_modules=_rooms()):
         yield
 
@@ -92,6 +97,8 @@ def _kept(request: pytest.FixtureRequest) -> Path | None:
 @pytest.fixture(scope="session")
 def control_plane(request: pytest.FixtureRequest, _progress: Callable[[str], None]) -> Iterator[ControlPlane]:
     """A real etcd and kube-apiserver with RBAC, and the chart's CRDs in it as far as they exist."""
+    from tests.servers import ControlPlane
+
     server = ControlPlane(progress=_progress)
     try:
         server.start()
@@ -110,6 +117,8 @@ def namespace(control_plane: ControlPlane) -> str:
 @pytest.fixture(scope="session")
 def jaeger(request: pytest.FixtureRequest, _progress: Callable[[str], None]) -> Iterator[JaegerServer]:
     """A real Jaeger with an empty memory."""
+    from tests.servers import JaegerServer
+
     server = JaegerServer(progress=_progress)
     try:
         yield server.start()
@@ -120,4 +129,6 @@ def jaeger(request: pytest.FixtureRequest, _progress: Callable[[str], None]) -> 
 @pytest.fixture(scope="session", name="cni_binaries")
 def cni_binaries_fixture(_progress: Callable[[str], None]) -> CniBinaries:
     """cnitool and the CNI project's macvlan, bridge and host-local."""
+    from tests.servers import cni_binaries
+
     return cni_binaries(progress=_progress)

@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Final, Self
 from tests.isolation import GUEST_VARIABLE
 from tests.servers.process import ServerProcess
 from tests.servers.provide import CHECKOUT, cache_folder
-from tests.vm import initramfs
+from tests.vm import bytecode, initramfs
 from tests.vm.parts import LINK_MODULES, ROOT_MODULES, Parts
 
 MEMORY_MB: Final = 2048
@@ -158,7 +157,7 @@ def _start_script(command: Sequence[str], environment: Mapping[str, str]) -> str
         "HOME": os.environ.get("HOME", "/root"),
         "LC_ALL": "C.UTF-8",
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "PYTHONDONTWRITEBYTECODE": "1",
+        **bytecode.reading(),
         "PYTHONUNBUFFERED": "1",
         GUEST_VARIABLE: "1",
         **environment,
@@ -204,8 +203,3 @@ def _reaches_panic(parts: Parts) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0 and b"Kernel panic" in done.stdout
-
-
-def python(*arguments: str) -> list[str]:
-    """A command that runs this Python in the guest."""
-    return [sys.executable, *arguments]

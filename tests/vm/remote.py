@@ -7,10 +7,10 @@ here. With ``-p tests.vm.remote`` all tests of a run go into the guest; without,
 
 from __future__ import annotations
 
-import compileall
 import json
 import os
 import shutil
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,8 @@ import pytest
 
 from tests.isolation import GUEST_VARIABLE
 from tests.servers.provide import CHECKOUT, ServersUnavailable
-from tests.vm.guest import Guest, GuestFailed, python
+from tests.vm.bytecode import compile_for_guests
+from tests.vm.guest import Guest, GuestFailed
 from tests.vm.parts import cached
 from tests.vm.reports import REPORTS_VARIABLE, WANTED_VARIABLE
 
@@ -75,12 +76,12 @@ class Remote:
         except ServersUnavailable as problem:
             self._unavailable = str(problem)
             return
-        _compile()
-        arguments = ["-p", "tests.vm.reports", "-p", "no:cacheprovider", "-p", f"no:{_PLUGIN}", "-q"]
-        files = dict.fromkeys(str(item.path.relative_to(CHECKOUT)) for item in items)
+        files = list(dict.fromkeys(str(item.path.relative_to(CHECKOUT)) for item in items))
+        compile_for_guests(files)
+        options = ["-p", "tests.vm.reports", "-p", "no:cacheprovider", "-p", f"no:{_PLUGIN}", "-q"]
         self._guest = Guest(
             parts,
-            python("-m", "pytest", *arguments, f"--timeout={TIMEOUT_SECONDS}", *files),
+            [sys.executable, "-m", "pytest", *options, f"--timeout={TIMEOUT_SECONDS}", *files],
             environment={WANTED_VARIABLE: str(Guest.JOB / "wanted"), REPORTS_VARIABLE: str(Guest.JOB / "reports")},
         )
         (self._guest.job / "wanted").write_text("\n".join(item.nodeid for item in items))
@@ -153,12 +154,6 @@ def runs_inside(item: pytest.Item) -> bool:
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Where this module is a plugin, all tests run in the guest."""
     return run_in_guest(item, nextitem)
-
-
-def _compile() -> None:
-    """Bytecode of all that the guest may import: it cannot write any, and takes long to make it."""
-    for folder in ("api", "ipam", "telemetry", "runtime", "cni", "actors", "simulation", "ctl", "tests"):
-        compileall.compile_dir(CHECKOUT / folder, quiet=2)
 
 
 def _end_of(path: Path) -> str:

@@ -41,6 +41,8 @@ from telemetry.attributes import LINK_KIND, LINK_PARENT, NETLINK_STEP, NETWORK_I
 
 _log = logging.getLogger(__name__)
 
+PHYSICAL = ""
+"""The kind of link that a VF's interface is."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 1, 3, 4, 20, 28
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
@@ -322,7 +324,7 @@ def _find(inside: RouteSocket, netns: Netns, pci: str) -> LinkState | None:
     """A device's interface in a namespace, whatever its name is."""
     with netns.entered():
         for found in link.listed(inside):
-            if not found.kind and _bus_info(found.ifname) == pci:
+            if found.kind == PHYSICAL and _bus_info(found.ifname) == pci:
                 return found
     return None
 

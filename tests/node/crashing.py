@@ -164,11 +164,12 @@ async def live(life: Life) -> Outcome:
             adds = [headers for headers, _ in life.calls if headers["cni-command"] == "ADD"]
             if (
                 error
+                or not life.calls
                 or len(adds) * 2 > len(life.calls)
                 or not (outcome.records or outcome.entries or outcome.endpoints)
             ):
                 break
-            await anyio.sleep(0.01)
+            await anyio.sleep(0.005)
     await root.stop()
     await running
     await store.aclose()

@@ -31,6 +31,7 @@ CLUSTER = Coordination(
     service_cidr=(SERVICES, "fd00:233::/112"), overlay_pod_cidr=(PODS, "fd00:234::/64"), hijack_cidr=(HIJACKED,)
 )
 CALICO_MAC = "ee:ee:ee:ee:ee:ee"
+CALICO_LINK_LOCAL = "fe80::ecee:eeff:feee:eeee"
 _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -75,23 +76,33 @@ class Pod:
 
     def overlay(self) -> None:
         """An `eth0` as Calico makes it."""
+        addresses = [self.overlay_addresses[version] for version in self.versions]
 
         def make() -> None:
             with IPRoute() as route, self.netns.path.open() as namespace:
                 peer = {"ifname": "eth0", "net_ns_fd": namespace.fileno()}
                 route.link("add", ifname=self.cali, kind="veth", address=CALICO_MAC, peer=peer)
                 index = route.link_lookup(ifname=self.cali)[0]
+                Path(f"/proc/sys/net/ipv6/conf/{self.cali}/accept_dad").write_text("0")
                 route.link("set", index=index, state="up")
                 Path(f"/proc/sys/net/ipv4/conf/{self.cali}/proxy_arp").write_text("1")
-                route.route("add", dst=f"{self.overlay_address}/32", oif=index, scope=253, proto=3)
+                for one in addresses:
+                    route.route("add", dst=_single(one), oif=index, scope=253 if "." in one else 0, proto=3)
 
         def configure() -> None:
             with IPRoute() as route:
                 index = route.link_lookup(ifname="eth0")[0]
-                route.addr("add", index=index, address=self.overlay_address, prefixlen=32)
+                Path("/proc/sys/net/ipv6/conf/eth0/accept_dad").write_text("0")
                 route.link("set", index=index, state="up")
-                route.route("add", dst="169.254.1.1/32", oif=index, scope=253, proto=3)
-                route.route("add", dst="default", gateway="169.254.1.1", oif=index, proto=3)
+                for one in addresses:
+                    at, _, length = _single(one).partition("/")
+                    route.addr("add", index=index, address=at, prefixlen=int(length))
+                if 4 in self.versions:
+                    route.route("add", dst="169.254.1.1/32", oif=index, scope=253, proto=3)
+                    route.route("add", dst="default", gateway="169.254.1.1", oif=index, proto=3)
+                if 6 in self.versions:
+                    family = socket.AF_INET6
+                    route.route("add", dst="default", gateway=CALICO_LINK_LOCAL, oif=index, proto=3, family=family)
 
         self.lan.node.run(make)
         self.netns.run(configure)
@@ -102,9 +113,14 @@ class Pod:
         return f"cali{self.number}"
 
     @property
+    def overlay_addresses(self) -> dict[int, str]:
+        """Of `eth0`, with an overlay, by IP version."""
+        return {4: f"10.233.105.{self.number}", 6: f"fd00:234::105:{self.number:x}"}
+
+    @property
     def overlay_address(self) -> str:
-        """Of `eth0`, with an overlay."""
-        return f"10.233.105.{self.number}"
+        """The IPv4 one."""
+        return self.overlay_addresses[4]
 
     def plan(
         self,
@@ -203,6 +219,10 @@ def lan_on(segment: Segment) -> Iterator[Lan]:
     yield Lan(segment)
     with IPRoute() as route:
         route.link("del", index=route.link_lookup(ifname="node-port")[0])
+
+
+def _single(at: str) -> str:
+    return f"{at}/{128 if ':' in at else 32}"
 
 
 def assign(netns: Netns, ifname: str, *addresses: str) -> None:

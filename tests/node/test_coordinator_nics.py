@@ -6,6 +6,8 @@ from typing import Self
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pyroute2 import IPRoute
 
 from cni.coordination import CoordinationPlan
@@ -258,6 +260,52 @@ def test_addresses_that_nobody_gave_out_count(lan: Lan, role: Role) -> None:
     plan = pod.coordinate("eth0", role=role)
     assert plan.pod_addresses == (address("a", pod.number), "fd00:100::5:1")
     assert served(pod.netns, lan.node, "fd00:100::5:1") == NODE[6]
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["eth0", "net1"])), min_size=4, max_size=8))
+def test_pods_come_and_go_in_any_order(lan: Lan, steps: list[tuple[int, str]]) -> None:
+    """What is on the node says only which NICs there are; an address has one way."""
+    pods = [lan.pod() for _ in range(3)]
+    empty = picture(lan.node) | NODE_RULES
+    for which, ifname in steps:
+        pod = pods[which]
+        if ifname in pod.plans:
+            for one in ("net1", ifname) if ifname == "eth0" else (ifname,):
+                pod.delete(one)
+        elif ifname == "eth0" or "eth0" in pod.plans:
+            pod.add(ifname, "a" if ifname == "eth0" else "b")
+        expected = set(empty)
+        for pod in pods:
+            if pod.plans:
+                expected.add(f"link {pod.host_veth}")
+            for nic in pod.plans:
+                own = address("a" if nic == "eth0" else "b", pod.number)
+                expected.add(f"500: {own}/32 dev {pod.host_veth} scope link")
+                expected.add(f"neigh {own} dev {pod.host_veth} lladdr {pod.plans['eth0'].pod_mac}")
+        assert picture(lan.node) | NODE_RULES == expected
+        assert [pod.differences() for pod in pods] == [[], [], []]
+    for pod in pods:
+        for ifname in ("net1", "eth0"):
+            pod.delete(ifname)
+    assert picture(lan.node) | NODE_RULES == empty
+
+
+def test_an_address_that_another_pod_has_still(lan: Lan) -> None:
+    """The last one has it, and what the other one takes away later is its own."""
+    old, new = lan.pod(), lan.pod()
+    old.add("eth0", "a")
+    own = address("a", old.number)
+    new.number = old.number
+    new.add("eth0", "a")
+    ways = {one for one in picture(lan.node) if own in one}
+    assert ways == {
+        f"500: {own}/32 dev {new.host_veth} scope link",
+        f"neigh {own} dev {new.host_veth} lladdr {new.plans['eth0'].pod_mac}",
+    }
+    old.delete("eth0")
+    assert {one for one in picture(lan.node) if own in one} == ways
+    assert served(new.netns, lan.node, own) == NODE[4]
 
 
 def test_the_nodes_rules_go_with_the_last_routes_to_pods(lan: Lan) -> None:

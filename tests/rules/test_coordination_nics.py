@@ -110,8 +110,8 @@ class Pod:
             assert not one.gateway or self._reaches(one), f"next hop of {one}"
             if one not in self.routes:
                 self.routes.append(one)
-        for one in (*made.rules, *made.mark_rules):
-            self.rules.insert(0, one)
+        for rule in (*made.rules, *made.mark_rules):
+            self.rules.insert(0, rule)
         for one in made.withdrawn:
             self.routes.remove(one)
         return made
@@ -267,7 +267,7 @@ def test_nothing_is_tuned_where_nobody_wants_it() -> None:
 def test_chosen_routes_stand_where_they_are_looked_up(overlay: bool, more: dict[str, Any], table: int) -> None:
     pod = Pod(overlay=overlay)
     pod.attach("eth0", 0)
-    routes = {"policyRoutes": [{"dst": "192.0.2.0/24", "gw": "172.101.0.7"}]}
+    routes: dict[str, Any] = {"policyRoutes": [{"dst": "192.0.2.0/24", "gw": "172.101.0.7"}]}
     if not overlay:
         (one,) = [one for one in pod.plan("eth0", **routes).routes if one.device == "eth0"]
         assert one.table == MAIN_TABLE

@@ -16,11 +16,12 @@ from cni.netlink import attachment, carriers, coordinator, differences, support,
 from cni.netlink.holders import Modes
 from cni.netlink.parent import ensure_parent, parent_differences
 from cni.netlink.probe import Prober
+from cni.netlink.socket import requests_sent
 from cni.netns_watch import NetnsWatch
 from cni.parents import ParentPlan
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
 from cni.workers import Workers
-from telemetry import metrics
+from telemetry import attributes, metrics, traces
 
 
 class Departures(Protocol):
@@ -375,13 +376,24 @@ class LinuxKernel:
 
 
 async def timed[*Args, T](workers: Workers, function: Callable[[*Args], T], *args: *Args) -> T:
-    """Call a function that asks the kernel, on a thread, and count how long it takes and what is refused."""
+    """Call a function that asks the kernel, on a thread; count its requests, how long it takes and what is refused."""
     step = getattr(function, "func", function).__name__
     begun = time.perf_counter()
     try:
-        return await workers.run(function, *args)
+        return await workers.run(_counted, step, function, *args)
     except KernelRefused as error:
         metrics.NETLINK_ERRORS.labels(step=step, errno=errorcode.get(error.errno, str(error.errno))).inc()
         raise
     finally:
         metrics.NETLINK_STEP_SECONDS.labels(step=step).observe(time.perf_counter() - begun)
+
+
+def _counted[*Args, T](step: str, function: Callable[[*Args], T], *args: *Args) -> T:
+    before = requests_sent()
+    with traces.span(f"kernel {step}", attributes={attributes.NETLINK_STEP: step}) as span:
+        try:
+            return function(*args)
+        finally:
+            sent = requests_sent() - before
+            span.set_attribute(attributes.NETLINK_REQUESTS, sent)
+            metrics.NETLINK_REQUESTS.labels(step=step).inc(sent)

@@ -81,6 +81,8 @@ STORE_VERB: Final = "spiderpool.store.verb"
 STORE_OBJECT: Final = "spiderpool.store.object"
 
 NETLINK_STEP: Final = "spiderpool.netlink.step"
+NETLINK_REQUESTS: Final = "spiderpool.netlink.requests"
+"""How many requests a step sent to the kernel."""
 NETLINK_ERRNO: Final = "spiderpool.netlink.errno"
 LINK_KIND: Final = "spiderpool.link.kind"
 LINK_PARENT: Final = "spiderpool.link.parent"

@@ -572,6 +572,12 @@ DETECTION_SECONDS = histogram(
     program=Program.AGENT,
     buckets=IO_SECONDS,
 )
+NETLINK_REQUESTS = counter(
+    "spiderpool_netlink_requests_total",
+    "Requests to the kernel, by step",
+    program=Program.AGENT,
+    labels=("step",),
+)
 NETLINK_ERRORS = counter(
     "spiderpool_netlink_errors_total",
     "Steps that the kernel refused, by step and errno name",

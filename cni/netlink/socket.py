@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,24 @@ _TIMEOUT_S = 30.0
 _ATTEMPTS = 3
 _TOGETHER = 64
 """Requests in one datagram: their answers fit into the socket's buffer."""
+
+
+class _Sent(threading.local):
+    """How many requests a thread has sent."""
+
+    count = 0
+
+
+_sent = _Sent()
+
+
+def requests_sent() -> int:
+    """How many requests the calling thread has sent to the kernel so far: a difference says what something cost."""
+    return _sent.count
+
+
+def _count(requests: int) -> None:
+    _sent.count += requests
 
 
 class Netns:
@@ -182,6 +201,7 @@ class NetlinkSocket:
             parts = [
                 message.padded(one.kind, one.flags | flags, first + at, body=one.body) for at, one in enumerate(part)
             ]
+            _count(len(parts))
             self._socket.sendto(b"".join(parts), (0, 0))
             failure: KernelRefused | None = None
             for at, one in enumerate(part):
@@ -210,6 +230,7 @@ class NetlinkSocket:
             )
             for at, (kind, flags, body) in enumerate(messages)
         ]
+        _count(len(parts))
         self._socket.sendto(b"".join(parts), (0, 0))
         for _ in self._replies(first + last, first=first):
             pass
@@ -268,6 +289,7 @@ class NetlinkSocket:
 
     def _send(self, kind: int, flags: int, body: bytes) -> int:
         self._sequence += 1
+        _count(1)
         self._socket.sendto(message.message(kind, flags, self._sequence, body=body), (0, 0))
         return self._sequence
 

@@ -110,8 +110,8 @@ class _CountedSocket:
 def _count(steps: _Steps) -> None:
     made = NetlinkSocket.__init__
 
-    def counted(self: NetlinkSocket, *args: Any) -> None:
-        made(self, *args)
+    def counted(self: NetlinkSocket, protocol: int) -> None:
+        made(self, protocol)
         self._socket = _CountedSocket(self._socket, steps)  # type: ignore[assignment]
 
     NetlinkSocket.__init__ = counted  # type: ignore[method-assign]

@@ -70,6 +70,7 @@ def talk(server: Netns, client: Netns, address: str, *, timeout: float = 2.0) ->
         server.run(lambda: socket.socket(family, socket.SOCK_STREAM)) as listener,
         client.run(lambda: socket.socket(family, socket.SOCK_STREAM)) as caller,
     ):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a conversation before this one
         listener.bind((address, 8080))
         listener.listen()
         listener.settimeout(timeout)

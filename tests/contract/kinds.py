@@ -34,7 +34,15 @@ WIDE_POD = widened(POD)
 WIDE_POOL = widened(IPPOOL)
 
 
-def wide_pod(namespace: str, name: str, *, node: str = "", labels: dict[str, str] | None = None) -> Wide:
+def wide_pod(
+    namespace: str,
+    name: str,
+    *,
+    node: str = "",
+    labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
+) -> Wide:
     """A pod that a real API server takes."""
     spec = {"containers": [{"name": "main", "image": "none"}], **({"nodeName": node} if node else {})}
-    return Wide(metadata={"name": name, "namespace": namespace, "labels": labels or {}}, spec=spec)
+    meta = {"name": name, "namespace": namespace, "labels": labels or {}, "annotations": annotations or {}}
+    return Wide(metadata=meta, spec=spec)

@@ -428,6 +428,16 @@ def test_the_coordinators_settings() -> None:
     }
 
 
+def test_the_coordinators_settings_where_services_are_not_known() -> None:
+    """The original's plugin wants both lists, and what is known of the one does not go with the other."""
+    spy = Spy(answer=FoundCoordinator(Coordination(overlay_pod_cidr=("10.244.0.0/16",), hijack_cidr=())))
+    status, answer = spy.knock("GET", openapi.COORDINATOR, body(POD))
+    assert status == 200
+    assert (answer["overlayPodCIDR"], answer["serviceCIDR"]) == (["10.244.0.0/16"], [])
+    assert (answer["mode"], answer["tunePodRoutes"]) == ("auto", True)
+    assert "podDefaultRouteNIC" not in answer and "hijackCIDR" not in answer
+
+
 def test_probes_are_answered_as_on_the_health_port() -> None:
     spy = Spy()
     assert spy.knock("GET", "/v1/runtime/liveness") == (200, None)

@@ -1,6 +1,7 @@
 """What agents are told about the way between pod and node."""
 
 import pytest
+from msgspec import structs
 
 from actors.replica.coordinator import coordination
 from api.coordinator import CoordinatorSpec, CoordinatorStatus, SpiderCoordinator
@@ -45,6 +46,8 @@ def test_everything_that_is_set() -> None:
         tx_queue_len=7,
         veth_link_address="169.254.100.1",
         veth_mtu=1400,
+        tune_pod_routes=False,
+        pod_default_route_nic="net1",
     )
     assert coordination([chosen], [], name="default") == Coordination(
         mode="underlay",
@@ -57,7 +60,24 @@ def test_everything_that_is_set() -> None:
         tx_queue_len=7,
         veth_link_address="169.254.100.1",
         veth_mtu=1400,
+        tune_pod_routes=False,
+        pod_default_route_nic="net1",
     )
+
+
+def test_what_is_left_open_is_as_it_is_without_any_object() -> None:
+    null = coordinator("default", tune_pod_routes=None, pod_default_route_nic=None, mode=None, veth_mtu=None)
+    seen = coordination([null], [], name="default")
+    assert (seen.tune_pod_routes, seen.pod_default_route_nic, seen.mode, seen.veth_mtu) == (True, "", "auto", 1500)
+
+
+def test_v00008_one_that_is_not_ready_keeps_no_pod_waiting() -> None:
+    """The original refuses every pod then; what is known holds, and an unknown list is an empty one."""
+    unready = structs.replace(
+        coordinator("default", mode="underlay"), status=CoordinatorStatus(phase="NotReady", reason="no CNI")
+    )
+    seen = coordination([unready], [], name="default")
+    assert (seen.mode, seen.service_cidr, seen.overlay_pod_cidr) == ("underlay", (), ())
 
 
 def test_which_one_counts() -> None:

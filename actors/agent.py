@@ -6,6 +6,7 @@ outbox       releases that this node owes
 reporter     tells the controller what this node knows of, and looks where it is asked to
 pfs          one actor per SR-IOV NIC
 departures   tells when a sandbox's namespace goes
+pulse        measures how long the event loop is held up
 parents      sees to VLANs and bonds that links of pods stand on
 sandboxes    one actor per pod sandbox
 node         takes CNI calls, keeps the sandboxes
@@ -37,6 +38,7 @@ from actors.node.outbox import Connected, OutboxActor
 from actors.node.outbox import Departed as NetnsGone
 from actors.node.parent import ParentActor
 from actors.node.pfs import PhysicalFunctions
+from actors.node.pulse import Pulse
 from actors.node.reporter import Connected as ControllerBack
 from actors.node.reporter import ReporterActor
 from actors.node.residence import STOP_SECONDS, Residence
@@ -117,6 +119,8 @@ class Agent:
 
         departures = NetnsDepartures(kernel, departed)
         self.supervisor.add_service("departures", departures.run)
+        self._pulse = Pulse(system.clock)
+        self.supervisor.add_service("pulse", self._pulse.run)
 
         def connected() -> None:
             """Whoever waits for a controller need not wait any longer. While the agent stops nobody does."""
@@ -205,8 +209,11 @@ class Agent:
         start_ns = min(invocation.shim_start_ns or now_ns, now_ns)
         parent = traces.extract(invocation.traceparent) if invocation.traceparent else traces.ROOT
         code = 0
-        with traces.span(
-            f"cni {invocation.verb}", parent=parent, start_time_ns=start_ns, attributes=_attributes(invocation)
+        with (
+            self._pulse.counted(),
+            traces.span(
+                f"cni {invocation.verb}", parent=parent, start_time_ns=start_ns, attributes=_attributes(invocation)
+            ),
         ):
             traces.record("shim exec", start_ns=start_ns, end_ns=now_ns)
             try:

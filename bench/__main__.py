@@ -1,12 +1,13 @@
 """Figures of this machine: ``make bench`` (an ADD and the rules).
 
 ``make bench BENCH=core``: what is promised of allocation, a thousand pods on ten agents first of all. ``make bench
-BENCH=cluster``: a real cluster. ``make bench BENCH=simulate``: how long `spiderpoolctl simulate` takes.
+BENCH=node``: links, several NICs and detection, against the reference plugins. ``make bench BENCH=cluster``: a real
+cluster. ``make bench BENCH=simulate``: how long `spiderpoolctl simulate` takes.
 """
 
 import sys
 
-from bench import add, core, ledger, simulate
+from bench import add, core, ledger, node, simulate
 from bench.kubelet import program
 
 
@@ -20,10 +21,14 @@ def main() -> int:
             return program.main(rest)
         case ["core", *rest]:
             return core.main(rest)
+        case ["node", *rest]:
+            return node.main(rest)
         case ["simulate", *rest]:
             return simulate.main(rest)
         case _:
-            sys.stderr.write("usage: python -m bench [core [--help] | cluster [--help] | simulate [--help]]\n")
+            sys.stderr.write(
+                "usage: python -m bench [core [--help] | node [--help] | cluster [--help] | simulate [--help]]\n"
+            )
             return 2
 
 

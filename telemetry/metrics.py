@@ -543,6 +543,12 @@ CNI_REQUEST_SECONDS = histogram(
     buckets=ADD_SECONDS,
 )
 SANDBOXES = gauge("spiderpool_sandboxes", "Pod sandboxes that the agent's journal holds", program=Program.AGENT)
+LOOP_LAG_SECONDS = histogram(
+    "spiderpool_loop_lag_seconds",
+    "How late the agent's event loop came to a timer while CNI calls were under way",
+    program=Program.AGENT,
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+)
 NETLINK_STEP_SECONDS = histogram(
     "spiderpool_netlink_step_seconds",
     "Time of one step on the kernel, by step",

@@ -101,7 +101,7 @@ def places(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @st.composite
 def configurations(draw: st.DrawFn) -> dict[str, Any]:
     """One of the seeds with something wrong in up to three places."""
-    tree = copy.deepcopy(draw(st.sampled_from(SEEDS)))
+    tree: dict[str, Any] = copy.deepcopy(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(0, 3))):
         *way, last = draw(st.sampled_from(places(tree) or [("type",)]))
         holder: Any = tree

@@ -147,6 +147,7 @@ def _nic(scene: Scene, subject: Subject, plugin: Plugin, books: Books) -> NicExp
         default_ipv4=plugin.default_ipv4,
         default_ipv6=plugin.default_ipv6,
         clean_gateway=plugin.clean_gateway,
+        ips=plugin.ips,
         enable_ipv4=installation.config.enable_ipv4,
         enable_ipv6=installation.config.enable_ipv6,
         enable_subnets=installation.config.enable_spider_subnet,
@@ -202,8 +203,8 @@ def _tried(subject: Subject, selection: Selection, books: Books, scene: Scene) -
         moving=subject.moving,
     )
     found: list[Candidate] = []
-    for version, names in ((4, nic.ipv4), (6, nic.ipv6)):
-        found += _asked(version, names, claim, books)
+    for version, names, wished in ((4, nic.ipv4, nic.wished_ipv4), (6, nic.ipv6, nic.wished_ipv6)):
+        found += _asked(version, names, structs.replace(claim, address=wished), books)
     tried = {(each.version, each.pool) for each in found}
     rejected = [each for each in _judged(selection.explanation.considered, nic.nic, scene) if not each.accepted]
     return [*found, *(each for each in rejected if (each.version, each.pool) not in tried)]

@@ -14,7 +14,7 @@ from api.annotations import AnnotationError
 from api.configfile import ConfigFile, SettingsError, parse
 from api.core import Namespace, Node, Pod, PodSpec
 from api.ippool import AllocationRecord, SpiderIPPool
-from api.kinds import IPPOOL, NAMESPACE, NODE, POD, RESERVEDIP, Kind
+from api.kinds import IPPOOL, NAMESPACE, NETWORKATTACHMENT, NODE, POD, RESERVEDIP, Kind
 from api.meta import ObjectMeta
 from api.networks import FIRST_NIC, Network, cluster_network, default_network, networks
 from api.reservedip import SpiderReservedIP
@@ -89,26 +89,12 @@ class ConfigMap(Struct, frozen=True):
     data: dict[str, str] = {}
 
 
-class AttachmentSpec(Struct, frozen=True):
-    """A network's configuration for its plugins, as JSON."""
-
-    config: str = ""
-
-
-class Attachment(Struct, frozen=True):
-    """A NetworkAttachmentDefinition."""
-
-    metadata: ObjectMeta
-    spec: AttachmentSpec = AttachmentSpec()
-
-
 def _namespaced[T](cls: type[T], group: str, plural: str, kind: str) -> Kind[T]:
     return Kind(group=group, version="v1", plural=plural, kind=kind, namespaced=True, status=False, type=cls)
 
 
 DEPLOYMENT = _namespaced(Deployment, "apps", "deployments", "Deployment")
 CONFIGMAP = _namespaced(ConfigMap, "", "configmaps", "ConfigMap")
-ATTACHMENT = _namespaced(Attachment, "k8s.cni.cncf.io", "network-attachment-definitions", "NetworkAttachmentDefinition")
 
 
 class Release(Struct, frozen=True):
@@ -181,6 +167,8 @@ class Plugin(Struct, frozen=True):
     default_ipv4: tuple[str, ...] = ()
     default_ipv6: tuple[str, ...] = ()
     clean_gateway: bool = False
+    ips: tuple[str, ...] = ()
+    """Addresses that the pod asks for."""
     notes: tuple[str, ...] = ()
 
 
@@ -332,19 +320,19 @@ def _networks(scene: Scene, subject: Subject) -> tuple[dict[str, Network], str]:
 async def _plugin(store: Store, nic: str, network: Network | None) -> Plugin:
     if network is None:
         return Plugin(nic=nic)
-    found = await _found(store, ATTACHMENT, network.name, network.namespace)
+    plugin = Plugin(nic=nic, network=str(network), ips=network.ips)
+    found = await _found(store, NETWORKATTACHMENT, network.name, network.namespace)
     if found is None:
-        return Plugin(nic=nic, network=str(network), notes=(f"network attachment {network} cannot be read",))
+        return msgspec.structs.replace(plugin, notes=(f"network attachment {network} cannot be read",))
     try:
         ipam = ipam_of(found.spec.config)
     except ValueError as error:
-        return Plugin(nic=nic, network=str(network), notes=(f"network attachment {network}: {error}",))
+        return msgspec.structs.replace(plugin, notes=(f"network attachment {network}: {error}",))
     notes = (
         ("match_master_subnet is on: the node knows the physical NIC's networks",) if ipam.match_master_subnet else ()
     )
-    return Plugin(
-        nic=nic,
-        network=str(network),
+    return msgspec.structs.replace(
+        plugin,
         default_ipv4=ipam.default_ipv4_ippool,
         default_ipv6=ipam.default_ipv6_ippool,
         clean_gateway=ipam.clean_gateway,

@@ -12,8 +12,9 @@ import pytest
 from api import annotations as a
 from api.core import Namespace, Node, Pod, PodSpec
 from api.ippool import AllocationRecord, IPPoolSpec, IPPoolStatus, SpiderIPPool, encode_records
-from api.kinds import IPPOOL, NAMESPACE, NODE, POD, RESERVEDIP, Kind
+from api.kinds import IPPOOL, NAMESPACE, NETWORKATTACHMENT, NODE, POD, RESERVEDIP, Kind
 from api.meta import LabelSelector, ObjectMeta, OwnerReference
+from api.networkattachment import NetworkAttachmentDefinition, NetworkAttachmentSpec
 from api.reservedip import ReservedIPSpec, SpiderReservedIP
 from ctl.errors import Failure
 from ctl.explain import pod, pool, scene
@@ -69,7 +70,7 @@ async def put(store: Store, *items: object) -> None:
         SpiderReservedIP: RESERVEDIP,
         scene.Deployment: scene.DEPLOYMENT,
         scene.ConfigMap: scene.CONFIGMAP,
-        scene.Attachment: scene.ATTACHMENT,
+        NetworkAttachmentDefinition: NETWORKATTACHMENT,
     }
     for item in items:
         kind = kinds[type(item)]
@@ -269,14 +270,30 @@ def test_several_nics_take_from_one_pool_after_one_another() -> None:
 
 def test_the_configuration_of_a_network_says_which_pools_its_nics_default_to() -> None:
     config = {"plugins": [{"type": "macvlan", "ipam": {"type": "spiderpool", "default_ipv4_ippool": ["lan"]}}]}
-    attachment = scene.Attachment(
-        metadata=ObjectMeta(name="wan", namespace="spiderpool"), spec=scene.AttachmentSpec(config=json.dumps(config))
+    attachment = NetworkAttachmentDefinition(
+        metadata=ObjectMeta(name="wan", namespace="spiderpool"), spec=NetworkAttachmentSpec(config=json.dumps(config))
     )
     items = [*installed(cluster_network="wan"), attachment, lan(), lan("mine", ips=["10.6.1.1"]), web()]
     found = first(explained(*items))
     assert (found.network, found.source) == ("spiderpool/wan", "the plugin configuration's ipam")
     assert asked(found) == [(1, "lan", "10.6.0.10/16")]
     assert asked(first(explained(*items, ipv4=("mine",)))) == [(1, "mine", "10.6.1.1/16")]
+
+
+def test_an_address_that_the_pod_asks_for_is_the_one_or_none() -> None:
+    def of(*ips: str) -> NicExplained:
+        networks = json.dumps([{"name": "wan", "ips": ips}])
+        items = [lan(default=True), lan("far", ips=["10.6.9.1-10.6.9.9"], default=True)]
+        (nic,) = explained(*installed(), *items, web({a.MULTUS_NETWORKS: networks}), nic="net1").nics
+        return nic
+
+    assert asked(of("10.6.9.5")) == [(1, "far", "10.6.9.5/16"), (0, "lan", "ips")]
+    assert asked(of()) == [(1, "far", "10.6.9.1/16"), (2, "lan", "free")], "negative control"
+    nowhere = of("10.7.0.1")
+    assert (nowhere.cause, [it.reason.predicate for it in nowhere.candidates if it.reason]) == (
+        "no_available_pool",
+        ["ips", "ips"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,8 +305,10 @@ def test_a_network_that_is_not_of_ours_says_nothing(config: str, names: tuple[st
 
 def test_a_network_that_cannot_be_read_is_said_so() -> None:
     def of(config: str | None) -> NicExplained:
-        spec = scene.AttachmentSpec(config=config or "")
-        made = [scene.Attachment(metadata=ObjectMeta(name="wan", namespace="default"), spec=spec)] if config else []
+        wan = NetworkAttachmentDefinition(
+            metadata=ObjectMeta(name="wan", namespace="default"), spec=NetworkAttachmentSpec(config=config or "")
+        )
+        made = [wan] if config else []
         return explained(*installed(), *made, lan(default=True), web({a.MULTUS_NETWORKS: "wan"}), nic="net1").nics[0]
 
     assert of(None).notes == ("network attachment default/wan cannot be read",)

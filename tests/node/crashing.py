@@ -33,11 +33,13 @@ from cni.kernel import LinuxKernel
 from cni.netlink.socket import NetlinkSocket
 from cni.pods import named_somehow
 from cni.protocol import parse_invocation
+from cni.vfs import LinuxVfs
 from runtime.actor import System
 from runtime.store.sqlite import FILE_NAME, SQLiteStore
 from runtime.supervision import Supervisor
 from runtime.transport.local import LocalChannel
 from runtime.transport.port import Call, Peer
+from tests.node.played import PlayedNic
 
 DIED = 42
 _SETTLE_SECONDS = 20.0
@@ -54,6 +56,8 @@ class Life(Struct, frozen=True):
     """Headers, as the shim sends them, and configurations; one after the other."""
     die_at: int = 0
     """The step that is not taken any more, counted from `count_from`; 0: none."""
+    played: str = ""
+    """Folder of a `tests.node.played` NIC; a setting that its PF is told is a step, too."""
     count_from: int = 0
     """The call, counted from 0, from which on steps are counted."""
 
@@ -137,6 +141,12 @@ async def live(life: Life) -> Outcome:
         await controller.cluster.synced()
         return await controller.serve(call)
 
+    vfs = None
+    if life.played:
+        steps.before(PlayedNic, "tell")
+        nic = PlayedNic(Path(life.played))
+        nic.play(setattr)
+        vfs = LinuxVfs(nic)
     agent = Agent(
         system,
         path="life/agent",
@@ -145,6 +155,7 @@ async def live(life: Life) -> Outcome:
         channels=[LocalChannel(serve, peer)],
         node=settings.agent.node_name,
         named=named_somehow,
+        vfs=vfs,
     )
     root.add_supervisor(agent.supervisor)
     running = asyncio.create_task(root.run())

@@ -118,7 +118,12 @@ class Box:
 
     def live(self, *verbs: str, die_at: int = 0, count_from: int = 0) -> Outcome:
         calls = [call for verb in verbs for call in self.verbs(verb)]
-        life = Life(str(self.state), str(self.folder / "pools"), calls, die_at=die_at, count_from=count_from)
+        return self.carry_out(
+            Life(str(self.state), str(self.folder / "pools"), calls, die_at=die_at, count_from=count_from)
+        )
+
+    def carry_out(self, life: Life) -> Outcome:
+        """One life."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(msgspec.json.encode(life) + b"\n")

@@ -1,9 +1,9 @@
-"""Virtual functions on this kernel, which has none: links of another kind play them, and a dictionary plays their PF.
+"""Virtual functions are lent and given back on this kernel (`tests.node.played`).
 
-What moves, is renamed, marked and comes back is real. The guest has real ones (tests/vm/inside/test_lending.py).
+The guest has real ones: tests/vm/inside/test_lending.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -14,102 +14,18 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from cni import sriov as rules
 from cni.errors import InterfaceExists, InvalidConfig, InvalidNetns, KernelRefused, TryAgainLater
-from cni.netlink import sriov, vfinfo
-from cni.netlink.pci import PciBus
-from cni.netlink.socket import RouteSocket
+from cni.netlink import sriov
 from cni.sriov import Returned, VfHeld, VfPlan, VfSettings, VfVlan
 from tests.netns import Netns
+from tests.node.played import PF, PLAIN, PlayedNic
 
 pytestmark = pytest.mark.node
 
-PF = "0000:01:00.0"
-PLAIN = VfSettings(vlan=VfVlan(), mac="00:00:00:00:00:00", rates=(0, 0), spoofchk=True, trust=False)
-
-
-class Machine(PciBus):
-    """A bus with one PF and the VFs that were plugged in: veth links, known by their MAC addresses."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.macs: dict[str, str] = {}
-        """PCI addresses by MAC address."""
-        self.settings: dict[int, VfSettings] = {}
-        self.refused: set[str] = set()
-        self.told: list[str] = []
-
-    def plug(self, ifname: str) -> str:
-        number = len(self.settings)
-        pci = f"0000:01:10.{number}"
-        with IPRoute() as route:
-            route.link("add", ifname=ifname, kind="veth", peer={"ifname": f"{ifname}-x"})
-            (made,) = route.get_links(ifname=ifname)
-        self.macs[made.get_attr("IFLA_ADDRESS")] = pci
-        self.settings[number] = PLAIN
-        return pci
-
-    def has(self, pci: str) -> bool:
-        return pci in self.macs.values()
-
-    def physical_function(self, pci: str) -> str:
-        return PF if self.has(pci) else ""
-
-    def virtual_functions(self, pf: str) -> dict[int, str]:
-        return {int(pci[-1]): pci for pci in sorted(self.macs.values())}
-
-    def driver(self, pci: str) -> str:
-        return "igbvf"
-
-    def interface(self, pci: str) -> str:
-        if pci == PF:
-            return "pf"
-        with IPRoute() as route:
-            names = [
-                one.get_attr("IFLA_IFNAME")
-                for one in route.get_links()
-                if self.macs.get(one.get_attr("IFLA_ADDRESS")) == pci
-            ]
-        return names[0] if names else ""
-
-    def device(self, ifname: str) -> str:
-        return PF if ifname == "pf" else ""
-
-    def uppers(self, ifname: str) -> tuple[str, ...]:
-        return ()
-
-    def read(self, sockets: RouteSocket, index: int) -> dict[int, VfSettings]:
-        return self.settings
-
-    def write(
-        self,
-        sockets: RouteSocket,
-        index: int,
-        number: int,
-        settings: VfSettings,
-        *,
-        who: str,
-        order: Sequence[str] = vfinfo.IN_ORDER,
-    ) -> None:
-        for name in order:
-            if name in settings.said:
-                if name in self.refused:
-                    raise KernelRefused(f"the kernel refused to set {name} of {who}", "in its own words")
-                self.told.append(name)
-                self.settings[number] = replace(self.settings[number], **{name: settings.said[name]})
-
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    made = Machine(tmp_path)
-
-    def of(ifname: str) -> str:
-        with IPRoute() as route:
-            (found,) = route.get_links(ifname=ifname)
-        return made.macs.get(found.get_attr("IFLA_ADDRESS"), "")
-
-    monkeypatch.setattr(sriov, "bus_info", of)
-    monkeypatch.setattr(sriov, "PHYSICAL", "veth")
-    monkeypatch.setattr(vfinfo, "read", made.read)
-    monkeypatch.setattr(vfinfo, "write", made.write)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlayedNic]:
+    made = PlayedNic(tmp_path)
+    made.play(monkeypatch.setattr)
     with IPRoute() as route:
         route.link("add", ifname="pf", kind="veth", peer={"ifname": "pf-x"})
     yield made
@@ -126,11 +42,11 @@ def pod(tmp_path: Path) -> Iterator[Netns]:
         yield stack.enter_context(Netns(tmp_path))
 
 
-def held(machine: Machine, pci: str) -> VfHeld:
+def held(machine: PlayedNic, pci: str) -> VfHeld:
     return replace(sriov.survey_vf(pci, bus=machine), mark=rules.mark("c1", "net1"), order=1)
 
 
-def give(machine: Machine, pod: Netns, one: VfHeld, *, settle: bool = False, sure: bool = False) -> Returned:
+def give(machine: PlayedNic, pod: Netns, one: VfHeld, *, settle: bool = False, sure: bool = False) -> Returned:
     return sriov.give_vf(str(pod.path), one, settle=settle, sure=sure, bus=machine)
 
 
@@ -139,7 +55,7 @@ def wanted(pod: Netns, pci: str, *, mtu: int = 1400, ifname: str = "net1", **set
     return VfPlan(netns=str(pod.path), ifname=ifname, pci=pci, mtu=mtu, settings=said)
 
 
-def state(machine: Machine) -> object:
+def state(machine: PlayedNic) -> object:
     with IPRoute() as route:
         links = {
             one.get_attr("IFLA_IFNAME"): (
@@ -151,7 +67,7 @@ def state(machine: Machine) -> object:
             for one in route.get_links()
             if one.get_attr("IFLA_IFNAME") != "lo"
         }
-    return links, dict(machine.settings)
+    return links, machine.settings
 
 
 def change(name: str, **what: object) -> None:
@@ -168,7 +84,7 @@ def names(pod: Netns) -> list[str]:
 
 
 @pytest.mark.parametrize("up", [False, True])
-def test_there_and_back(machine: Machine, pod: Netns, up: bool) -> None:
+def test_there_and_back(machine: PlayedNic, pod: Netns, up: bool) -> None:
     pci = machine.plug("vf0")
     change("vf0", mtu=1450, ifalias="mine")
     if up:
@@ -189,7 +105,7 @@ def test_there_and_back(machine: Machine, pod: Netns, up: bool) -> None:
     assert give(machine, pod, one) is Returned.BACK and state(machine) == before, "again"
 
 
-def test_what_is_so_already_is_not_sent(machine: Machine, pod: Netns) -> None:
+def test_what_is_so_already_is_not_sent(machine: PlayedNic, pod: Netns) -> None:
     pci = machine.plug("vf0")
     machine.refused = {"rates", "vlan", "spoofchk", "link_state"}
     plan = wanted(pod, pci, vlan=VfVlan(), rates=(0, 0), spoofchk=True)
@@ -200,7 +116,7 @@ def test_what_is_so_already_is_not_sent(machine: Machine, pod: Netns) -> None:
 
 
 @pytest.mark.parametrize("name", ["vlan", "rates", "spoofchk", "trust", "link_state"])
-def test_what_the_driver_refuses_leaves_nothing(machine: Machine, pod: Netns, name: str) -> None:
+def test_what_the_driver_refuses_leaves_nothing(machine: PlayedNic, pod: Netns, name: str) -> None:
     pci = machine.plug("vf0")
     before = state(machine)
     machine.refused = {name}
@@ -211,7 +127,7 @@ def test_what_the_driver_refuses_leaves_nothing(machine: Machine, pod: Netns, na
     assert names(pod) == ["lo"]
 
 
-def test_what_cannot_be(machine: Machine, pod: Netns) -> None:
+def test_what_cannot_be(machine: PlayedNic, pod: Netns) -> None:
     pci = machine.plug("vf0")
     before = state(machine)
     one = held(machine, pci)
@@ -226,7 +142,7 @@ def test_what_cannot_be(machine: Machine, pod: Netns) -> None:
     assert state(machine) == before
 
 
-def test_names_that_both_ends_have(machine: Machine, pod: Netns) -> None:
+def test_names_that_both_ends_have(machine: PlayedNic, pod: Netns) -> None:
     """The node has an interface of the pod's name, the pod one of the node's."""
     pci, other = machine.plug("vf0"), machine.plug("net1")
     pod.run(lambda: _dummy("vf0"))
@@ -239,7 +155,7 @@ def test_names_that_both_ends_have(machine: Machine, pod: Netns) -> None:
     assert machine.interface(other) == "net1"
 
 
-def test_a_name_that_was_taken_meanwhile(machine: Machine, pod: Netns) -> None:
+def test_a_name_that_was_taken_meanwhile(machine: PlayedNic, pod: Netns) -> None:
     pci = machine.plug("vf0")
     one = held(machine, pci)
     assert sriov.take_vf(wanted(pod, pci), one, bus=machine) is not None
@@ -251,19 +167,19 @@ def test_a_name_that_was_taken_meanwhile(machine: Machine, pod: Netns) -> None:
     assert machine.interface(pci) == "vf0"
 
 
-def test_found_on_the_node_under_any_name(machine: Machine, pod: Netns) -> None:
+def test_found_on_the_node_under_any_name(machine: PlayedNic, pod: Netns) -> None:
     """As the kernel leaves it when the namespace dies; a real one comes back by itself."""
     pci = machine.plug("vf0")
     before = state(machine)
     one = held(machine, pci)
-    machine.settings[0] = replace(PLAIN, trust=True)
+    machine.set(0, trust=True)
     change("vf0", ifname="dev7", ifalias=one.mark, mtu=1300)
     change("dev7", state="up")
     assert give(machine, pod, one) is Returned.BACK
     assert state(machine) == before
 
 
-def test_its_own_name_as_an_alternative_one(machine: Machine, pod: Netns) -> None:
+def test_its_own_name_as_an_alternative_one(machine: PlayedNic, pod: Netns) -> None:
     """As udev leaves it."""
     pci = machine.plug("vf0")
     one = held(machine, pci)
@@ -274,10 +190,10 @@ def test_its_own_name_as_an_alternative_one(machine: Machine, pod: Netns) -> Non
     assert machine.interface(pci) == "vf0"
 
 
-def test_neither_here_nor_there(machine: Machine, pod: Netns, tmp_path: Path) -> None:
+def test_neither_here_nor_there(machine: PlayedNic, pod: Netns, tmp_path: Path) -> None:
     pci = machine.plug("vf0")
     one = held(machine, pci)
-    machine.settings[0] = replace(PLAIN, trust=True)
+    machine.set(0, trust=True)
     with Netns(tmp_path) as elsewhere, elsewhere.path.open() as namespace:
         change("vf0", net_ns_fd=namespace.fileno())
         assert give(machine, pod, one) is Returned.LOST
@@ -288,41 +204,41 @@ def test_neither_here_nor_there(machine: Machine, pod: Netns, tmp_path: Path) ->
         assert machine.settings[0] == PLAIN
 
 
-def test_anothers_mark_is_a_reason_to_ask(machine: Machine, pod: Netns) -> None:
+def test_anothers_mark_is_a_reason_to_ask(machine: PlayedNic, pod: Netns) -> None:
     pci = machine.plug("vf0")
     before = state(machine)
     one = held(machine, pci)
     change("vf0", ifalias=rules.mark("c2", "net1"))
-    machine.settings[0] = replace(PLAIN, trust=True)
+    machine.set(0, trust=True)
     assert give(machine, pod, one) is Returned.ANOTHERS
     assert machine.settings[0].trust is True
     assert give(machine, pod, one, sure=True) is Returned.BACK
     assert state(machine) == before
 
 
-def test_what_is_no_more(machine: Machine, pod: Netns) -> None:
+def test_what_is_no_more(machine: PlayedNic, pod: Netns) -> None:
     pci = machine.plug("vf0")
     one = held(machine, pci)
-    machine.settings[0] = replace(PLAIN, trust=True)
+    machine.set(0, trust=True)
     assert give(machine, pod, replace(one, boot="another")) is Returned.GONE
-    machine.macs.clear()
+    machine.forget()
     assert give(machine, pod, one) is Returned.GONE
     assert machine.settings[0].trust is True
 
 
-def test_a_mac_address_that_the_pod_has_changed(machine: Machine, pod: Netns) -> None:
+def test_a_mac_address_that_the_pod_has_changed(machine: PlayedNic, pod: Netns) -> None:
     pci = machine.plug("vf0")
     before = state(machine)
     one = held(machine, pci)
     assert sriov.take_vf(wanted(pod, pci, mac="02:00:00:00:00:05"), one, bus=machine) is not None
     assert names(pod) == ["lo", "net1"]
-    machine.macs["02:00:00:00:00:05"] = pci
+    machine.know("02:00:00:00:00:05", pci)
     assert machine.settings[0].mac == "02:00:00:00:00:05"
     assert give(machine, pod, one) is Returned.BACK
     assert state(machine) == before
 
 
-def test_which_one_is_meant(machine: Machine) -> None:
+def test_which_one_is_meant(machine: PlayedNic) -> None:
     pci = machine.plug("vf0")
     for plan, words in (
         (VfPlan(netns="", ifname="", pci="0000:09:00.0"), r"deviceID: .* \"0000:09:00.0\""),
@@ -337,7 +253,7 @@ def test_which_one_is_meant(machine: Machine) -> None:
     assert (seen.pci, seen.ifname, seen.mark) == (pci, "vf0", "")
 
 
-def test_an_announcement_waits_for_the_carrier(machine: Machine, pod: Netns) -> None:
+def test_an_announcement_waits_for_the_carrier(machine: PlayedNic, pod: Netns) -> None:
     pci = machine.plug("vf0")
     assert sriov.take_vf(wanted(pod, pci), held(machine, pci), bus=machine) is not None
     assert not sriov.announce_vf(str(pod.path), "net1", seconds=0.0), "it is down"

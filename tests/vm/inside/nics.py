@@ -84,8 +84,8 @@ class PhysicalNic:
                     "qos": vlan["qos"],
                     "max_tx_rate": rate["max_tx_rate"],
                     "min_tx_rate": rate["min_tx_rate"],
-                    "spoofchk": info.get_attr("IFLA_VF_SPOOFCHK")["setting"],
-                    "trust": info.get_attr("IFLA_VF_TRUST")["setting"],
+                    "spoofchk": info.get_attr("IFLA_VF_SPOOFCHK")["spoofchk"],
+                    "trust": info.get_attr("IFLA_VF_TRUST")["trust"],
                 }
         raise LookupError(f"{self} has no function {function.index}")
 

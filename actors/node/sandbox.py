@@ -373,15 +373,7 @@ class SandboxActor(Actor[Message]):
             if entry is not None or part_of(invocation) or not await self._is_over(invocation.ifname):
                 # Unknown here, and not of this life: the journal may have been lost. Kernel and controller are asked.
                 entries.append(entry or blank_entry(invocation, changed_ns=self._wall_ns()))
-        if len(entries) == 1:
-            await self._take_down(entries[0])
-            return
-        try:
-            async with anyio.create_task_group() as group:
-                for entry in entries:
-                    group.start_soon(self._take_down, entry)
-        except BaseExceptionGroup as failures:
-            raise first(failures) from failures
+        await self._take_down(*entries)
 
     async def _is_over(self, ifname: str) -> bool:
         try:
@@ -409,23 +401,53 @@ class SandboxActor(Actor[Message]):
             _log.warning("taking down %s of %s (pod %s): %s", entry.ifname, entry.container_id, entry.pod, why)
             await self._take_down(entry)
 
-    async def _take_down(self, entry: JournalEntry) -> None:
-        with traces.span("link.delete"):
-            await detach(self._kernel, self._pfs, entry)
-        if entry.state is State.RELEASING:
+    async def _take_down(self, *entries: JournalEntry) -> None:
+        """Links at the same time, and then what they had: by one release, once the journal says it of all.
+
+        Raises the first failure, when all have been tried.
+        """
+        gone: list[JournalEntry] = []
+        failures: list[CniError | ActorError] = []
+
+        async def one(entry: JournalEntry) -> None:
+            try:
+                with traces.span("link.delete"):
+                    await detach(self._kernel, self._pfs, entry)
+            except (CniError, ActorError) as error:
+                failures.append(error)
+            else:
+                gone.append(entry)
+
+        if len(entries) == 1:
+            await one(entries[0])
+        else:
+            try:
+                async with anyio.create_task_group() as group:
+                    for entry in entries:
+                        group.start_soon(one, entry)
+            except BaseExceptionGroup as group_of:
+                raise first(group_of) from group_of
+        for entry in gone:
+            if entry.bare and entry.state is not State.RELEASING:
+                await self._remove(entry.key)
+        held = [entry for entry in gone if not entry.bare and entry.state is not State.RELEASING and entry.pod.name]
+        owed = [self._owed(entry) for entry in held]
+        await self._put_all(owed)
+        for entry in (*owed, *(entry for entry in gone if entry.state is State.RELEASING)):
             self._hand_over(entry)
-        elif entry.bare:
-            await self._remove(entry.key)
-        elif entry.pod.name:
-            await self._owe(entry)
+        if failures:
+            raise failures[0]
 
     # -- journal -------------------------------------------------------------------------------------------------------
 
     async def _owe(self, entry: JournalEntry) -> None:
         """From here on the outbox sees to the release."""
-        owed = msgspec.structs.replace(entry, state=State.RELEASING, vf=None, changed_ns=self._wall_ns())
+        owed = self._owed(entry)
         await self._put(owed)
         self._hand_over(owed)
+
+    def _owed(self, entry: JournalEntry) -> JournalEntry:
+        return msgspec.structs.replace(entry, state=State.RELEASING, vf=None, changed_ns=self._wall_ns())
 
     def _hand_over(self, owed: JournalEntry) -> None:
         """The journal says "releasing". It does no harm if the outbox knows already."""
@@ -436,6 +458,8 @@ class SandboxActor(Actor[Message]):
         """Write entries that belong together; the disk is waited for once."""
         if len(entries) == 1:
             await self._put(entries[0])
+            return
+        if not entries:
             return
         try:
             async with anyio.create_task_group() as group:

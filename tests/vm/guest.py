@@ -159,6 +159,8 @@ def _start_script(command: Sequence[str], environment: Mapping[str, str]) -> str
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         **bytecode.reading(),
         "PYTHONUNBUFFERED": "1",
+        # The machine's own may hold the checkout, and much besides that pytest would tidy up.
+        "TMPDIR": "/run/tmp",
         GUEST_VARIABLE: "1",
         **environment,
     }

@@ -1,5 +1,6 @@
 """The way between a pod and its node: built, and taken away, each as one blocking call on one thread."""
 
+import errno
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -239,7 +240,11 @@ def _leave_node(plan: CoordinationPlan, node: RouteSocket, near: LinkState, *, p
 
 
 def _leave_pod(plan: CoordinationPlan, stack: ExitStack, netns: Netns, *, failed: bool) -> None:
-    """Undo what was done in the pod. After an ADD that did not fail, what other NICs use as well stays."""
+    """Undo what was done in the pod; what other NICs use as well stays.
+
+    Of a first NIC whose ADD did not fail the firewall's table stays, too: without veth0 it does nothing, the namespace
+    goes next, and removing it takes longer than all the rest.
+    """
     pod = stack.enter_context(route_socket(netns))
     links = {one.ifname: one for one in link.listed(pod)}
     alone = _alone(plan, pod, links)
@@ -254,7 +259,7 @@ def _leave_pod(plan: CoordinationPlan, stack: ExitStack, netns: Netns, *, failed
     if nic is not None and (plan.former_mac or plan.former_tx_queue_len):
         mac = plan.former_mac if nic.mac == plan.mac else ""
         body = link.settings_body(nic.index, mac=mac, tx_queue_len=plan.former_tx_queue_len)
-        requests.append(_change(nic, body))
+        requests.append(_change(nic, body, "give back its settings to", fine=(errno.ENODEV,)))
     # The NIC itself goes next: its default route would only be in the way of the one that comes back.
     requests += [
         route.restore(links[one.device], one)
@@ -272,7 +277,7 @@ def _leave_pod(plan: CoordinationPlan, stack: ExitStack, netns: Netns, *, failed
         ]
     pod.pipeline(requests)
     marked = [version for version in plan.marked if version in alone]
-    if marked:
+    if marked and (failed or not plan.makes_pair):
         with netns.entered():
             filters = stack.enter_context(FilterSocket())
         nftables.remove(filters, marked)
@@ -305,8 +310,10 @@ def _write(setting: Path, value: int, *, needed: bool = False) -> None:
         _log.debug("%s stays as it is: %s", setting, error)
 
 
-def _change(at: LinkState, body: bytes, doing: str = "set up or change the settings of") -> Request:
-    return Request(link.RTM_SETLINK, 0, body, f"{doing} {at.ifname}")
+def _change(
+    at: LinkState, body: bytes, doing: str = "set up or change the settings of", *, fine: tuple[int, ...] = ()
+) -> Request:
+    return Request(link.RTM_SETLINK, 0, body, f"{doing} {at.ifname}", fine)
 
 
 def _need(links: Links, ifname: str, where: str) -> LinkState:

@@ -25,7 +25,6 @@ _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
 """No route, or one of type unreachable, prohibit or blackhole."""
 _NOT_THERE = (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EAFNOSUPPORT)
 _LOCAL = 255
-_NOBODYS = (IPv6Network("fe80::/10"), IPv6Network("ff00::/8"))
 _ONLINK = 4
 _HEADER = struct.Struct("=BBBBBBBBI")
 _HOP = struct.Struct("=HBBi")
@@ -71,7 +70,7 @@ def restore(link: LinkState, plan: RoutePlan) -> Request:
         message.F_CREATE,
         body(plan, index=link.index),
         f"put route {_words(plan)} back to {link.ifname}",
-        (errno.EEXIST, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL),
+        (errno.EEXIST, errno.ENODEV, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL),
     )
 
 
@@ -252,20 +251,20 @@ def _decode(body: memoryview) -> tuple[int, int, str, str]:
 
 def _decode_all(body: memoryview) -> list[tuple[int, RoutePlan]]:
     family, length, _, _, short, protocol, _, kind, flags = _HEADER.unpack_from(body)
+    if kind != _UNICAST or short == _LOCAL:
+        return []
     found = message.attributes(body[12:])
     table = message.read_u32(found.get(_RTA_TABLE)) or short
     to = found.get(_RTA_DST)
     packed = bytes(to) if to is not None else bytes(4 if family == socket.AF_INET else 16)
-    destination = ip_network((packed, length))
-    if kind != _UNICAST or table == _LOCAL:
-        return []
-    if isinstance(destination, IPv6Network) and any(destination.subnet_of(one) for one in _NOBODYS):
-        return []
+    if family == socket.AF_INET6 and (packed[0] == 0xFF or (packed[0] == 0xFE and packed[1] & 0xC0 == 0x80)):
+        return []  # multicast, link-local
+    destination = f"{ip_address(packed)}/{length}"
     source = found.get(_RTA_PREFSRC)
 
     def route(gateway: memoryview | None, hop_flags: int) -> RoutePlan:
         return RoutePlan(
-            destination=str(destination),
+            destination=destination,
             gateway=str(ip_address(bytes(gateway))) if gateway is not None else "",
             source=str(ip_address(bytes(source))) if source is not None else "",
             table=table,

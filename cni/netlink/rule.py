@@ -79,10 +79,10 @@ def listed(sockets: RouteSocket) -> list[Listed]:
 
 def _decode(body: memoryview) -> Listed | None:
     family, _, length, _, short, _, _, action, _ = _HEADER.unpack_from(body)
+    if action != _TO_TABLE or short in _INHERENT:
+        return None
     found = message.attributes(body[12:])
     table = message.read_u32(found.get(_FRA_TABLE)) or short
-    if action != _TO_TABLE or table in _INHERENT:
-        return None
     source = found.get(_FRA_SRC)
     return Listed(
         plan=RulePlan(

@@ -1,5 +1,6 @@
 """The way between pod and node with the real programs, shim and API server; the test's own namespace is the node."""
 
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
-from tests.processes.lab import CniError, Lab, Pod, call
+from tests.processes.lab import CniError, Lab, Pod, call, shim
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
 
@@ -123,11 +124,87 @@ def test_a_failure_takes_everything_back(lab: Lab, pod: Pod) -> None:
     gone(lab, pod)
 
 
-def test_what_is_not_supported_costs_no_address(lab: Lab, pod: Pod) -> None:
-    with pytest.raises(CniError, match=r"coordinator\.mode: .*overlay.* is not supported yet"):
+def test_what_cannot_be_costs_no_address(lab: Lab, pod: Pod) -> None:
+    with pytest.raises(CniError, match=r"coordinator\.mode: .*overlay.* is not possible for eth0"):
         pod.add(config=config(lab, pod, mode="overlay"))
     gone(lab, pod)
     assert lab.journal(pod.node) == []
+
+
+class Chain:
+    """A runtime that calls macvlan and coordinator one after the other for each NIC, as libcni does for Multus."""
+
+    def __init__(self, lab: Lab, pod: Pod) -> None:
+        self.lab, self.pod = lab, pod
+        self.results: dict[str, dict[str, Any]] = {}
+        for name in ("macvlan", "coordinator"):
+            shutil.copy2(shim(), lab.plugins / name)
+
+    def call(self, plugin: str, verb: str, ifname: str, **more: Any) -> dict[str, Any]:
+        conf = {"cniVersion": "1.0.0", "name": "lan", "type": plugin, **more}
+        if plugin == "macvlan":
+            conf = {**self.lab.config(self.pod.node), **conf}
+        if verb != "ADD":
+            conf["prevResult"] = self.results.get(ifname, {})
+        return call(self.lab.plugins / plugin, verb, conf, {**self.pod.environment(), "CNI_IFNAME": ifname})
+
+    def add(self, ifname: str, **more: Any) -> dict[str, Any]:
+        made = self.call("macvlan", "ADD", ifname)
+        result = self.results[ifname] = self.call("coordinator", "ADD", ifname, prevResult=made, **more)
+        assert {**made, "interfaces": None} == {**result, "interfaces": None}, "only a MAC address may differ"
+        return result
+
+    def delete(self, ifname: str) -> None:
+        for plugin in ("coordinator", "macvlan"):
+            self.call(plugin, "DEL", ifname)
+
+
+def test_the_chained_plugin(lab: Lab, pod: Pod) -> None:
+    chain = Chain(lab, pod)
+    assert pod.netns is not None
+    first = chain.add("eth0")
+    assert chain.call("coordinator", "CHECK", "eth0") == chain.call("macvlan", "CHECK", "eth0") == {}
+    second = chain.add("net1", podMACPrefix="0a:1b", podDefaultRouteNic="net1")
+    assert [one["mac"][:6] for one in second["interfaces"]] == ["0a:1b:"]
+    for plugin in ("coordinator", "macvlan"):
+        for ifname in ("eth0", "net1"):
+            assert chain.call(plugin, "CHECK", ifname) == {}
+    for result in (first, second):
+        for one in result["ips"]:
+            at = one["address"].partition("/")[0]
+            assert call_pod(pod, at) == NODE[6 if ":" in at else 4][0]
+    own = second["ips"][0]["address"].partition("/")[0]
+
+    def harm() -> None:
+        with IPRoute() as route:
+            route.route("del", dst="10.96.0.0/16", table=101)
+
+    pod.netns.run(harm)
+    with pytest.raises(CniError, match=r"veth0 lacks the route to 10\.96\.0\.0/16 in table 101"):
+        chain.call("coordinator", "CHECK", "net1")
+    chain.delete("net1")
+    assert node_veths() == [f"veth{pod.cid[:11]}"], "the pair is the first one's"
+    with pytest.raises(OSError):  # noqa: PT011 - a timeout, or no neighbour
+        call_pod(pod, own)
+    at = first["ips"][0]["address"].partition("/")[0]
+    assert call_pod(pod, at)
+    chain.delete("eth0")
+    chain.delete("eth0")
+    gone(lab, pod)
+
+
+def test_a_chained_one_that_fails_leaves_nothing(lab: Lab, pod: Pod) -> None:
+    chain = Chain(lab, pod)
+    chain.add("eth0")
+    made = chain.call("macvlan", "ADD", "net1")
+    with pytest.raises(CniError, match=r"podDefaultRouteNic: the pod has no interface .*bogus"):
+        chain.call("coordinator", "ADD", "net1", prevResult=made, podDefaultRouteNic="bogus")
+    with pytest.raises(CniError, match=r"underlay.* is not possible for net1|overlay.* is not possible for net1"):
+        chain.call("coordinator", "ADD", "net1", prevResult=made, mode="overlay")
+    assert chain.call("coordinator", "ADD", "net1", prevResult=made, mode="disabled")["ips"] == made["ips"]
+    chain.delete("net1")
+    chain.delete("eth0")
+    gone(lab, pod)
 
 
 def test_a_restarted_agent_takes_down_what_it_built(lab: Lab, pod: Pod) -> None:

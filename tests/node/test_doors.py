@@ -196,7 +196,10 @@ async def test_giving_everything_back(tmp_path: Path, conflict: bool) -> None:
         assert [d.addresses for d in disowned] == (
             [("10.6.0.9", "fd06::5"), ("10.6.0.9", "fd06::5")] if conflict else []
         )
-        assert {r.nic for r in node.controller.of(wire.Release)} == {"eth0", "net2"}
+        releases = node.controller.of(wire.Release)
+        assert {one.nic for one in releases} <= {"eth0", "net2"}
+        assert releases[-1].keep == (), "the last one is for all that is left"
+        assert {pool for one in releases for pool in one.pools} == {"blue", "blue6", "green"}
 
 
 async def test_conflicts_that_may_not_be_given_back(tmp_path: Path) -> None:

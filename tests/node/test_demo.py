@@ -28,7 +28,7 @@ LINES = (
     r"^  trace [0-9a-f]{32}  [0-9.]+ ms$",
     r"\|  cni ADD$",
     r"\|    shim exec$",
-    r"\|      netlink create link$",
+    r"\|        netlink create link$",
     r"\|          store\.patch spiderippools/status$",
     r"^  ok   pod-a -> pod-b 10\.77\.0\.11  [0-9.]+ ms$",
     r"^  ok   pod-b -> pod-a fd00::10  [0-9.]+ ms$",

@@ -9,7 +9,8 @@ import contextlib
 import copy
 import os
 import random
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from pyroute2 import IPRoute
 
 from actors.agent import Agent
 from actors.node.disk import open_journal
@@ -166,8 +168,14 @@ class Box:
 
 
 @pytest.fixture
-def box(segment: Segment, tmp_path: Path) -> Box:
-    return Box(tmp_path, segment.container())
+def box(segment: Segment, tmp_path: Path) -> Iterator[Box]:
+    yield Box(tmp_path, segment.container())
+    with IPRoute() as route:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for one in route.get_rules(family=family):
+                priority, table = one.get_attr("FRA_PRIORITY"), one.get_attr("FRA_TABLE")
+                if priority and table < 253:
+                    route.rule("del", family=family, priority=priority, table=table)
 
 
 async def live(box: Box, conf: dict[str, Any]) -> None:

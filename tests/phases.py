@@ -32,15 +32,19 @@ FOLDERS: Final = (
     "processes",
     "cases",
     "node",
-    "vm",
     "chart",
+    "vm",
     "cluster",
 )
 """Folders of tests/ in the order they run, quick ones first; others that hold tests follow."""
 
-SIDE_BY_SIDE: Final = frozenset({"tests/rules", "tests/simulation"})
-"""Phases that run at the same time: they start no server, touch no namespace and have no clock but a virtual one. Each
-leaves a core idle most of the time."""
+SIDE_BY_SIDE: Final = (
+    frozenset({"tests/rules", "tests/simulation"}),
+    frozenset({"tests/processes", "tests/cases"}),
+    frozenset({"tests/node", "tests/chart"}),
+)
+"""Phases that run at the same time, for each leaves a core idle most of the time. Those with servers and namespaces have
+all of them for themselves."""
 
 NO_TESTS: Final = 5
 """pytest's exit code where it found nothing to run."""
@@ -140,7 +144,7 @@ def pytest_folder(folder: str) -> tuple[Count, list[str]]:
     """One folder of tests in a pytest of its own."""
     report = REPORTS / f"{folder}.xml"
     report.unlink(missing_ok=True)
-    start = run_aside if f"tests/{folder}" in SIDE_BY_SIDE else run
+    start = run_aside if beside(f"tests/{folder}") is not None else run
     code = start(sys.executable, "-m", "pytest", f"tests/{folder}", "--quiet", "--durations=3", f"--junit-xml={report}")
     if code == NO_TESTS:
         return Count(), []
@@ -211,9 +215,14 @@ def main() -> int:
     return 1 if any(outcome.failures for outcome in outcomes) else 0
 
 
+def beside(name: str) -> frozenset[str] | None:
+    """The phases that a phase runs with, itself included; None: it runs alone."""
+    return next((together for together in SIDE_BY_SIDE if name in together), None)
+
+
 def groups(phases: list[str]) -> list[list[str]]:
     """The phases in their order, those that run side by side together."""
-    return [list(group) for _, group in groupby(phases, lambda name: "" if name in SIDE_BY_SIDE else name)]
+    return [list(group) for _, group in groupby(phases, lambda name: beside(name) or name)]
 
 
 def summarise(outcomes: list[Outcome], *, seconds: float) -> None:

@@ -5,6 +5,7 @@ Every test ends with the audit of pools, SpiderEndpoints, journals and links, an
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
@@ -18,9 +19,9 @@ from tests.cluster.workload import Deployment, StatefulSet, fetch, sandbox_failu
 
 pytestmark = pytest.mark.timeout(500)
 
-SCALE: Final = 100
+SCALE: Final = int(os.environ.get("SPIDERPOOL_TEST_ROLL", "40"))
 ROLLS: Final = 3
-ROOM: Final = 110
+ROOM: Final = SCALE * 11 // 10
 """Addresses of the pool that the rolled Deployment has. Its surge, by default a quarter, does not find room."""
 
 AT_ONCE: Final[list[dict[str, Any]]] = [

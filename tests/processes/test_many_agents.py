@@ -1,4 +1,4 @@
-"""Three controllers and ten agents under a thousand dual-stack pods, while everything that can fail does.
+"""Three controllers and ten agents under five hundred dual-stack pods, while everything that can fail does.
 
 The pools fit exactly, so a single address that leaks keeps a pod from starting. When all pods run they are restarted at
 random until the last fault is over: every fault meets claims and releases. Then three accounts of the addresses are
@@ -26,7 +26,7 @@ from tests.processes.lab import CHECKOUT, IPPOOLS
 from tests.servers import ControlPlane, Proxy
 from tests.servers.proxy import Request
 
-PODS = int(os.environ.get("SPIDERPOOL_TEST_PODS", "1000"))
+PODS = int(os.environ.get("SPIDERPOOL_TEST_PODS", "500"))
 LOGS = CHECKOUT / "build" / "logs"
 IN_FLIGHT = 10
 """ADDs and DELs of one kubelet at a time."""

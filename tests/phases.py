@@ -43,8 +43,8 @@ SIDE_BY_SIDE: Final = (
     frozenset({"tests/processes", "tests/cases"}),
     frozenset({"tests/node", "tests/chart"}),
 )
-"""Phases that run at the same time, for each leaves a core idle most of the time. Those with servers and namespaces have
-all of them for themselves."""
+"""Phases that run at the same time, for each leaves a core idle most of the time. What needs servers or namespaces has
+them for itself."""
 
 NO_TESTS: Final = 5
 """pytest's exit code where it found nothing to run."""

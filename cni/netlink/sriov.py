@@ -111,20 +111,10 @@ def survey_vf(pci: str, *, bus: PciBus) -> VfHeld:
         there = link.get(node, ifname) if ifname else None
     if ifname and there is None:
         raise TryAgainLater(f"deviceID: {held.label} is in use: {ifname} has just left the node")
+    held = replace(held, settings=settings)
     if there is None:
-        return VfHeld(pci=pci, pf=pf, number=number, settings=settings, boot=held.boot)
-    return VfHeld(
-        pci=pci,
-        pf=pf,
-        number=number,
-        ifname=there.ifname,
-        mac=there.mac,
-        mtu=there.mtu,
-        up=there.up,
-        alias=there.alias,
-        settings=settings,
-        boot=held.boot,
-    )
+        return held
+    return replace(held, ifname=there.ifname, mac=there.mac, mtu=there.mtu, up=there.up, alias=there.alias)
 
 
 def take_vf(plan: VfPlan, held: VfHeld, *, bus: PciBus) -> LinkState | None:
@@ -410,8 +400,10 @@ def _tell(node: RouteSocket, master: LinkState, held: VfHeld, settings: VfSettin
 
 
 def _restore(node: RouteSocket, master: LinkState, held: VfHeld) -> None:
-    settings = held.settings.but(_settings(node, master, held))
-    who = f"{held.label} of {master.ifname}"
+    seen = vfinfo.read(node, master.index).get(held.number)
+    if seen is None:
+        return  # the PF has fewer of them by now
+    settings, who = held.settings.but(seen), f"{held.label} of {master.ifname}"
     vfinfo.write(node, master.index, held.number, settings, who=who, order=vfinfo.BACK_IN_ORDER)
 
 

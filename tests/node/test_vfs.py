@@ -14,7 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from cni import sriov as rules
 from cni.errors import InterfaceExists, InvalidConfig, InvalidNetns, KernelRefused, TryAgainLater
-from cni.netlink import sriov
+from cni.netlink import sriov, vfinfo
 from cni.sriov import Returned, VfHeld, VfPlan, VfSettings, VfVlan
 from tests.netns import Netns
 from tests.node.played import PF, PLAIN, PlayedNic
@@ -214,6 +214,15 @@ def test_anothers_mark_is_a_reason_to_ask(machine: PlayedNic, pod: Netns) -> Non
     assert machine.settings[0].trust is True
     assert give(machine, pod, one, sure=True) is Returned.BACK
     assert state(machine) == before
+
+
+def test_a_nic_that_has_fewer_by_now(machine: PlayedNic, pod: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
+    pci = machine.plug("vf0")
+    one = held(machine, pci)
+    assert sriov.take_vf(wanted(pod, pci), one, bus=machine) is not None
+    monkeypatch.setattr(vfinfo, "read", lambda *_: {})
+    assert give(machine, pod, one) is Returned.BACK
+    assert machine.interface(pci) == "vf0"
 
 
 def test_what_is_no_more(machine: PlayedNic, pod: Netns) -> None:

@@ -145,7 +145,9 @@ class Controller:
                 shared=tuple(settings.multus_global_namespaces.split(",")),
             ),
         )
-        self._lookups = Lookups(store, self._scene(), self._networks, pods_exist=pods_exist)
+        self._lookups = Lookups(
+            store, self._scene(), self._networks, pods_exist=pods_exist, failed=self._notices.failed
+        )
         self._clock = system.clock
         self._activity = Activity()
         self._replica = settings.pod_name

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import msgspec
 
 from api.status import NodeActivity, Problem
-from api.wire import Allocate, Allocated, Rejected, Release, Request, Response
+from api.wire import Allocate, Allocated, Networked, Rejected, Release, Request, Response
 from runtime.transport.port import Peer
 
 HOUR = 3600.0
@@ -32,7 +32,7 @@ class Activity:
     def record(self, request: Request, answer: Response, peer: Peer, *, at: float) -> None:
         """A request was answered at `at`, Unix seconds."""
         rejected = answer if isinstance(answer, Rejected) else None
-        if isinstance(request, Allocate):
+        if isinstance(request, Allocate) and not isinstance(answer, Networked):  # who is told that asks again
             self._count(request, answer, peer, at=at)
         if rejected is not None and isinstance(request, Allocate | Release):
             self._remember(str(request.pod), rejected, peer, at=at)

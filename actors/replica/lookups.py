@@ -53,12 +53,24 @@ class Scene(Struct, frozen=True):
 class Lookups:
     """The lookups of one replica."""
 
-    def __init__(self, store: Store, scene: Scene, networks: Networks, *, pods_exist: bool = True) -> None:
-        """Without `pods_exist` nobody creates Pod objects, and whoever asks is believed."""
+    def __init__(
+        self,
+        store: Store,
+        scene: Scene,
+        networks: Networks,
+        *,
+        pods_exist: bool = True,
+        failed: Callable[[Pod, Rejected], None] = lambda _pod, _rejected: None,
+    ) -> None:
+        """Without `pods_exist` nobody creates Pod objects, and whoever asks is believed.
+
+        `failed` is told of pods whose networks cannot be; it may not raise and may not wait.
+        """
         self._store = store
         self._scene = scene
         self._networks = networks
         self._pods_exist = pods_exist
+        self._failed = failed
 
     def __repr__(self) -> str:
         return "<Lookups>"
@@ -77,8 +89,6 @@ class Lookups:
                     return await self._set_status(pod, status, peer)
                 case _:
                     assert_never(request)
-        except Refusal as refusal:
-            return refusal.rejected
         except StoreError as error:
             return Rejected(message=f"pod {request.pod}: {type(error).__name__}: {error}", retry=True, cause="internal")
 
@@ -114,7 +124,13 @@ class Lookups:
         if not self._pods_exist:
             return Networked(pod_uid=ref.uid)
         pod = await self._pod(ref, peer)
-        return pod if isinstance(pod, Rejected) else await self._networks.of(pod)
+        if isinstance(pod, Rejected):
+            return pod
+        try:
+            return await self._networks.of(pod)
+        except Refusal as refusal:
+            self._failed(pod, refusal.rejected)
+            return refusal.rejected
 
     async def _set_status(self, ref: PodRef, status: str, peer: Peer) -> Stored | Rejected:
         """Nothing is written where it says that already."""

@@ -17,7 +17,7 @@ from api.meta import ObjectMeta
 from api.reasons import Explanation
 from api.settings import ControllerSettings
 from api.status import Budget, NodeActivity, PoolWork, Problem, ReplicaStatus
-from api.wire import Allocate, Allocated, Inquire, PodRef, Ready, Rejected, Release
+from api.wire import Allocate, Allocated, Inquire, Networked, PodRef, Ready, Rejected, Release
 from ctl import status
 from ctl.programs import health_ports
 from ctl.screen import Component, Status, ago, render
@@ -70,6 +70,7 @@ def test_grants_and_refusals_are_counted_by_node() -> None:
     activity.record(allocate("a"), GRANTED, PEER, at=100.0)
     activity.record(allocate("b"), Rejected(message="full", cause="ip_used_out"), PEER, at=101.0)
     activity.record(Inquire(), Ready(), PEER, at=102.0)
+    activity.record(allocate("c"), Networked(pod_uid="u"), PEER, at=103.0)  # which is asked for again, in full
     (node,) = activity.nodes()
     assert node == NodeActivity(
         node="n1", agent="spiderpool/agent-1", last_add=100.0, last_pod="default/a", adds=1, failures=1

@@ -77,8 +77,10 @@ def ask(
     isolation: Isolation = OPEN,
     pods_exist: bool = True,
     store: MemoryStore | None = None,
+    failures: list[tuple[str, Rejected]] | None = None,
 ) -> Any:
-    """`seen` and `known` are the snapshots."""
+    """`seen` and `known` are the snapshots; who is refused networks is put into `failures`."""
+    told = [] if failures is None else failures
 
     async def main() -> Any:
         truth = store or MemoryStore()
@@ -91,7 +93,14 @@ def ask(
         )
         by_name = {(one.metadata.namespace, one.metadata.name): one for one in known}
         networks = Networks(truth, seen=lambda *name: by_name.get(name), namespace="kube-system", isolation=isolation)
-        return await Lookups(truth, scene, networks, pods_exist=pods_exist).serve(request, peer)
+        lookups = Lookups(
+            truth,
+            scene,
+            networks,
+            pods_exist=pods_exist,
+            failed=lambda pod, rejected: told.append((pod.metadata.name, rejected)),
+        )
+        return await lookups.serve(request, peer)
 
     body: Any = main
     answer: Coroutine[Any, Any, Any] = run(body, seed=1)
@@ -204,8 +213,10 @@ def test_a_pod_without_networks() -> None:
 )
 def test_networks_that_cannot_be(annotations: dict[str, str], isolation: Isolation, words: str, *, retry: bool) -> None:
     stored = (pod(annotations=annotations), network("lan"), network("vf", "ops"))
-    refused = ask(FindNetworks(REF), stored=stored, isolation=isolation)
+    failures: list[tuple[str, Rejected]] = []
+    refused = ask(FindNetworks(REF), stored=stored, isolation=isolation, failures=failures)
     assert isinstance(refused, Rejected)
+    assert failures == [("web-0", refused)]
     assert (refused.retry, refused.cause) == (retry, "wrong_input")
     (key, value) = next(iter(annotations.items()))
     assert words in refused.message and key in refused.message and repr(value) in refused.message

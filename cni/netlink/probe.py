@@ -8,6 +8,9 @@ changes nobody's cache. Where another link has an address already (an interface 
 send from that one, and all who know it would look for it behind our link. Then the same frame goes out by a packet
 socket, whose closing takes a part of the budget, and the kernel only receives.
 
+An ipvlan link takes in frames for its own addresses only; an answer to nobody's address is for its parent, which has
+the same MAC address. There the frame is sent and the answer heard. The parent's kernel may know the gateway already.
+
 IPv6: a solicitation needs a link-local address. The one that the kernel gives the link is of no use for one to two
 seconds, so the link gets another one for the time of the probing. Its local route, without which no answer is
 received, is made by a work queue of the kernel, and waited for: a fraction of a millisecond.
@@ -21,63 +24,24 @@ the segment does.
 
 import errno
 import os
-import socket
-import struct
+import select
 import time
 from contextlib import ExitStack
-from ipaddress import IPv6Address, ip_address
-from typing import Self
+from ipaddress import IPv6Address
 
 from cni import detection
 from cni.detection import Findings, ProbePlan
 from cni.errors import KernelRefused
-from cni.netlink import address, link, local, message, resolve
-from cni.netlink.socket import Netns, Request, RouteSocket
+from cni.netlink import address, link, local, resolve
+from cni.netlink.asking import Asker, NoSuchLink
+from cni.netlink.socket import Netns, Request
 from cni.netlink.sysctl import prepare_ipv6
-from cni.plan import LinkState
 from telemetry import traces
 from telemetry.attributes import NETLINK_STEP, NETWORK_INTERFACE_NAME
 
 _READY_SECONDS = 0.2
 """The longest wait for a carrier, which a VF takes its time to get, and for the link-local address."""
-_GROUPS = 1 << 0 | 1 << 2 | 1 << 10
-"""RTMGRP_LINK, RTMGRP_NEIGH, RTMGRP_IPV6_ROUTE."""
-_DATAGRAM = 1 << 16
-_ETH_P_ARP = 0x0806
-_ARP_REQUEST = bytes.fromhex("0001080006040001")
-"""Ethernet, IPv4, their lengths, request."""
-
-
-class Ear:
-    """What the kernel says of links, neighbours and IPv6 routes of a namespace. Close it, best with `with`."""
-
-    def __init__(self) -> None:
-        """It lives in the namespace that the calling thread is in now."""
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.bind((0, _GROUPS))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def fileno(self) -> int:
-        """For whoever waits until there is something to hear."""
-        return self._socket.fileno()
-
-    def hear(self, *, seconds: float = 0.0) -> list[tuple[int, memoryview]]:
-        """(type, body) of what was said since, after waiting for something for at most so many seconds."""
-        self._socket.settimeout(seconds)
-        try:
-            datagram = self._socket.recv(_DATAGRAM)
-        except (TimeoutError, BlockingIOError):
-            return []
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            return self.hear(seconds=seconds)  # something was lost, and what is asked again is said again
-        return [(kind, body) for kind, _, _, body in message.messages(memoryview(datagram))]
+_NODE = "/proc/thread-self/ns/net"
 
 
 class Prober:
@@ -91,15 +55,18 @@ class Prober:
         self._plan = plan
         self._answers: dict[str, str] = {}
         self._stack = ExitStack()
-        self._sockets: RouteSocket | None = None
-        self._ear: Ear | None = None
-        self._link = LinkState(ifname=plan.ifname, index=0)
+        self._here: Asker | None = None
+        self._parent: Asker | None = None
+        """Where IPv4 addresses are asked for instead, on behalf of an ipvlan link."""
+        self._others: dict[str, str] = {}
+        """Gateways that the parent's kernel has entries of, whatever for; they are left alone."""
+        self._aloud = False
+        """Whether they are asked for by frames of our own."""
         self._own: IPv6Address | None = None
         """The link-local address that the link has for the time being."""
-        self._crowded = False
-        """Whether the namespace has IPv4 addresses."""
-        self._skipped = ""
         self._lowers = False
+        self._skipped = ""
+        self._ready = -1
         self.asked_at = 0.0
         """When the last question left, by `time.monotonic`."""
 
@@ -114,14 +81,14 @@ class Prober:
     @property
     def findings(self) -> Findings:
         """What has come of it so far."""
-        if self._skipped:
+        if self._skipped or self._here is None:
             return Findings(ifname=self._plan.ifname, skipped=self._skipped)
-        return detection.findings(self._plan, self._answers, mac=self._link.mac, carrier=self._link.carrier)
+        seen = self._here.link
+        return detection.findings(self._plan, self._answers, mac=seen.mac, carrier=seen.carrier)
 
     def fileno(self) -> int:
         """Readable when there is something to hear."""
-        assert self._ear is not None
-        return self._ear.fileno()
+        return self._ready
 
     def begin_probes(self) -> None:
         """Set the link up, where it is down, and ask for everything.
@@ -130,41 +97,35 @@ class Prober:
             InvalidNetns: the plan's `netns` is no network namespace.
             KernelRefused: the link does not come up, or the kernel does not ask.
         """
-        plan = self._plan
-        questions = [ip_address(text) for text in self.open_questions]
-        four = any(one.version == 4 for one in questions)
-        six = any(one.version == 6 for one in questions)
-        with Netns.open(plan.netns) as netns, netns.entered():
-            sockets = self._sockets = self._stack.enter_context(RouteSocket())
-            found = link.get(sockets, plan.ifname)
-            if found is None:
-                self._skipped = f"there is no interface {plan.ifname} yet"
-            elif not found.arp:
-                self._skipped = f"{plan.ifname} does not resolve addresses"
-            if found is None or self._skipped:
+        four, six = _families(self.open_questions)
+        with Netns.open(self._plan.netns) as netns:
+            try:
+                here = self._here = Asker(self._stack, netns, ifname=self._plan.ifname)
+            except NoSuchLink:
+                self._skipped = f"there is no interface {self._plan.ifname} yet"
                 return
-            self._link = found
-            self._ear = self._stack.enter_context(Ear())
             if six:
-                prepare_ipv6(plan.ifname)
-        self._lowers = plan.restore and not found.up
-        steps: list[Request] = []
-        if four:
-            self._crowded = any(":" not in text for text in address.listed(sockets))
-            steps += local.make_table()
-        if six:
-            self._own = _link_local()
-            steps.append(address.request(found, f"{self._own}/64"))
-        steps.append(Request(link.RTM_SETLINK, 0, link.set_up_body(found.index), f"set {found.ifname} up"))
-        with traces.span("netlink set link up", attributes=self._attributes("setlink")):
-            sockets.pipeline(steps)
-            self._wait_until_ready(sockets)
-        self._ask(sockets)
+                with netns.entered():
+                    prepare_ipv6(self._plan.ifname)
+            self._set_up(here, four=bool(four), six=bool(six))
+            if not here.link.arp:
+                # Known only now: an ipvlan link says so when it comes up.
+                self._skipped = f"{self._plan.ifname} does not resolve addresses"
+                return
+            if four and here.link.kind == "ipvlan":
+                self._parent = self._ask_parent(here, netns)
+            if four:
+                self._aloud = self._parent is not None or any(":" not in text for text in address.listed(here.sockets))
+        ready = self._stack.enter_context(select.epoll())
+        for asker in self._askers():
+            ready.register(asker.fileno(), select.EPOLLIN)
+        self._ready = ready.fileno()
+        self._ask(here)
 
     def repeat_probes(self) -> None:
         """Ask once more for what is open. Raises as `begin_probes` does."""
-        if self._sockets is not None:
-            self._ask(self._sockets)
+        if self._here is not None:
+            self._ask(self._here)
 
     def end_probes(self) -> None:
         """Take away what the probing needed. It does no harm where nothing was begun, or the link is gone.
@@ -173,81 +134,106 @@ class Prober:
             KernelRefused: something stays.
         """
         with self._stack:
-            if self._sockets is None or self._ear is None:
+            here = self._here
+            if here is None:
                 return
             self.hear()
-            kept = {one for one in self._plan.gateways if one in self._answers}
-            asked = dict.fromkeys((*self._plan.addresses, *self._plan.gateways))
-            steps = [resolve.forget(self._link, one) for one in asked if one not in kept]
+            wanted = set(self._plan.addresses)
+            kept = self._answers.keys() | self._others.keys()
+            going = [one for one in self._asked() if one in wanted or one not in kept]
+            four, six = _families(going)
+            steps = []
             if self._own is not None:
-                steps.append(address.removal(self._link, f"{self._own}/64"))
+                steps.append(address.removal(here.link, f"{self._own}/64"))
             if self._lowers:
-                doing = f"set {self._link.ifname} down"
-                steps.append(Request(link.RTM_SETLINK, 0, link.set_down_body(self._link.index), doing, (errno.ENODEV,)))
+                body, doing = link.set_down_body(here.link.index), f"set {here.link.ifname} down"
+                steps.append(Request(link.RTM_SETLINK, 0, body, doing, (errno.ENODEV,)))
             with traces.span("netlink forget", attributes=self._attributes("delneigh")):
-                self._sockets.pipeline(steps)
+                (self._parent or here).forget(four)
+                here.forget(six)
+                if steps:
+                    here.sockets.pipeline(steps)
 
     def hear(self) -> bool:
         """Take in what was said, without waiting; whether anything is open still."""
-        while self._ear is not None and (said := self._ear.hear()):
-            for kind, body in said:
-                if kind == resolve.RTM_NEWNEIGH:
-                    somebody = resolve.heard(body, index=self._link.index)
-                    if somebody is not None:
-                        # The first counts: the kernel believes no other for a second.
-                        self._answers.setdefault(*somebody)
+        for asker in self._askers():
+            for one, mac in asker.heard():
+                # The first counts: the kernel believes no other for a second.
+                self._answers.setdefault(one, mac)
         return bool(self.open_questions)
 
-    def _wait_until_ready(self, sockets: RouteSocket) -> None:
+    def _askers(self) -> list[Asker]:
+        return [asker for asker in (self._here, self._parent) if asker is not None]
+
+    def _asked(self) -> list[str]:
+        return list(dict.fromkeys((*self._plan.addresses, *self._plan.gateways)))
+
+    def _ask_parent(self, here: Asker, netns: Netns) -> Asker:
+        """The parent's link; a gateway that its kernel knows for certain need not be asked for.
+
+        Raises:
+            KernelRefused: it is in a namespace that is neither the node's nor the link's.
+        """
+        index = here.link.parent_index
+        try:
+            if here.link.parent_netns is None:
+                parent = Asker(self._stack, netns, index=index)
+            else:
+                with Netns.open(_NODE) as node:
+                    parent = Asker(self._stack, node, index=index)
+        except NoSuchLink:
+            parent = None
+        if parent is None or parent.link.mac != here.link.mac:
+            raise KernelRefused(f"the parent of {here.link.ifname} is not on this node: nobody can be asked for there")
+        for gateway in self._plan.gateways:
+            mac = resolve.known(parent.sockets, parent.link, gateway) if ":" not in gateway else None
+            if mac is not None:
+                self._others[gateway] = mac
+        self._answers |= {gateway: mac for gateway, mac in self._others.items() if mac}
+        return parent
+
+    def _set_up(self, here: Asker, *, four: bool, six: bool) -> None:
+        self._lowers = self._plan.restore and not here.link.up
+        steps = local.make_table() if four else []
+        if six:
+            self._own = _link_local()
+            steps.append(address.request(here.link, f"{self._own}/64"))
+        doing = f"set {here.link.ifname} up"
+        steps.append(Request(link.RTM_SETLINK, 0, link.set_up_body(here.link.index), doing))
+        with traces.span("netlink set link up", attributes=self._attributes("setlink")):
+            here.sockets.pipeline(steps)
+            here.look()
+            if here.link.arp:
+                self._wait_until_ready(here)
+
+    def _wait_until_ready(self, here: Asker) -> None:
         """Wait for the carrier and for the link-local address to be reachable."""
-        assert self._ear is not None
         wanted = self._own
         until = time.monotonic() + _READY_SECONDS
-        while True:
-            if not self._link.carrier:
-                self._link = link.get_index(sockets, self._link.index) or self._link
-            left = until - time.monotonic()
-            if (self._link.carrier and wanted is None) or left <= 0:
-                return
-            for kind, body in self._ear.hear(seconds=left):
+        while (wanted is not None or not here.link.carrier) and (left := until - time.monotonic()) > 0:
+            for kind, body in here.hear(seconds=left):
                 if kind == local.RTM_NEWROUTE and wanted is not None and local.is_for(body, wanted):
                     wanted = None
+            if not here.link.carrier:
+                here.look()
 
-    def _ask(self, sockets: RouteSocket) -> None:
-        questions = self.open_questions
-        four = [one for one in questions if ":" not in one]
-        direct = [one for one in questions if not (self._crowded and one in four)]
-        steps = [resolve.forget(self._link, one) for one in questions]
-        steps += [resolve.ask(self._link, one) for one in direct]
-        steps += [resolve.expect(self._link, one) for one in questions if one not in direct]
+    def _ask(self, here: Asker) -> None:
+        four, six = _families(self.open_questions)
         with traces.span("netlink ask", attributes=self._attributes("newneigh")):
-            sockets.pipeline(steps)
+            by_kernel = six if self._aloud else [*four, *six]
+            if by_kernel:
+                here.by_kernel(by_kernel)
             self.asked_at = time.monotonic()
-            if len(direct) < len(questions):
-                self._shout(four)
+            if four and self._aloud:
+                (self._parent or here).by_frames(four, keep=self._others)
 
     def _attributes(self, step: str) -> dict[str, str]:
         return {NETLINK_STEP: step, NETWORK_INTERFACE_NAME: self._plan.ifname}
 
-    def _shout(self, questions: list[str]) -> None:
-        """ARP probes by a socket of our own."""
-        with Netns.open(self._plan.netns) as netns:
-            with netns.entered():
-                sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC)
-            with sender:
-                for one in questions:
-                    try:
-                        sender.sendto(arp_probe(self._link.mac, one), (self._link.ifname, _ETH_P_ARP))
-                    except OSError as error:
-                        words = f"{one} could not be asked for on {self._link.ifname}"
-                        raise KernelRefused(words, str(error), errno=error.errno or 0) from None
 
-
-def arp_probe(mac: str, wanted: str) -> bytes:
-    """The frame: a request to all for an address, from nobody's address."""
-    own = bytes.fromhex(mac.replace(":", ""))
-    head = b"\xff" * 6 + own + struct.pack("!H", _ETH_P_ARP) + _ARP_REQUEST
-    return head + own + bytes(4) + bytes(6) + ip_address(wanted).packed
+def _families(addresses: tuple[str, ...] | list[str]) -> tuple[list[str], list[str]]:
+    """Those of IPv4, and those of IPv6."""
+    return [one for one in addresses if ":" not in one], [one for one in addresses if ":" in one]
 
 
 def _link_local() -> IPv6Address:

@@ -11,13 +11,15 @@ from ipaddress import ip_address
 
 from cni.netlink import message
 from cni.netlink.message import attribute
-from cni.netlink.socket import Request
+from cni.netlink.socket import Refusal, Request, RouteSocket
 from cni.plan import LinkState
 
-RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 _NDA_DST, _NDA_LLADDR = 1, 2
 _HEARD = 0x02 | 0x04 | 0x08 | 0x10
 """NUD_REACHABLE, STALE, DELAY, PROBE."""
+_CERTAIN = 0x02 | 0x40 | 0x80
+"""NUD_REACHABLE, NOARP, PERMANENT."""
 _USE = 1
 _HEADER = struct.Struct("=BxxxiHBB")
 
@@ -32,14 +34,34 @@ def ask(link: LinkState, address: str) -> Request:
 
 
 def expect(link: LinkState, address: str) -> Request:
-    """The request for an entry of an address that somebody else asks for: an answer goes into it."""
-    return Request(RTM_NEWNEIGH, message.F_CREATE, _body(link, address, 0), f"expect {address} on {link.ifname}")
+    """The request for an entry of an address that somebody else asks for: an answer goes into it. One may be there."""
+    doing = f"expect {address} on {link.ifname}"
+    return Request(RTM_NEWNEIGH, message.F_CREATE | message.F_EXCL, _body(link, address, 0), doing, (errno.EEXIST,))
 
 
 def forget(link: LinkState, address: str) -> Request:
     """The request to remove the entry of an address; none is fine, and so is no link."""
     doing = f"forget {address} on {link.ifname}"
     return Request(RTM_DELNEIGH, 0, _body(link, address, 0), doing, (errno.ENOENT, errno.ENODEV, errno.ENXIO))
+
+
+def known(sockets: RouteSocket, link: LinkState, address: str) -> str | None:
+    """Who has an address, where the kernel heard from there just now or was told for good, and otherwise nothing.
+
+    None where there is no entry at all.
+
+    Raises:
+        KernelRefused: it does not say.
+    """
+    try:
+        body = memoryview(sockets.query(RTM_GETNEIGH, _body(link, address, 0)))
+    except Refusal as refusal:
+        if refusal.number == errno.ENOENT:
+            return None
+        raise refusal.explain(f"show neighbour {address} on {link.ifname}") from None
+    state = _HEADER.unpack_from(body)[2]
+    mac = message.attributes(body[_HEADER.size :]).get(_NDA_LLADDR)
+    return bytes(mac).hex(":") if mac is not None and state & _CERTAIN else ""
 
 
 def heard(body: memoryview, *, index: int) -> tuple[str, str] | None:

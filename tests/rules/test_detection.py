@@ -22,7 +22,7 @@ from cni.config import IpamConfig, NetConfig
 from cni.detection import Findings, ProbePlan
 from cni.errors import AddressInUse, GatewaySilent, KernelRefused, TryAgainLater
 from cni.netlink import resolve
-from cni.netlink.probe import arp_probe
+from cni.netlink.asking import arp_probe
 from cni.plan import LinkState
 from cni.protocol import IPAM_TYPE, Invocation, PodArgs, Role, Verb
 from runtime.testing import VirtualClock

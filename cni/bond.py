@@ -61,6 +61,8 @@ SLAVES = frozenset({"active_slave", "primary"})
 KNOWN = (*sorted({*_NUMBERS, *SLAVES, "ad_actor_system", "arp_ip_target"}),)
 _SPELLINGS = {"up_delay": "updelay"}
 """How the original spells them."""
+DELAYS = frozenset({"downdelay", "peer_notif_delay", "updelay"})
+"""Options that the kernel keeps as a number of miimon's periods."""
 PASSING = frozenset({"active_slave"})
 """Options that say how a bond begins; it changes them by itself."""
 
@@ -74,7 +76,7 @@ class BondPlan(Struct, frozen=True, kw_only=True):
     """By name, those that were given."""
 
     def __str__(self) -> str:
-        given = "".join(f", {name}={_said(value)}" for name, value in self.options)
+        given = "".join(f", {name}={said(value)}" for name, value in self.options)
         return f"{self.name} ({MODES[self.mode]}{given})"
 
 
@@ -104,6 +106,9 @@ def bond_options(text: str, *, slaves: tuple[str, ...]) -> tuple[tuple[str, Valu
         if name in found:
             raise InvalidConfig(f"{field} is there twice")
         found[name] = _value(field, name, value, slaves)
+    if found.get("miimon") and found.get("arp_interval"):
+        problem = f"there is arp_interval={found['arp_interval']}, too; a bond is monitored in one way"
+        raise InvalidConfig(f"bond.options: miimon: {found['miimon']} is not possible", problem)
     return tuple(sorted(found.items()))
 
 
@@ -113,11 +118,18 @@ def differences(plan: BondPlan, state: BondState, *, whole: bool) -> list[str]:
     if state.mode != plan.mode:
         found.append(f"its mode is {MODES[state.mode]}, not {MODES[plan.mode]}")
     for name, value in plan.options:
-        seen = state.options.get(name)
-        if name in PASSING or seen == value or (seen is None and not (whole and name == "primary")):
+        seen, kept = state.options.get(name), _kept(name, value, state.options.get("miimon"))
+        if name in PASSING or seen == kept or (seen is None and not (whole and name == "primary")):
             continue
-        found.append(f"its {name} is {_said(seen) if seen is not None else 'not set'}, not {_said(value)}")
+        found.append(f"its {name} is {said(seen) if seen is not None else 'not set'}, not {said(kept)}")
     return found
+
+
+def _kept(name: str, value: Value, period: Value | None) -> Value:
+    """What the kernel makes of a value."""
+    if name in DELAYS and isinstance(value, int) and isinstance(period, int) and period:
+        return value - value % period
+    return value
 
 
 def _value(field: str, name: str, value: str, slaves: tuple[str, ...]) -> Value:
@@ -157,5 +169,6 @@ def _addresses(field: str, value: str) -> tuple[str, ...]:
     return addresses
 
 
-def _said(value: Value) -> str:
+def said(value: Value) -> str:
+    """A value for a message."""
     return str(value) if isinstance(value, int | str) else ",".join(value)

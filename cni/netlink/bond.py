@@ -1,12 +1,12 @@
-"""Bonds: made with their options by one request, given slaves, and read."""
+"""Bonds: made, given options and slaves, and read."""
 
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from ipaddress import IPv4Address
 
-from cni.bond import SLAVES, BondPlan, BondState, Value
+from cni.bond import DELAYS, MODES, SLAVES, BondPlan, BondState, Value, said
 from cni.netlink import link, message
 from cni.netlink.message import attribute, nested, text, u32
 from cni.netlink.socket import Refusal, Request, RouteSocket
@@ -45,26 +45,43 @@ _NUMBERS = {
 }
 """IFLA_BOND_* of linux/if_link.h: type and size of each number; slaves are given by their index."""
 _ARP_IP_TARGET, _AD_ACTOR_SYSTEM = 8, 26
+_ORDER = (
+    "miimon",
+    "arp_interval",
+    *sorted({*_NUMBERS, "arp_ip_target", "ad_actor_system"} - {"miimon", "arp_interval"}),
+)
+"""What others depend on comes first."""
 _SIZES = {1: struct.Struct("=B").pack, 2: struct.Struct("=H").pack, 4: u32}
 
 
-def create_body(plan: BondPlan, *, slaves: Mapping[str, int]) -> bytes:
-    """The body of the RTM_NEWLINK that makes a bond, down. `slaves` are the indices of its slaves-to-be.
+def create_body(plan: BondPlan) -> bytes:
+    """The body of the RTM_NEWLINK that makes a bond, down and without slaves, with its mode."""
+    mode = attribute(_MODE, _SIZES[1](plan.mode))
+    return _HEADER.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, plan.name) + _linkinfo(mode)
 
-    Which slave it begins with is said later, when it has that one.
+
+def settings(index: int, plan: BondPlan, *, slaves: Mapping[str, int]) -> list[Request]:
+    """Give a bond that is down and has no slaves its mode and options. `slaves` are the indices of its slaves-to-be.
+
+    One request each, so that an error names the one that it is about: the kernel has no words for most of them.
     """
-    return _HEADER.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, plan.name) + _info(plan, slaves)
+    given = {"mode": attribute(_MODE, _SIZES[1](plan.mode))}
+    given |= {
+        name: _option(name, value, slaves)
+        for name, value in sorted(plan.options, key=lambda option: _ORDER.index(option[0]))
+        if name != "active_slave" and not _is_so_already(plan, name, value)
+    }
+    values = {"mode": MODES[plan.mode]} | {name: said(value) for name, value in plan.options}
+    return [
+        Request(link.RTM_NEWLINK, 0, _change(index, data), f"set {name}={values[name]} of bond {plan.name}")
+        for name, data in given.items()
+    ]
 
 
-def change_body(index: int, plan: BondPlan, *, slaves: Mapping[str, int]) -> bytes:
-    """The body of the RTM_SETLINK that gives a bond mode and options: one that is down and has no slaves."""
-    return _HEADER.pack(0, 0, index, 0, 0) + _info(plan, slaves)
-
-
-def activate_body(index: int, *, slave: int) -> bytes:
-    """The body of the RTM_SETLINK that makes a slave the active one."""
+def activate(index: int, *, slave: int, doing: str) -> Request:
+    """Make a slave the active one."""
     number, _ = _NUMBERS["active_slave"]
-    return _HEADER.pack(0, 0, index, 0, 0) + _linkinfo([attribute(number, u32(slave))])
+    return Request(link.RTM_NEWLINK, 0, _change(index, attribute(number, u32(slave))), doing)
 
 
 def enslave(slave: int, *, bond: int, doing: str) -> list[Request]:
@@ -127,10 +144,9 @@ def decode(data: memoryview, *, names: Mapping[int, str]) -> BondState:
     return BondState(mode=message.read_u32(found.get(_MODE)), options=options)
 
 
-def _info(plan: BondPlan, slaves: Mapping[str, int]) -> bytes:
-    mode = attribute(_MODE, _SIZES[1](plan.mode))
-    rest = [_option(name, value, slaves) for name, value in plan.options if name != "active_slave"]
-    return _linkinfo([mode, *rest])
+def _is_so_already(plan: BondPlan, name: str, value: Value) -> bool:
+    """A delay of 0 without monitoring, which the kernel refuses to set."""
+    return name in DELAYS and not value and not dict(plan.options).get("miimon")
 
 
 def _option(name: str, value: Value, slaves: Mapping[str, int]) -> bytes:
@@ -143,5 +159,9 @@ def _option(name: str, value: Value, slaves: Mapping[str, int]) -> bytes:
     return attribute(number, _SIZES[size](slaves[value] if isinstance(value, str) else value))
 
 
-def _linkinfo(data: Iterable[bytes]) -> bytes:
-    return nested(_IFLA_LINKINFO, text(_INFO_KIND, "bond"), nested(_INFO_DATA, *data))
+def _change(index: int, data: bytes) -> bytes:
+    return _HEADER.pack(0, 0, index, 0, 0) + _linkinfo(data)
+
+
+def _linkinfo(data: bytes) -> bytes:
+    return nested(_IFLA_LINKINFO, text(_INFO_KIND, "bond"), nested(_INFO_DATA, data))

@@ -127,22 +127,20 @@ class _Work(Struct, frozen=True):
     def _one(self, step: Step) -> None:
         match step:
             case MakeBond(plan):
-                body = bond.create_body(plan, slaves=self._indices())
-                self._make(plan.name, body, doing=f"make bond {plan}")
+                made = self._make(plan.name, bond.create_body(plan), doing=f"make bond {plan}")
+                self.sockets.pipeline(bond.settings(made.index, plan, slaves=self._indices()))
             case TakeBond(plan):
                 found = self._need(plan.name)
-                if found.up:
-                    self._set(found, up=False)
-                self._request(
-                    bond.change_body(found.index, plan, slaves=self._indices()), doing=f"make bond {plan.name} {plan}"
-                )
+                self._set(found, up=False)
+                self.sockets.pipeline(bond.settings(found.index, plan, slaves=self._indices()))
                 self._sign(found)
             case Enslave(slave, master):
                 self._enslave(self._need(slave), self._need(master))
             case Activate(slave, master):
-                body = bond.activate_body(self._need(master).index, slave=self._need(slave).index)
+                doing = f"make {slave} the active slave of {master}"
+                index = self._need(slave).index
                 try:
-                    self._request(body, doing=f"make {slave} the active slave of {master}")
+                    self.sockets.pipeline([bond.activate(self._need(master).index, slave=index, doing=doing)])
                 except KernelRefused as error:
                     # It may have no link now, which is what the others are for.
                     _log.warning("%s; the bond chooses one itself", error)
@@ -153,7 +151,7 @@ class _Work(Struct, frozen=True):
             case _:
                 assert_never(step)
 
-    def _make(self, ifname: str, body: bytes, *, doing: str) -> None:
+    def _make(self, ifname: str, body: bytes, *, doing: str) -> LinkState:
         try:
             self.sockets.request(link.RTM_NEWLINK, message.F_CREATE | message.F_EXCL, body)
         except Refusal as refusal:
@@ -163,6 +161,7 @@ class _Work(Struct, frozen=True):
         made = self._need(ifname)
         self._on_failure(lambda: link.delete(self.sockets, made))
         self._sign(made)
+        return made
 
     def _make_vlan(self, ifname: str, base: LinkState, vlan_id: int) -> None:
         info = nested(_IFLA_LINKINFO, text(_INFO_KIND, "vlan"), nested(_INFO_DATA, *kinds.vlan(vlan_id)))

@@ -96,42 +96,58 @@ def test_new_vlan(number: int, protocol: str, parent: int) -> None:
     assert (seen.vlan_id, seen.vlan_protocol, seen.mode) == (number, protocol, "")
 
 
+def bonds(fields: dict[str, Any], attributes: list[tuple[str, Any]], *data: tuple[str, Any]) -> bytes:
+    info = {"attrs": [("IFLA_INFO_KIND", "bond"), ("IFLA_INFO_DATA", {"attrs": list(data)})]}
+    return plain(encoded(ifinfmsg, fields, [*attributes, ("IFLA_LINKINFO", info)]), 16)
+
+
 def test_new_bond() -> None:
-    text = "miimon=0;updelay=200;primary=eth2;active_slave=eth1;arp_validate=3;lacp_rate=1;ad_actor_sys_prio=7"
-    text += ";xmit_hash_policy=5;min_links=2;num_peer_notif=3"
+    text = "updelay=200;miimon=100;primary=eth2;active_slave=eth1;arp_validate=3;lacp_rate=1;ad_actor_sys_prio=7"
     plan = BondPlan(name="sp_bond0", mode=4, options=bond_options(text, slaves=("eth1", "eth2")))
-    data = [
-        ("IFLA_BOND_MODE", 4),
-        ("IFLA_BOND_AD_ACTOR_SYS_PRIO", 7),
-        ("IFLA_BOND_ARP_VALIDATE", 3),
-        ("IFLA_BOND_AD_LACP_RATE", 1),
-        ("IFLA_BOND_MIIMON", 0),
-        ("IFLA_BOND_MIN_LINKS", 2),
-        ("IFLA_BOND_NUM_PEER_NOTIF", 3),
-        ("IFLA_BOND_PRIMARY", 9),
-        ("IFLA_BOND_UPDELAY", 200),
-        ("IFLA_BOND_XMIT_HASH_POLICY", 5),
+    made = bonds({}, [("IFLA_IFNAME", "sp_bond0")], ("IFLA_BOND_MODE", 4))
+    assert plain(bond.create_body(plan), 16) == made
+    requests = bond.settings(5, plan, slaves={"eth1": 8, "eth2": 9})
+    assert [plain(one.body, 16) for one in requests] == [
+        bonds({"index": 5}, [], one)
+        for one in (
+            ("IFLA_BOND_MODE", 4),
+            ("IFLA_BOND_MIIMON", 100),
+            ("IFLA_BOND_AD_ACTOR_SYS_PRIO", 7),
+            ("IFLA_BOND_ARP_VALIDATE", 3),
+            ("IFLA_BOND_AD_LACP_RATE", 1),
+            ("IFLA_BOND_PRIMARY", 9),
+            ("IFLA_BOND_UPDELAY", 200),
+        )
     ]
-    info = {"attrs": [("IFLA_INFO_KIND", "bond"), ("IFLA_INFO_DATA", {"attrs": data})]}
-    theirs = encoded(ifinfmsg, {}, [("IFLA_IFNAME", "sp_bond0"), ("IFLA_LINKINFO", info)])
-    body = bond.create_body(plan, slaves={"eth1": 8, "eth2": 9})
-    assert plain(body, 16) == plain(theirs, 16)
-    changed = encoded(ifinfmsg, {"index": 5}, [("IFLA_LINKINFO", info)])
-    assert plain(bond.change_body(5, plan, slaves={"eth1": 8, "eth2": 9}), 16) == plain(changed, 16)
-    active = {"attrs": [("IFLA_INFO_KIND", "bond"), ("IFLA_INFO_DATA", {"attrs": [("IFLA_BOND_ACTIVE_SLAVE", 8)]})]}
-    theirs = encoded(ifinfmsg, {"index": 5}, [("IFLA_LINKINFO", active)])
-    assert plain(bond.activate_body(5, slave=8), 16) == plain(theirs, 16)
+    assert {one.kind for one in requests} == {16}, "RTM_SETLINK changes no options, and says nothing of it"
+    assert requests[0].doing == "set mode=802.3ad of bond sp_bond0"
+    assert requests[1].doing == "set miimon=100 of bond sp_bond0"
+    active = bond.activate(5, slave=8, doing="x")
+    assert (active.kind, plain(active.body, 16)) == (16, bonds({"index": 5}, [], ("IFLA_BOND_ACTIVE_SLAVE", 8)))
+
+
+def test_zeros_of_a_bond() -> None:
+    def names(text: str) -> list[str]:
+        plan = BondPlan(name="b", mode=1, options=bond_options(text, slaves=()))
+        return [one.doing.split()[1] for one in bond.settings(5, plan, slaves={})]
+
+    assert names("arp_interval=0;miimon=0") == ["mode=active-backup", "miimon=0", "arp_interval=0"]
+    assert names("miimon=100;updelay=0") == ["mode=active-backup", "miimon=100", "updelay=0"]
+    # The kernel refuses that one, 0 as it is.
+    assert names("updelay=0") == ["mode=active-backup"]
 
 
 def test_a_bond_read_back() -> None:
     text = "arp_ip_target=10.0.0.1,10.0.0.2;ad_actor_system=02:00:00:00:00:0a;arp_interval=0;primary=eth2"
     plan = BondPlan(name="sp_bond0", mode=4, options=bond_options(text, slaves=("eth1", "eth2")))
-    body = memoryview(bond.create_body(plan, slaves={"eth1": 8, "eth2": 9}))
-    info = message.attributes(message.attributes(body[16:])[18])
-    assert bytes(info[1]) == b"bond\0"
-    seen = bond.decode(info[2], names={8: "eth1", 9: "eth2"})
+    data = b""
+    for one in bond.settings(5, plan, slaves={"eth1": 8, "eth2": 9}):
+        info = message.attributes(message.attributes(memoryview(one.body)[16:])[18])
+        assert bytes(info[1]) == b"bond\0"
+        data += bytes(info[2])
+    seen = bond.decode(memoryview(data), names={8: "eth1", 9: "eth2"})
     assert (seen.mode, dict(seen.options)) == (4, dict(plan.options))
-    assert "primary" not in bond.decode(info[2], names={}).options
+    assert "primary" not in bond.decode(memoryview(data), names={}).options
 
 
 def test_slaves_are_taken_down_first() -> None:

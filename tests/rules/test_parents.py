@@ -104,6 +104,7 @@ def test_what_asks_for_nothing(body: dict[str, Any]) -> None:
         ({"interfaces": BOTH, "bond": {"options": "miimon=1;miimon=2"}}, "bond.options: miimon is there twice"),
         ({"interfaces": BOTH, "bond": {"options": "updelay=1;up_delay=2"}}, "bond.options: up_delay is there twice"),
         ({"interfaces": BOTH, "bond": {"options": "miimon=-1"}}, 'bond.options: miimon: "-1" is not possible'),
+        ({"interfaces": BOTH, "bond": {"options": "miimon=100;arp_interval=50"}}, "miimon: 100 .*arp_interval=50"),
         ({"interfaces": BOTH, "bond": {"options": "lacp_rate=medium"}}, 'lacp_rate: "medium".*slow, fast'),
         ({"interfaces": BOTH, "bond": {"options": "primary=eth9"}}, 'primary: "eth9" is none of.*eth1, eth2'),
         ({"interfaces": BOTH, "bond": {"options": "active_slave=eth9"}}, 'active_slave: "eth9"'),
@@ -325,6 +326,17 @@ def test_what_differs_in_a_bond(value: Value, seen: Value | None, *, whole: bool
     plan = BondPlan(name="b", mode=1, options=(("miimon", value),))
     state = BondState(mode=1, options={} if seen is None else {"miimon": seen})
     assert differences(plan, state, whole=whole) == words
+
+
+def test_delays_are_rounded_by_the_kernel() -> None:
+    plan = BondPlan(name="b", mode=1, options=(("updelay", 250),))
+    assert differences(plan, BondState(mode=1, options={"miimon": 100, "updelay": 200}), whole=True) == []
+    assert differences(plan, BondState(mode=1, options={"miimon": 100, "updelay": 300}), whole=True) == [
+        "its updelay is 300, not 200"
+    ]
+    assert differences(plan, BondState(mode=1, options={"miimon": 0, "updelay": 0}), whole=True) == [
+        "its updelay is 0, not 250"
+    ]
 
 
 def test_a_primary_slave_that_is_not_there_yet() -> None:

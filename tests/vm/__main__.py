@@ -24,7 +24,16 @@ def show(line: str) -> None:
 
 def test(arguments: Sequence[str]) -> int:
     """pytest with these arguments, all tests in one guest; those in tests/vm by default."""
-    argv = [sys.executable, "-m", "pytest", "-p", "tests.vm.remote", *(arguments or ["tests/vm/inside"])]
+    named = any((CHECKOUT / one.partition("::")[0]).exists() for one in arguments if one)
+    argv = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tests.vm.remote",
+        *arguments,
+        *([] if named else ["tests/vm/inside"]),
+    ]
     return subprocess.run(argv, cwd=CHECKOUT, check=False).returncode
 
 

@@ -21,7 +21,7 @@ from tests.isolation import GUEST_VARIABLE
 from tests.servers.process import ServerProcess
 from tests.servers.provide import CHECKOUT, cache_folder
 from tests.vm import bytecode, initramfs
-from tests.vm.parts import LINK_MODULES, ROOT_MODULES, Parts
+from tests.vm.parts import LINK_MODULES, NIC_MODULES, ROOT_MODULES, Parts
 
 MEMORY_MB: Final = 2048
 NICS: Final = 2
@@ -168,7 +168,9 @@ def _start_script(command: Sequence[str], environment: Mapping[str, str]) -> str
     return "\n".join(
         (
             *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
-            f"modprobe -a {' '.join(LINK_MODULES)} > /dev/console 2>&1",
+            f"modprobe -a {' '.join(NIC_MODULES)} > /dev/console 2>&1",
+            # The rest would come when it is asked for, in the time of a test.
+            f"modprobe -a {' '.join(LINK_MODULES)} > /dev/console 2>&1 &",
             f"cd {shlex.quote(str(CHECKOUT))}",
             f"{shlex.join(command)} > {job / _OUTPUT} 2>&1 < /dev/null",
             f"echo $? > {job / _END}",

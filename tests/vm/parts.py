@@ -31,12 +31,13 @@ LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 ROOT_MODULES: Final = ("9pnet_virtio", "9p", "overlay")
 """What a guest cannot have a root file system without."""
 
+NIC_MODULES: Final = ("igb", "igbvf")
 LINK_MODULES: Final = (
     *("veth", "dummy", "bridge", "macvlan", "macvtap", "ipvlan", "8021q", "bonding", "vrf", "ifb", "tun", "vxlan"),
-    *("igb", "igbvf", "nf_tables", "nft_ct", "nft_masq", "nft_nat", "nft_limit", "nft_fib_inet", "nft_reject_inet"),
+    *("nf_tables", "nft_ct", "nft_masq", "nft_nat", "nft_limit", "nft_fib_inet", "nft_reject_inet"),
     *("nft_redir", "nft_hash", "nft_numgen", "nft_meta_bridge", "nft_reject_bridge", "nf_conntrack_bridge"),
-    *("sch_tbf", "sch_ingress", "sch_htb", "sch_fq_codel", "cls_u32", "cls_matchall", "cls_flower", "act_police"),
-    *("act_mirred", "af_packet", "fou"),
+    *("sch_tbf", "sch_ingress", "sch_htb", "cls_u32", "cls_matchall", "cls_flower", "act_police"),
+    *("act_mirred", "fou"),
 )
 """Kept unpacked, since a guest takes long to unpack them. Every other module of the kernel is there as well."""
 
@@ -213,7 +214,7 @@ def _make_kernel(apt: Apt, packages: Sequence[str], folder: Path, release: str, 
             shutil.move(scratch / f"boot/vmlinuz-{release}", modules / "vmlinuz")
         shutil.rmtree(scratch / "usr/share", ignore_errors=True)
         _list_modules(folder / _tools_name(), scratch, release)
-        for path in in_order(read_dependencies(modules), (*ROOT_MODULES, *LINK_MODULES)):
+        for path in in_order(read_dependencies(modules), (*ROOT_MODULES, *NIC_MODULES, *LINK_MODULES)):
             file = modules / path
             if file.suffix == ".xz":
                 file.with_suffix("").write_bytes(lzma.decompress(file.read_bytes()))

@@ -1,5 +1,6 @@
 """What tests in a guest can ask for: namespaces, a segment of veth pairs on a bridge, NICs with virtual functions."""
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,12 +10,14 @@ from pyroute2 import IPRoute
 
 from tests.netns import Netns
 from tests.node.conftest import segment
-from tests.vm.inside.nics import PhysicalNic
+from tests.vm.inside.nics import PhysicalNic, wait_until
 
 __all__ = ["namespaces", "nic", "segment", "wire"]
 
 FUNCTIONS = 7
 """As many as an igb has."""
+
+SECONDS = 30.0
 
 
 @pytest.fixture
@@ -51,5 +54,7 @@ def wire() -> Iterator[str]:
     with IPRoute() as route:
         route.link("set", index=route.link_lookup(ifname="eth1")[0], state="up")
     yield "eth1"
+    # It may come home from a namespace that the test leaves to die.
+    wait_until(lambda: "eth1" in (name for _, name in socket.if_nameindex()), SECONDS)
     with IPRoute() as route:
         route.link("set", index=route.link_lookup(ifname="eth1")[0], state="down")

@@ -5,6 +5,8 @@ from a namespace where another had its name is called ``devN``.
 """
 
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,13 @@ class VirtualFunction(msgspec.Struct, frozen=True):
 
     def move(self, target: Netns, ifname: str) -> None:
         """Moves its interface into a namespace, under another name."""
-        with IPRoute() as route, target.path.open() as namespace:
-            index = route.link_lookup(ifname=self.ifname)[0]
-            route.link("set", index=index, ifname=ifname, net_ns_fd=namespace.fileno())
+
+        def work(route: IPRoute) -> None:
+            with target.path.open() as namespace:
+                index = route.link_lookup(ifname=self.ifname)[0]
+                route.link("set", index=index, ifname=ifname, net_ns_fd=namespace.fileno())
+
+        ask(work)
 
 
 class PhysicalNic:
@@ -61,20 +67,17 @@ class PhysicalNic:
 
         The NIC is up before: functions that are found while it is down never get a carrier.
         """
-        with IPRoute() as route:
-            route.link("set", index=self._index(route), state="up")
+        ask(lambda route: route.link("set", index=self._index(route), state="up"))
         (DEVICES / self.address / "sriov_numvfs").write_text(str(count))
         wait_until(lambda: all(one.ifname for one in self.functions) and len(self.functions) == count, PROBE_SECONDS)
 
     def set(self, function: VirtualFunction, **settings: Any) -> None:
         """Settings of a virtual function that are made on the NIC, in pyroute2's words."""
-        with IPRoute() as route:
-            route.link("set", index=self._index(route), vf={"vf": function.index, **settings})
+        ask(lambda route: route.link("set", index=self._index(route), vf={"vf": function.index, **settings}))
 
     def settings(self, function: VirtualFunction) -> dict[str, Any]:
         """What the NIC says about one: mac, vlan, qos, max_tx_rate, min_tx_rate, spoofchk, trust."""
-        with IPRoute() as route:
-            (nic,) = route.get_links(self._index(route), ext_mask=1)
+        nic = ask(lambda route: next(iter(route.get_links(self._index(route), ext_mask=1))))
         for info in nic.get_attr("IFLA_VFINFO_LIST").get_attrs("IFLA_VF_INFO"):
             mac, vlan, rate = (info.get_attr(f"IFLA_VF_{name}") for name in ("MAC", "VLAN", "RATE"))
             if mac["vf"] == function.index:
@@ -96,6 +99,17 @@ class PhysicalNic:
     def _index(self, route: IPRoute) -> int:
         index: int = route.link_lookup(ifname=self.ifname)[0]
         return index
+
+
+def ask[T](work: Callable[[IPRoute], T]) -> T:
+    """What `work` returns, on a thread: pyroute2 refuses to work where a test's loop runs."""
+
+    def inside() -> T:
+        with IPRoute() as route:
+            return work(route)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(inside).result()
 
 
 def _files(ifname: str) -> list[str]:

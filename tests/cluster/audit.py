@@ -7,6 +7,7 @@ that an agent still owes, a namespace that dies) is waited for by `settled`; wha
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -17,12 +18,15 @@ from ipam.addresses import format_address
 from ipam.book import Book
 from ipam.ranges import Ranges
 from tests.cluster.carriers import carried, doubles
-from tests.cluster.lab import Cluster, LabFailed
+from tests.cluster.lab import Cluster, LabFailed, plan
 from tests.cluster.lab.node import Node
 
 SETTLE_SECONDS: Final = 90.0
 JOURNAL: Final = "/var/lib/spiderpool/journal"
+STATUS: Final = "k8s.v1.cni.cncf.io/network-status"
 _HOST_TABLE: Final = "500"
+_OURS: Final = re.compile(r"veth[0-9a-f]{11}")
+"""The node's end of a pod's pair, by the container's id; other plugins' pairs have other names."""
 
 
 class Record(msgspec.Struct, frozen=True, order=True):
@@ -64,9 +68,10 @@ def settled(
 
 def audit(cluster: Cluster, *, expect: int | None = None) -> list[str]:
     """What is wrong now, a line each."""
-    pods = underlay_pods(cluster)
+    networked = networked_pods(cluster)
+    pods = {name: pod for name, pod in networked.items() if held(pod)}
     records = set(pool_records(cluster))
-    wanted = {Record(name, ip) for name, pod in pods.items() for ip in addresses(pod)}
+    wanted = {Record(name, ip) for name, pod in pods.items() for ip in held(pod)}
     found = [f"pool holds {r.address} for {r.pod}, which has it not" for r in sorted(records - wanted)]
     found += [f"pod {r.pod} has {r.address}, which no pool holds for it" for r in sorted(wanted - records)]
     endpoints = set(endpoint_records(cluster))
@@ -78,14 +83,14 @@ def audit(cluster: Cluster, *, expect: int | None = None) -> list[str]:
     found += pool_counts(cluster)
     for node in cluster.nodes.values():
         if node.is_on:
-            here = [pod for pod in pods.values() if pod["spec"]["nodeName"] == node.name]
+            here = [pod for pod in networked.values() if pod["spec"]["nodeName"] == node.name]
             found += node_findings(node, here)
     if expect is not None and len(pods) != expect:
         found.append(f"{len(pods)} pods have addresses, expected {expect}")
     return found
 
 
-def underlay_pods(cluster: Cluster) -> dict[str, dict[str, Any]]:
+def networked_pods(cluster: Cluster) -> dict[str, dict[str, Any]]:
     """The pods with a network of their own that have addresses, by namespace/name."""
     items = cluster.kubectl_json("get", "pods", "--all-namespaces")["items"]
     return {
@@ -97,9 +102,26 @@ def underlay_pods(cluster: Cluster) -> dict[str, dict[str, Any]]:
     }
 
 
+def underlay_pods(cluster: Cluster) -> dict[str, dict[str, Any]]:
+    """Those of them that have addresses of ours."""
+    return {name: pod for name, pod in networked_pods(cluster).items() if held(pod)}
+
+
 def addresses(pod: Mapping[str, Any]) -> list[str]:
-    """Those in a pod's status."""
+    """Those in a pod's status: of its first interface."""
     return [entry["ip"] for entry in pod["status"].get("podIPs", ())]
+
+
+def interfaces(pod: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The addresses of every interface; of one that names no networks, those of eth0."""
+    said = json.loads(pod["metadata"].get("annotations", {}).get(STATUS, "[]"))
+    return {one["interface"]: list(one["ips"]) for one in said} or {"eth0": addresses(pod)}
+
+
+def held(pod: Mapping[str, Any]) -> list[str]:
+    """Those of all interfaces that are ours to give; an overlay's are not."""
+    known = dict.fromkeys([*addresses(pod), *(ip for ips in interfaces(pod).values() for ip in ips)])
+    return [ip for ip in known if plan.on_a_lan(ip)]
 
 
 def pool_records(cluster: Cluster) -> Iterable[Record]:
@@ -139,14 +161,14 @@ def endpoint_records(cluster: Cluster) -> Iterable[Record]:
 def link_findings(cluster: Cluster, pods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Where pods' links carry something else than their status says, or two carry the same; on nodes that are on."""
     names = {_sandbox_uid(pod): name for name, pod in pods.items()}
-    held = carried(cluster)
-    found = [f"{ip} is carried by {' and '.join(map(str, sorted(by)))}" for ip, by in sorted(doubles(held).items())]
-    carriers = {Record(names.get(by.uid, str(by)), ip) for ip, holders in held.items() for by in holders}
+    seen = carried(cluster)
+    found = [f"{ip} is carried by {' and '.join(map(str, sorted(by)))}" for ip, by in sorted(doubles(seen).items())]
+    carriers = {Record(names.get(by.uid, str(by)), ip) for ip, holders in seen.items() for by in holders}
     wanted = {
         Record(name, ip)
         for name, pod in pods.items()
         if cluster.node(pod["spec"]["nodeName"]).is_on
-        for ip in addresses(pod)
+        for ip in held(pod)
     }
     found += [f"a link of {r.pod} carries {r.address}, which it has not" for r in sorted(carriers - wanted)]
     found += [f"no link of {r.pod} carries {r.address}" for r in sorted(wanted - carriers)]
@@ -160,19 +182,25 @@ def _sandbox_uid(pod: Mapping[str, Any]) -> str:
 
 
 def node_findings(node: Node, pods: list[dict[str, Any]]) -> list[str]:
-    """What a node's kernel and journal have too much or too little of, for the pods that run there."""
-    wanted = {ip for pod in pods for ip in addresses(pod)}
+    """What a node's kernel and journal have too much or too little of, for the pods with networks that run there."""
+    wanted = {ip for pod in pods for ip in held(pod)}
     found = []
     veths = {name for name, link in node.links().items() if _is_ours(name, link)}
-    if len(veths) != len(pods):
-        found.append(f"{node.name} has {len(veths)} veths to pods for {len(pods)} pods: {', '.join(sorted(veths))}")
-    routed = set()
+    paired = [pod for pod in pods if any(map(plan.on_a_lan, addresses(pod)))]
+    if len(veths) != len(paired):
+        found.append(f"{node.name} has {len(veths)} veths to pods for {len(paired)} pods: {', '.join(sorted(veths))}")
+    routed: set[str] = set()
+    known: set[str] = set()
     for family in ("-4", "-6"):
+        shown = node.run(["ip", family, "-json", "neighbour", "show", "nud", "permanent"])
+        known |= {entry["dst"] for entry in json.loads(shown.stdout or "[]") if plan.on_a_lan(entry["dst"])}
         # A table that never had a route is no table: `ip` says so after half an answer.
         shown = node.run(["ip", family, "-json", "route", "show", "table", _HOST_TABLE], check=False)
         routed |= {route["dst"] for route in json.loads(shown.stdout or "[]")} if not shown.returncode else set()
     found += [f"{node.name} routes {ip} to a pod that has it not" for ip in sorted(routed - wanted)]
     found += [f"{node.name} has no route to {ip}" for ip in sorted(wanted - routed)]
+    found += [f"{node.name} has a neighbour {ip} that no pod is" for ip in sorted(known - wanted)]
+    found += [f"{node.name} has no neighbour {ip}" for ip in sorted(wanted - known)]
     entries = [entry for entry in journal(node) if not _is_echo(entry)]
     journalled = {address.partition("/")[0] for entry in entries for address in entry.get("addresses", ())}
     found += [f"{node.name}'s journal has {ip}, no pod does" for ip in sorted(journalled - wanted)]
@@ -197,7 +225,7 @@ def _is_echo(entry: Mapping[str, Any]) -> bool:
 
 
 def _is_ours(name: str, link: Mapping[str, Any]) -> bool:
-    return name.startswith("veth") and link.get("linkinfo", {}).get("info_kind") == "veth"
+    return _OURS.fullmatch(name) is not None and link.get("linkinfo", {}).get("info_kind") == "veth"
 
 
 def journal(node: Node) -> list[dict[str, Any]]:

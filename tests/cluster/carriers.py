@@ -12,12 +12,11 @@ from typing import Final, Self
 
 import msgspec
 
-from tests.cluster.lab import Cluster, LabFailed
+from tests.cluster.lab import Cluster, LabFailed, plan
 from tests.cluster.lab.node import Node
 
 _LOOK_SECONDS: Final = 1.5
 _AGAIN_SECONDS: Final = 0.2
-_LAN_V4, _LAN_V6 = "10.89.", "fd00:89:"
 _LOCAL: Final = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
 _POD: Final = re.compile(r"/pod([0-9a-f-]{32,36})")
 """A static pod's uid has no dashes."""
@@ -112,11 +111,11 @@ def _on(node: Node) -> dict[Holder, list[str]]:
 
 
 def lan_addresses(home: Path) -> list[str]:
-    """LAN addresses in the network namespace of a process. Raises OSError when it is gone."""
-    ipv4 = {it for it in _LOCAL.findall((home / "net" / "fib_trie").read_text()) if it.startswith(_LAN_V4)}
+    """Addresses of both LANs in the network namespace of a process. Raises OSError when it is gone."""
+    ipv4 = {it for it in _LOCAL.findall((home / "net" / "fib_trie").read_text()) if plan.on_a_lan(it)}
     ipv6 = set()
     for line in (home / "net" / "if_inet6").read_text().splitlines():
         text = str(ipaddress.IPv6Address(int(line.split()[0], 16)))
-        if text.startswith(_LAN_V6):
+        if plan.on_a_lan(text):
             ipv6.add(text)
     return sorted(ipv4 | ipv6)

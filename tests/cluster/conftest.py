@@ -13,6 +13,7 @@ import pytest
 from tests.cluster.lab import Cluster
 from tests.cluster.lab.requirements import is_root
 from tests.cluster.lab.state import Identity, StateFolder
+from tests.cluster.networks import lay_networks
 from tests.cluster.product import Product, image, is_ready, pools
 from tests.servers.provide import CHECKOUT
 
@@ -99,6 +100,13 @@ def product(cluster: Cluster) -> Product:
     installed.install()
     cluster.apply(*pools())
     return installed
+
+
+@pytest.fixture(scope="session")
+def networked(product: Product) -> Product:
+    """`product`, with a second LAN and definitions of further networks."""
+    lay_networks(product.cluster)
+    return product
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,14 @@ def image() -> Image:
 
 
 def pools(
-    *, block: int = 10, first: int = 10, last: int = 0, name: str = "", default: bool = True
+    *,
+    block: int = 10,
+    first: int = 10,
+    last: int = 0,
+    name: str = "",
+    default: bool = True,
+    lan: int = 89,
+    gateways: tuple[str, str] = plan.GATEWAY,
 ) -> list[dict[str, Any]]:
     """A pool of each family on the lab's LAN, of the addresses that end in .`block`.`first` to .`block`.`last`.
 
@@ -69,13 +77,15 @@ def pools(
         last: as `first`; 0 for `CAPACITY` addresses.
         name: of both, with the family behind it; empty for `POOL_V4` and `POOL_V6`.
         default: whether pods that name no pool get addresses of it.
+        lan: the second octet, or group, of another LAN.
+        gateways: of it.
     """
     last = last or first + CAPACITY - 1
     names = (f"{name}-v4", f"{name}-v6") if name else (POOL_V4, POOL_V6)
-    v4, v6 = f"10.89.{block}.", f"fd00:89::{block}:"
+    v4, v6 = f"10.{lan}.{block}.", f"fd00:{lan}::{block}:"
     return [
-        _pool(names[0], 4, "10.89.0.0/16", f"{v4}{first}-{v4}{last}", plan.GATEWAY[0], default=default),
-        _pool(names[1], 6, "fd00:89::/64", f"{v6}{first:x}-{v6}{last:x}", plan.GATEWAY[1], default=default),
+        _pool(names[0], 4, f"10.{lan}.0.0/16", f"{v4}{first}-{v4}{last}", gateways[0], default=default),
+        _pool(names[1], 6, f"fd00:{lan}::/64", f"{v6}{first:x}-{v6}{last:x}", gateways[1], default=default),
     ]
 
 
@@ -124,6 +134,19 @@ class Product:
         file.write_text(yaml.safe_dump(merged(self._values, values)))
         where = (f"--namespace={PRODUCT_NAMESPACE}", f"--values={file}", "--wait", f"--timeout={timeout:.0f}s")
         return self.cluster.helm(verb, RELEASE, str(CHART), *where, *flags, timeout=timeout + 60)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to the program of a pod of ours, found by its cgroup: kubelet starts it again."""
+        found = self.cluster.kubectl_json("get", "pod", name, f"--namespace={PRODUCT_NAMESPACE}")
+        uid, node = found["metadata"]["uid"], self.cluster.node(found["spec"]["nodeName"])
+        victims = [
+            process
+            for process in node.processes_below(f"kubepods/*/pod{uid}")
+            if any("spiderpool" in argument for argument in process.command_line)
+        ]
+        assert victims, f"no process of {name} on {node.name}"
+        for process in victims:
+            process.send(signal.SIGKILL)
 
     # -- looking ---------------------------------------------------------------------------------------------------
 

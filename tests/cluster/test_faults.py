@@ -36,22 +36,13 @@ def wave(product: Product) -> Iterator[Deployment]:
 
 def _kill_agent(product: Product) -> None:
     node = product.cluster.node("n1")
-    _kill(product, "n1", product.agent_on("n1"))
+    product.kill(product.agent_on("n1"))
     assert node.is_on
-
-
-def _kill(product: Product, node: str, name: str) -> None:
-    """SIGKILL to the program of a pod of ours, found by its cgroup: kubelet starts it again."""
-    uid = product.cluster.kubectl_json("get", "pod", name, f"--namespace={PRODUCT_NAMESPACE}")["metadata"]["uid"]
-    script = f'for p in /proc/[0-9]*; do grep -q "{uid}" $p/cgroup 2>/dev/null || continue; n=${{p#/proc/}}; '
-    script += 'tr "\\0" " " <$p/cmdline | grep -q spiderpool && kill -9 $n && echo $n; done; true'
-    killed = product.cluster.node(node).run(["sh", "-c", script]).stdout.split()
-    assert killed, f"no process of {name} on {node}"
 
 
 def _kill_controller(product: Product) -> None:
     (first, *_) = product.pods(CONTROLLER)
-    _kill(product, first["spec"]["nodeName"], first["metadata"]["name"])
+    product.kill(first["metadata"]["name"])
 
 
 def _restart_kubelet(product: Product) -> None:

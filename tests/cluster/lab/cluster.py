@@ -151,7 +151,7 @@ class Cluster:
         step("nodes registered")
         cni = self.state.cni
         if cni == "bridge":
-            self._install_bridge()
+            self.install_bridge()
         if cni != "none":
             self.wait(self._all_ready, READY_SECONDS, "all nodes Ready")
             step("nodes Ready")
@@ -168,8 +168,11 @@ class Cluster:
             for node in self._node_objects()
         )
 
-    def _install_bridge(self) -> None:
-        """Node networks are given in the order of registration, so the routes follow what was given."""
+    def install_bridge(self) -> None:
+        """An ordinary CNI on every node, and routes to what it has there; `remove_bridge` takes its configuration away.
+
+        Node networks are given in the order of registration, so the routes follow what was given.
+        """
 
         def given() -> dict[str, list[str]]:
             found = {node["metadata"]["name"]: node["spec"].get("podCIDRs", []) for node in self._node_objects()}
@@ -183,6 +186,12 @@ class Cluster:
             for pid in pids:
                 network.ip(pid, *routes_to(name, own))
             self.nodes[name].install_cni(node_files.bridge_cni(own))
+
+    def remove_bridge(self) -> None:
+        """Takes it away again; no pod may be left on it. The routes stay."""
+        for node in self.nodes.values():
+            node.run(["rm", f"/etc/cni/net.d/{node_files.BRIDGE_FILE}"])
+            node.run(["ip", "link", "delete", "cni0"], check=False)
 
     # -------------------------------------------------------------- clients
 

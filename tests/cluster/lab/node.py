@@ -125,7 +125,7 @@ class Node(Machine):
         """The processes in the cgroups that a glob names: `kubepods`, `kubepods/*/pod<uid>`."""
         return cgroups.processes(self._read().cgroups[self.name], below)
 
-    def install_cni(self, configuration: str, name: str = "10-lab.conflist") -> None:
+    def install_cni(self, configuration: str, name: str = node_files.BRIDGE_FILE) -> None:
         """Puts a CNI configuration into place, as an installer does: whole or not at all."""
         path = f"/etc/cni/net.d/{name}"
         self.run(["sh", "-c", f"cat > {path}.new && mv {path}.new {path}"], input=configuration)

@@ -15,6 +15,8 @@ CNI_PLUGINS: Final = ("loopback", "bridge", "macvlan", "host-local")
 PROGRAMS_INSIDE: Final = "/usr/libexec/lab"
 IMAGES_INSIDE: Final = "/run/lab-images"
 SHARED_INSIDE: Final = "/run/lab"
+BRIDGE_FILE: Final = "10-lab.conflist"
+BRIDGE_NAME: Final = "lab"
 SOCKET: Final = "/run/containerd/containerd.sock"
 
 CONTAINERD: Final = f"""\
@@ -120,7 +122,7 @@ def bridge_cni(pod_cidrs: list[str]) -> str:
         "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
     }
     bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": ipam}
-    return json.dumps({"cniVersion": "1.0.0", "name": "lab", "plugins": [bridge]}, indent=1)
+    return json.dumps({"cniVersion": "1.0.0", "name": BRIDGE_NAME, "plugins": [bridge]}, indent=1)
 
 
 def reference_cni(node: str) -> str:
@@ -172,7 +174,7 @@ def make_files(folder: Path, node: str, *, cni: plan.Cni, programs: dict[str, Pa
     configurations = upper / "etc" / "cni" / "net.d"
     configurations.mkdir(parents=True)
     if cni == "ref":
-        (configurations / "10-lab.conflist").write_text(reference_cni(node))
+        (configurations / BRIDGE_FILE).write_text(reference_cni(node))
     etc = folder / "etc"
     (etc / "containerd.toml").write_text(CONTAINERD)
     (etc / "kubelet.yaml").write_text(json.dumps(_kubelet(), indent=1))

@@ -33,6 +33,13 @@ POD_CIDRS: Final = "10.244.0.0/16,fd00:10:244::/56"
 """Of the bridge CNI; kube-proxy masquerades what comes to a service from elsewhere, as the LAN's pods need it."""
 
 LAN_SEGMENT: Final = "lan"
+STORAGE_SEGMENT: Final = "storage"
+"""A second LAN, with prefixes as the first; the router is its gateway, nodes have no address there."""
+
+STORAGE_GATEWAY: Final = ("10.91.0.1", "fd00:91::1")
+UPLINK: Final = "eth1"
+"""The nodes' NIC in the second LAN."""
+
 OTLP_PORT: Final = 4318
 _NEEDED: Final = frozenset(
     {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "opt", "proc", "run", "sbin", "sys", "tmp", "usr", "var"}
@@ -50,6 +57,11 @@ def node_addresses(name: str) -> tuple[str, str]:
     """The node's IPv4 and IPv6 address on the LAN: n1 has .11."""
     host = 10 + node_index(name)
     return f"10.89.0.{host}", f"fd00:89::{host}"
+
+
+def on_a_lan(address: str) -> bool:
+    """Whether an address is one of the first or the second LAN, and none of the overlay's or of Services."""
+    return address.startswith(("10.89.", "10.91.", "fd00:89:", "fd00:91:"))
 
 
 def probe_addresses(name: str) -> tuple[str, str]:

@@ -87,10 +87,10 @@ class Vfs(Protocol):
         """The addresses, with prefix lengths, of a PF's interface."""
         ...
 
-    async def announce_vf(self, netns: str, ifname: str, *, seconds: float) -> bool:
-        """Tell the neighbours of an interface's addresses once it has a carrier; whether it got one in that time.
+    async def announce_vf(self, netns: str, ifname: str) -> bool:
+        """Tell the neighbours of an interface's addresses; False while it has no carrier: nobody would hear it.
 
-        The addresses were announced when it was set up, but a VF gets its carrier later: nobody has heard it.
+        They were announced when it was set up, but a VF gets its carrier later. True also when it is gone or down.
         """
         ...
 
@@ -139,6 +139,6 @@ class LinuxVfs:
         """See `Vfs.pf_networks`."""
         return await timed(self._workers, partial(sriov.pf_networks, pf, bus=self._bus))
 
-    async def announce_vf(self, netns: str, ifname: str, *, seconds: float) -> bool:
+    async def announce_vf(self, netns: str, ifname: str) -> bool:
         """See `Vfs.announce_vf`."""
-        return await timed(self._workers, partial(sriov.announce_vf, netns, ifname, seconds=seconds))
+        return await timed(self._workers, sriov.announce_vf, netns, ifname)

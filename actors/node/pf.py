@@ -44,8 +44,10 @@ _RESERVED_SECONDS = 60.0
 _CLAIM_SECONDS = 10.0
 _LOST_SECONDS = 20.0
 """How long a VF may be neither in its dead namespace nor on the node; a busy kernel needs seconds to take one down."""
-_CARRIER_SECONDS = 0.2
-"""As sriov-cni waits for a carrier before it announces addresses. Here the ADD is answered meanwhile."""
+_CARRIER_SECONDS = 10.0
+"""How long an interface may take to get its carrier, so that its addresses can be announced. The ADD does not wait."""
+_CARRIER_PAUSE_SECONDS, _CARRIER_LONGEST_PAUSE_SECONDS = 0.005, 0.2
+"""Between two looks: the first, and the longest."""
 
 
 class Reserve(Question[VfHeld], frozen=True, tag=True):
@@ -176,7 +178,7 @@ class PfActor(Actor[Message]):
                 work = self._limit(held, mbps)
             case Announce(netns, ifname):
                 self.pipe(
-                    self._vfs.announce_vf(netns, ifname, seconds=_CARRIER_SECONDS),
+                    self._announce(netns, ifname),
                     lambda carrier: Announced(ifname, carrier),
                     failed=lambda _: Announced(ifname, carrier=False),
                 )
@@ -304,6 +306,15 @@ class PfActor(Actor[Message]):
         async with self._claimed(wanted.held.pci, seconds=_CLAIM_SECONDS):
             _unclaim(lent)
             return await self._vfs.take_vf(wanted.plan, wanted.held)
+
+    async def _announce(self, netns: str, ifname: str) -> bool:
+        end, pause = self.system.clock.now() + _CARRIER_SECONDS, _CARRIER_PAUSE_SECONDS
+        while not await self._vfs.announce_vf(netns, ifname):
+            if self.system.clock.now() > end:
+                return False
+            await anyio.sleep(pause)
+            pause = min(2 * pause, _CARRIER_LONGEST_PAUSE_SECONDS)
+        return True
 
     async def _limit(self, held: VfHeld, mbps: int) -> None:
         await self._vfs.limit_vf(held, mbps)

@@ -52,7 +52,8 @@ _UP = 1
 _OWN = "/proc/thread-self/ns/net"
 _TRIES, _PAUSE_SECONDS = 20, 0.1
 """As sriov-cni tries a MAC address."""
-_CARRIER_PAUSE_SECONDS = 0.005
+_QUEUE_SECONDS = 0.005
+"""The queue of a link opens a moment after its carrier comes."""
 
 
 def physical_function(plan: VfPlan, *, bus: PciBus) -> str:
@@ -207,27 +208,21 @@ def pf_networks(pf: str, *, bus: PciBus) -> tuple[str, ...]:
         return () if found is None else tuple(address.listed(node, index=found.index))
 
 
-def announce_vf(netns_path: str, ifname: str, *, seconds: float) -> bool:
+def announce_vf(netns_path: str, ifname: str) -> bool:
     """See `cni.vfs.Vfs.announce_vf`."""
-    end = time.monotonic() + seconds
-    carrier = False
-    while True:
-        with ExitStack() as stack:  # anew each time, since a descriptor would keep a namespace that goes
-            try:
-                inside = stack.enter_context(route_socket(stack.enter_context(Netns.open(netns_path))))
-            except InvalidNetns:
-                return False
-            found = link.get(inside, ifname)
-            if found is None or not found.up:
-                return False
-            if found.carrier and carrier:  # seen twice: the queue opens a moment after the carrier comes
-                # The kernel tells the neighbours as if the address had changed: arp_notify and ndisc_notify are on.
-                _set(inside, found.index, _mac(found.mac), f"announce {ifname}")
-                return True
-            carrier = found.carrier
-        if time.monotonic() > end:
-            return False
-        time.sleep(_CARRIER_PAUSE_SECONDS)
+    with ExitStack() as stack:
+        try:
+            inside = stack.enter_context(route_socket(stack.enter_context(Netns.open(netns_path))))
+        except InvalidNetns:
+            return True
+        found = link.get(inside, ifname)
+        if found is None or not found.up:
+            return True
+        if found.carrier:
+            time.sleep(_QUEUE_SECONDS)
+            # The kernel tells the neighbours as if the address had changed: arp_notify and ndisc_notify are on.
+            _set(inside, found.index, _mac(found.mac), f"announce {ifname}")
+        return found.carrier
 
 
 def _mark(node: RouteSocket, held: VfHeld) -> None:

@@ -50,6 +50,7 @@ class Machine:
         self.namespaces: set[str] = set()
         self.refuse: Callable[[str], None] = lambda _: None
         self.calls: list[str] = []
+        self.carrier = True
         self.slow = False
         """Whether a namespace that dies keeps its VF for a while."""
 
@@ -139,9 +140,9 @@ class Machine:
     async def pf_networks(self, pf: str) -> tuple[str, ...]:
         return ("10.0.0.1/24",)
 
-    async def announce_vf(self, netns: str, ifname: str, *, seconds: float) -> bool:
+    async def announce_vf(self, netns: str, ifname: str) -> bool:
         await self._step(f"announce {ifname}")
-        return True
+        return self.carrier
 
     async def netns_exists(self, netns: str) -> bool:
         return netns in self.namespaces
@@ -250,6 +251,23 @@ def test_a_vf_comes_and_goes() -> None:
         assert "announce net1" in agent.machine.calls
         await agent.delete(entry)
         assert (vf.state, other.state) == before
+
+    live(story)
+
+
+def test_an_announcement_waits_for_the_carrier_and_nobody_waits_for_it() -> None:
+    async def story(agent: Agent) -> None:
+        agent.machine.carrier = False
+        await agent.add("a", wanted("a"))
+        await agent.add("b", wanted("b"))
+        await anyio.sleep(1)
+        tried = agent.machine.calls.count("announce net1")
+        assert 5 < tried < 50
+        agent.machine.carrier = True
+        await anyio.sleep(1)
+        told = agent.machine.calls.count("announce net1")
+        await anyio.sleep(30)
+        assert tried < told == agent.machine.calls.count("announce net1")
 
     live(story)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +15,7 @@ from tests.cluster.lab import Cluster, Host, plan
 from tests.cluster.lab.client import ApiClient
 from tests.cluster.lab.node import Node
 from tests.cluster.product import POOL_V4, POOL_V6, is_ready, pools
+from tests.cluster.talk import PORT, ask
 
 NETWORKS: Final = "k8s.v1.cni.cncf.io/networks"
 DEFAULT_NETWORK: Final = "v1.multus-cni.io/default-network"
@@ -159,6 +161,34 @@ def without_rule(host: Host, selector: str, *, family: str = "-4") -> Iterator[N
                 host.run([*words, "add", *what])
             return
     raise LookupError(f"{host.name} has no rule {selector}")
+
+
+def service(name: str, *, selector: Mapping[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+    """A Service of both families, TCP and UDP, port 80 for tellers at their pods' `PORT`; for `name` unless told."""
+    ports = [{"name": kind.lower(), "protocol": kind, "port": 80, "targetPort": PORT} for kind in ("TCP", "UDP")]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "selector": {"app": name} if selector is None else dict(selector),
+            "ipFamilyPolicy": "RequireDualStack",
+            "ports": ports,
+            **spec,
+        },
+    }
+
+
+def cluster_ips(cluster: Cluster, name: str) -> list[str]:
+    """A Service's addresses, IPv4 first."""
+    return list(cluster.kubectl_json("get", "service", name)["spec"]["clusterIPs"])
+
+
+def served(cluster: Cluster, client: Host, *names: str) -> None:
+    """Wait until a client is answered by Services: kube-proxy has heard of their pods. Raises LabFailed."""
+    for name in names:
+        for address in cluster_ips(cluster, name):
+            cluster.wait(partial(ask, client, address, port=80), 20, f"an answer by Service {name} at {address}")
 
 
 def started(cluster: Cluster, *manifests: Mapping[str, Any], timeout: float = 90.0) -> dict[str, LivePod]:

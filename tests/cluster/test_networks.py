@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -23,7 +23,10 @@ from tests.cluster.networks import (
     DEFAULT_ROUTE,
     NETWORKS,
     LivePod,
+    cluster_ips,
     removed,
+    served,
+    service,
     started,
     without_routes,
     without_rule,
@@ -55,16 +58,7 @@ POOLS: Final[dict[str, dict[str, str]]] = {
 }
 """Where the addresses of each interface are, by the middle octets of the pool."""
 
-SERVICE: Final = {
-    "apiVersion": "v1",
-    "kind": "Service",
-    "metadata": {"name": "several"},
-    "spec": {
-        "selector": {"serves": "several"},
-        "ipFamilyPolicy": "RequireDualStack",
-        "ports": [{"name": "tcp", "port": 80, "targetPort": PORT}],
-    },
-}
+SERVICE: Final = service("several", selector={"serves": "several"})
 BACKENDS: Final = ("two-1", "two-2")
 SERVICE_CIDRS: Final = plan.SERVICE_CIDRS.split(",")
 
@@ -130,6 +124,7 @@ def pods(networked: Product) -> Iterator[dict[str, LivePod]]:
     with ExitStack() as tellers:
         for name, each in made.items():
             tellers.enter_context(Teller(each.host, name))
+        served(cluster, made["plain"].host, "several")
         yield made
     removed(cluster, *made.values())
     cluster.delete(SERVICE)
@@ -274,8 +269,7 @@ def test_pods_reach_their_node_by_the_pair(pods: dict[str, LivePod]) -> None:
 
 
 def test_services_are_reached_by_the_pair_from_every_interface(networked: Product, pods: dict[str, LivePod]) -> None:
-    found = networked.cluster.kubectl_json("get", "service", SERVICE["metadata"]["name"])  # type: ignore[index]
-    services: list[Any] = found["spec"]["clusterIPs"]
+    services = cluster_ips(networked.cluster, "several")
     for name in ("two-1", "three-1", "three-2", "directed"):
         each = pods[name]
         for address, cidr in zip(services, SERVICE_CIDRS, strict=True):

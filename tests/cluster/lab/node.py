@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -124,6 +125,12 @@ class Node(Machine):
     def processes_below(self, below: str) -> list[Identity]:
         """The processes in the cgroups that a glob names: `kubepods`, `kubepods/*/pod<uid>`."""
         return cgroups.processes(self._read().cgroups[self.name], below)
+
+    def configure_kube_proxy(self, **settings: Any) -> None:
+        """Starts kube-proxy anew, with settings over the lab's own; not waited until it has acted by them."""
+        text = json.dumps({**node_files.kube_proxy(), **settings}, indent=1)
+        (self._home / "etc" / "kube-proxy.yaml").write_text(text)
+        self.restart("kube-proxy")
 
     def install_cni(self, configuration: str, name: str = node_files.BRIDGE_FILE) -> None:
         """Puts a CNI configuration into place, as an installer does: whole or not at all."""

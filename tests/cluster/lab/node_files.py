@@ -97,7 +97,8 @@ def _kubelet() -> dict[str, Any]:
     }
 
 
-def _kube_proxy() -> dict[str, Any]:
+def kube_proxy() -> dict[str, Any]:
+    """The lab's kube-proxy: what comes from elsewhere than the bridge CNI's pods is masqueraded."""
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -178,7 +179,7 @@ def make_files(folder: Path, node: str, *, cni: plan.Cni, programs: dict[str, Pa
     etc = folder / "etc"
     (etc / "containerd.toml").write_text(CONTAINERD)
     (etc / "kubelet.yaml").write_text(json.dumps(_kubelet(), indent=1))
-    (etc / "kube-proxy.yaml").write_text(json.dumps(_kube_proxy(), indent=1))
+    (etc / "kube-proxy.yaml").write_text(json.dumps(kube_proxy(), indent=1))
     (etc / "resolv.conf").write_text("nameserver 10.96.0.10\n")
     for source, target in {
         "ca.crt": "ca.crt",

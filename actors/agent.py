@@ -179,6 +179,7 @@ class Agent:
             recovered=self.recovered,
             invoke=self.invoke,
             contact=self.contact,
+            connections=lambda: self.controllers.connections,
             doors=doors.routes(),
         )
         residence.serve(Path(settings.config.ipam_unix_socket_path))
@@ -244,6 +245,9 @@ async def tune_node(config: ConfigFile) -> None:
     if config.tune_sysctl_config:
         for problem in await anyio.to_thread.run_sync(sysctl.tune_node):
             _log.warning("tuneSysctlConfig: %s", problem)
+    problem = await anyio.to_thread.run_sync(sysctl.open_to_programs)
+    if problem:
+        _log.info("other people's CNI plugins may fail for pods with IPv6: %s", problem)
 
 
 def _attributes(invocation: Invocation) -> dict[str, str]:

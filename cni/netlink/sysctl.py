@@ -1,6 +1,8 @@
 """Settings under /proc/sys/net, which shows the namespace of the thread that reads it."""
 
+import ctypes
 import logging
+import os
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +12,10 @@ _log = logging.getLogger(__name__)
 
 _MOUNTED = Path("/host/proc/sys/net")
 """Where a container that is not privileged has the same files writable: it finds its own /proc/sys read-only."""
+
+_OWN = Path("/proc/sys/net")
+_MS_BIND = 4096
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _AT_LEAST = (
     # The neighbour tables of all namespaces share one limit, 1024 entries by default.
@@ -29,7 +35,7 @@ _EXACTLY = (
 
 @cache
 def _root() -> Path:
-    return _MOUNTED if _MOUNTED.is_dir() else Path("/proc/sys/net")
+    return _MOUNTED if _MOUNTED.is_dir() else _OWN
 
 
 def ipv6_setting(ifname: str, name: str) -> Path:
@@ -79,6 +85,22 @@ def tune_node(root: Path | None = None) -> list[str]:
         if now is not None and (now < value if (name, value) in _AT_LEAST else now != value):
             _set(root / name, value, problems)
     return problems
+
+
+def open_to_programs(mounted: Path = _MOUNTED) -> str:
+    """Lay the writable files over /proc/sys/net where that is read-only; why that cannot be, empty when it need not.
+
+    For plugins of other people that this process executes: they know no other path, and fail for a pod with IPv6.
+    The mount is the container's own, and goes with it.
+    """
+    try:
+        if not os.statvfs(_OWN).f_flag & os.ST_RDONLY or not mounted.is_dir():
+            return ""
+    except OSError as error:
+        return f"{_OWN}: {error.strerror}"
+    if _libc.mount(os.fsencode(mounted), os.fsencode(_OWN), None, _MS_BIND, None):
+        return f"{_OWN} stays read-only: {os.strerror(ctypes.get_errno())}"
+    return ""
 
 
 def _read(setting: Path) -> int | None:

@@ -10,13 +10,13 @@ that they need; without any it ends at once. Socket, files, links and pods stay 
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
-from actors.events.recorder import EventsActor
+from actors.events.recorder import EventsActor, Say
 from actors.events.recorder import Message as EventsMessage
 from actors.node.installer import Files, InstallerActor, NodeFiles, NoFiles, Retire
 from actors.node.ownpod import OwnPod
@@ -25,6 +25,7 @@ from cni.errors import CniError
 from cni.protocol import Invocation
 from cni.server import CniServer, Door
 from runtime.actor import Ref, System
+from runtime.errors import ActorError
 from runtime.store.port import Store
 from runtime.supervision import Supervisor
 from telemetry.health import State
@@ -37,6 +38,10 @@ STOP_SECONDS = DRAIN_SECONDS + 3.0
 """For the agent's whole subtree."""
 _ASK_SECONDS = 5.0
 _PAUSE_SECONDS = 0.2
+_LONELY_SECONDS = 10.0
+"""Without a controller, until an event says it: replicas that are replaced take less."""
+NO_CONTROLLER = "NoController"
+"""Reason of that event."""
 _WATCH_SECONDS = 1.0
 """Between two looks whether the socket is there, or its new owner is: less than a shim waits."""
 
@@ -52,6 +57,7 @@ class Residence:
         recovered: anyio.Event,
         invoke: Callable[[Invocation], Awaitable[bytes]],
         contact: Callable[[float], Awaitable[None]],
+        connections: Callable[[], int],
         doors: Mapping[str, Mapping[str, Door]],
     ) -> None:
         """Serve nothing yet.
@@ -62,6 +68,7 @@ class Residence:
             recovered: set when the journal has been read.
             invoke: carries a CNI call out.
             contact: whether a controller would serve an ADD, within so many seconds: returns, or raises `CniError`.
+            connections: how many controllers are connected.
             doors: what the socket serves besides.
         """
         self._system = system
@@ -69,6 +76,8 @@ class Residence:
         self._recovered = recovered
         self._invoke = invoke
         self._contact = contact
+        self._connections = connections
+        self._tells: Ref[EventsMessage] | None = None
         self._doors = doors
         self._server: CniServer | None = None
         self._serving = anyio.Event()
@@ -103,7 +112,7 @@ class Residence:
         pod: OwnPod | None = None
         if store is not None:
             pod = OwnPod(settings, self._system, store)
-            events = self._events(settings, store, pod)
+            events = self._tells = self._events(settings, store, pod)
             self._supervisor.add_service("pod", pod.run)
         files: Files = NodeFiles(settings, current=self._is_current) if settings.cni_bin_dir else NoFiles()
         installer = self._supervisor.add_actor(
@@ -149,7 +158,21 @@ class Residence:
                 break
         self._report("contact/controller", State.OK)
         self._usable.set()
-        await anyio.sleep_forever()
+        lonely = 0.0
+        while True:
+            await anyio.sleep(_LONELY_SECONDS / 2)
+            lonely = 0.0 if self._connections() else lonely + _LONELY_SECONDS / 2
+            if lonely >= _LONELY_SECONDS:
+                self._say_lonely()
+
+    def _say_lonely(self) -> None:
+        """The runtime is not told: it would take no pod at all. What says it again costs nothing."""
+        message = (
+            "no controller can be reached: pods that need addresses wait, and those that go give theirs back later"
+        )
+        if self._tells is not None:
+            with suppress(ActorError):
+                self._tells.tell(Say(NO_CONTROLLER, message))
 
     def _report(self, part: str, state: State, detail: str = "") -> None:
         if self._system.health is not None:

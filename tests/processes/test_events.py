@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes.lab import CniError, Lab, Pod
+from tests.processes.lab import CniError, Lab, Pod, call
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
 
@@ -64,3 +64,33 @@ def test_pools_that_overlap_are_told_on_both(lab: Lab) -> None:
         return {event["involvedObject"]["name"] for event in events(lab, "PoolOverlap", "default")}
 
     lab.wait_for(lambda: told() >= set(names))
+
+
+def test_controllers_that_are_gone_are_told_and_are_no_reason_to_take_no_pods(lab: Lab) -> None:
+    node = lab.nodes[1]
+    assert events(lab, "NoController") == []
+    lab.kill("controller")
+    try:
+        lab.wait_for(lambda: events(lab, "NoController"))
+        (told,) = events(lab, "NoController")
+        assert told["involvedObject"]["name"] == f"agent-{node}"
+        # A runtime that hears that an ADD is not possible makes the node NotReady.
+        environment = {"SPIDERPOOL_SOCKET": str(lab.socket(node))}
+        assert call(lab.plugins / "macvlan", "STATUS", lab.config(node), environment) == {}
+    finally:
+        lab.start_controller()
+        lab.wait_ready()
+
+
+def test_what_makes_every_add_fail_is_said_to_the_runtime(lab: Lab) -> None:
+    node = lab.nodes[0]
+    environment = {"SPIDERPOOL_SOCKET": str(lab.socket(node))}
+    assert call(lab.plugins / "macvlan", "STATUS", lab.config(node), environment) == {}
+    journal = lab.folder / node / "journal"
+    journal.rename(journal.with_name("aside"))
+    try:
+        with pytest.raises(CniError, match=r'"code": 50.*journal.* cannot be written'):
+            call(lab.plugins / "macvlan", "STATUS", lab.config(node), environment)
+    finally:
+        journal.with_name("aside").rename(journal)
+    assert call(lab.plugins / "macvlan", "STATUS", lab.config(node), environment) == {}

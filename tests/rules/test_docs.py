@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from actors.events import notices
-from actors.node import installer
+from actors.node import installer, residence
 from api import retirement, settings
 from ctl.main import VERBS
 
@@ -55,6 +55,6 @@ def test_every_event_has_its_row() -> None:
     said = {
         *(notices.FAILED_ALLOCATE, notices.IP_CONFLICT, notices.POOL_EXHAUSTED, notices.POOL_OVERLAP),
         *(installer.SHADOWED, installer.FAILED, installer.LACKS, installer.RESTORED, installer.BACK),
-        *(retirement.WITHDRAWN, retirement.LEFT),
+        *(retirement.WITHDRAWN, retirement.LEFT, residence.NO_CONTROLLER),
     }
     assert rows == said

@@ -79,7 +79,8 @@ class Leave(Question[None], frozen=True, tag=True):
 class Dissolve(Question[None], frozen=True, tag=True):
     """Take apart what an agent before left: an ADD that was cut short, a namespace that is gone."""
 
-    key: Key
+    entry: JournalEntry
+    """As it was judged. While one agent replaces another, the other may have gone on with it since."""
 
 
 class Finished(Struct, frozen=True, tag=True):
@@ -177,8 +178,8 @@ class NetworksActor(Actor[Message]):
                 work = self._check(invocation)
             case Leave(invocation):
                 work = self._leave(invocation)
-            case Dissolve(key):
-                work = self._dissolve(key)
+            case Dissolve(entry):
+                work = self._dissolve(entry)
             case Finished(result, error):
                 asker, self._asker = self._asker, None
                 self.release()
@@ -369,10 +370,10 @@ class NetworksActor(Actor[Message]):
             led = [entry for entry in self._entries.values() if entry.head == invocation.ifname and not entry.part]
             await self._ask(Detach((invocation, *(_of_entry(invocation, entry) for entry in led))))
 
-    async def _dissolve(self, key: Key) -> None:
+    async def _dissolve(self, judged: JournalEntry) -> None:
         async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
-            record = await self._journal.get(key)
-            if record is not None:
+            record = await self._journal.get(judged.key)
+            if record is not None and (record.state is State.ADDING or record == judged):
                 _log.warning("taking the networks of %s (pod %s) apart", self._container_id[:12], record.pod)
                 await self._take_apart(record, _head_of(record))
 

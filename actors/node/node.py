@@ -483,7 +483,7 @@ class NodeActor(Actor[Message]):
                     if entry.state is State.ADDED and await self._stands(entry):
                         return entry.container_id
                     if entry.part == NETWORKS:
-                        await self._networks_of(entry.container_id).ask(Dissolve(entry.key), timeout=_CALL_SECONDS)
+                        await self._networks_of(entry.container_id).ask(Dissolve(entry), timeout=_CALL_SECONDS)
                     else:
                         await self._sandbox(entry.container_id).ask(Mend(entry.key), timeout=_CALL_SECONDS)
                 except (CniError, ActorError) as error:

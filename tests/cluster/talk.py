@@ -136,7 +136,7 @@ class Watch:
         """
         self._host = host
         self._rules = {
-            (way, link): f'{"iif" if way == "in" else "oif"}name "{link}" {expression}'
+            (way, link): f'{"iif" if way == "in" else "oif"}name "{link}" meta l4proto {{{{ tcp, udp }}}} {expression}'
             for way, expression in (("out", match), ("in", reply or match))
             for link in links
         }

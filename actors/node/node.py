@@ -23,7 +23,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, assert_never
 
 import anyio
-import msgspec
 from msgspec import Struct
 
 from actors.node.carried import still_carried
@@ -31,6 +30,7 @@ from actors.node.controllers import Controllers
 from actors.node.departures import SETTLE_SECONDS
 from actors.node.detection import Detection
 from actors.node.disk import Journal
+from actors.node.gc import stale
 from actors.node.networks import Check, Dissolve, Join, Leave, Meta, NetworksActor
 from actors.node.networks import Message as NetworksMessage
 from actors.node.outbox import Message as OutboxMessage
@@ -42,10 +42,10 @@ from actors.node.readiness import check_node
 from actors.node.sandbox import Attach, Detach, Mend, Renounce, SandboxActor, Verify
 from actors.node.sandbox import Message as SandboxMessage
 from cni.coordination import Pair
-from cni.errors import CniError, InvalidConfig, TryAgainLater
+from cni.errors import CniError, TryAgainLater
 from cni.journal import NETWORKS, JournalEntry, Key, State
 from cni.kernel import Kernel
-from cni.protocol import Invocation, PodArgs, Role, Verb
+from cni.protocol import Invocation, Role, Verb
 from cni.result import Result
 from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope, Reply
@@ -409,26 +409,8 @@ class NodeActor(Actor[Message]):
 
     async def _collect(self, invocation: Invocation) -> None:
         """GC: take down every interface of this network that the runtime does not list."""
-        valid = invocation.conf.valid_attachments
-        if valid is None:
-            msg = "cni.dev/valid-attachments: missing from the network configuration, GC needs it"
-            raise InvalidConfig(msg)
-        keep = {(attachment.container_id, attachment.ifname) for attachment in valid}
         failures: list[str] = []
-        # What a meta plugin attached goes as a whole, so that goes first.
-        for entry in sorted(await self._journal.load(), key=lambda one: one.part != NETWORKS):
-            key = (entry.container_id, entry.head or entry.ifname)
-            if entry.network != invocation.conf.name or key in keep or entry.state is State.RELEASING:
-                continue
-            gone = msgspec.structs.replace(
-                invocation,
-                verb=Verb.DEL,
-                container_id=entry.container_id,
-                ifname=entry.ifname,
-                netns=entry.netns,
-                role=entry.role,
-                args=PodArgs(namespace=entry.pod.namespace, name=entry.pod.name, uid=entry.pod.uid),
-            )
+        for entry, gone in stale(await self._journal.load(), invocation):
             try:
                 if entry.part == NETWORKS:
                     await self._networks_of(entry.container_id).ask(Leave(gone), timeout=_CALL_SECONDS)

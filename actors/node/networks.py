@@ -47,6 +47,7 @@ from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope
 from runtime.errors import ActorError, first
 from runtime.transport.port import TransportError
+from runtime.turn import Turn
 from telemetry import traces
 
 _log = logging.getLogger(__name__)
@@ -163,10 +164,10 @@ class NetworksActor(Actor[Message]):
         self._sandbox = sandbox
         self._provide = provide
         self._entries = entries
-        self._asker: Envelope | None = None
+        self._turn = Turn(self)
 
     def __repr__(self) -> str:
-        return f"<NetworksActor {self._container_id[:12]}{' busy' if self._asker else ''}>"
+        return f"<NetworksActor {self._container_id[:12]}{' busy' if self._turn else ''}>"
 
     def handle(self, message: Message, envelope: Envelope) -> object:
         """Begin one verb and hold the next ones until it has ended."""
@@ -181,18 +182,11 @@ class NetworksActor(Actor[Message]):
             case Dissolve(entry):
                 work = self._dissolve(entry)
             case Finished(result, error):
-                asker, self._asker = self._asker, None
-                self.release()
-                if asker is not None and asker.reply is not None:
-                    if error is None:
-                        asker.reply.resolve(result)
-                    else:
-                        asker.reply.fail(error)
+                self._turn.end(result, error)
                 return None
             case _:
                 assert_never(message)
-        self._asker = envelope
-        self.hold()
+        self._turn.begin(envelope)
         self.pipe(work, Finished, failed=lambda error: Finished(error=error), on_behalf=envelope)
         return LATER
 

@@ -36,6 +36,7 @@ from cni.sriov import Returned, VfHeld, VfPlan, free_vf, is_mark, mark
 from cni.vfs import Vfs
 from runtime.actor import LATER, Actor, Question
 from runtime.envelope import Envelope
+from runtime.turn import Turn
 
 _log = logging.getLogger(__name__)
 
@@ -158,11 +159,11 @@ class PfActor(Actor[Message]):
         self._order = 0
         self._read = False
         """Whether the journal has been."""
-        self._asker: Envelope | None = None
+        self._turn = Turn(self)
 
     def __repr__(self) -> str:
         lent = {pci: f"{one.key.container_id[:12]}/{one.key.ifname}" for pci, one in self._lent.items()}
-        return f"<PfActor {self._pf} {lent}{' busy' if self._asker else ''}>"
+        return f"<PfActor {self._pf} {lent}{' busy' if self._turn else ''}>"
 
     def handle(self, message: Message, envelope: Envelope) -> object:
         """Begin one change and hold the next ones until it has ended. Announcements go on beside it."""
@@ -190,18 +191,11 @@ class PfActor(Actor[Message]):
             case Unclaimed():
                 return None
             case Finished(answer, error):
-                asker, self._asker = self._asker, None
-                self.release()
-                if asker is not None and asker.reply is not None:
-                    if error is None:
-                        asker.reply.resolve(answer)
-                    else:
-                        asker.reply.fail(error)
+                self._turn.end(answer, error)
                 return None
             case _:
                 assert_never(message)
-        self._asker = envelope
-        self.hold()
+        self._turn.begin(envelope)
         self.pipe(work, Finished, failed=lambda error: Finished(error=error), on_behalf=envelope)
         return LATER
 

@@ -55,6 +55,7 @@ from cni.result import Result, with_mac
 from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope
 from runtime.errors import ActorError, first
+from runtime.turn import Turn
 from telemetry import metrics, traces
 
 _log = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ class SandboxActor(Actor[Message]):
         self._pfs = pfs
         self._detection = detection
         self._entries = entries
-        self._asker: Envelope | None = None
+        self._turn = Turn(self)
         self._cluster: Coordination | None = None
         """The cluster's settings as an ADD of this container got them: a chained coordinator need not ask again."""
         self._spare: Nic | None = None
@@ -155,7 +156,7 @@ class SandboxActor(Actor[Message]):
 
     def __repr__(self) -> str:
         held = {key.ifname: entry.state for key, entry in self._entries.items()}
-        return f"<SandboxActor {self._container_id[:12]} {held}{' busy' if self._asker else ''}>"
+        return f"<SandboxActor {self._container_id[:12]} {held}{' busy' if self._turn else ''}>"
 
     def handle(self, message: Message, envelope: Envelope) -> object:
         """Begin one verb and hold the next ones until it has ended."""
@@ -174,18 +175,11 @@ class SandboxActor(Actor[Message]):
             case Mend(key):
                 work = self._alone([key], self._mend)
             case Finished(results, error):
-                asker, self._asker = self._asker, None
-                self.release()
-                if asker is not None and asker.reply is not None:
-                    if error is None:
-                        asker.reply.resolve(results)
-                    else:
-                        asker.reply.fail(error)
+                self._turn.end(results, error)
                 return None
             case _:
                 assert_never(message)
-        self._asker = envelope
-        self.hold()
+        self._turn.begin(envelope)
         self.pipe(work, Finished, failed=lambda error: Finished(error=error), on_behalf=envelope)
         return LATER
 

@@ -18,6 +18,8 @@ CONTROLLERS = 2
 SETTINGS = {
     # A dead node is dead soon: nobody waits two minutes here.
     "SPIDERPOOL_GC_NODE_GRACE": "2",
+    # Nor ten for an address that somebody had.
+    "SPIDERPOOL_IP_QUARANTINE_DURATION": "5",
 }
 
 

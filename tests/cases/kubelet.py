@@ -64,6 +64,7 @@ class Kubelets:
     Attributes:
         nodes: by name; change their fields through `change`.
         networks: what the networks that pods name by ``namespace/name`` say on IPAM; None is somebody else's network.
+        wired: those of them whose links are on the segment.
         failures: what failed ADDs printed, by ``namespace/name``, in order.
         errors: of the players themselves; there are none in a run that means anything.
     """
@@ -73,6 +74,7 @@ class Kubelets:
         self.lab = lab
         self.nodes = {name: Node() for name in lab.nodes}
         self.networks: dict[str, Mapping[str, Any] | None] = {}
+        self.wired: set[str] = set()
         self.failures: dict[str, list[str]] = {}
         self.errors: list[str] = []
         self._pods: dict[str, _Pod] = {}
@@ -268,7 +270,8 @@ class Kubelets:
         found = [Nic("eth0", default or "default", self.networks[default] if default else {})]
         for number, (network, interface) in enumerate(_selected(notes.get(NETWORKS, ""), namespace), start=1):
             found.append(Nic(interface or f"net{number}", network, self.networks[network]))
-        return tuple(found)
+        parent = f"{item['spec'].get('nodeName', '')}-up"
+        return tuple(nic._replace(parent=parent) if nic.network in self.wired else nic for nic in found)
 
 
 class _Pod:

@@ -1,7 +1,8 @@
 """A pod's sandbox: a namespace of the kernel, and the CNI calls of a runtime with multus above it.
 
 The main plugin is played: it calls the shim in its IPAM role, makes a link and puts the addresses on it; on the way out
-it has the addresses released first and its link removed after, as the reference plugins do it.
+it has the addresses released first and its link removed after, as the reference plugins do it. Where a network is wired
+the main plugin is ours, and its links are on the segment.
 """
 
 import secrets
@@ -24,6 +25,8 @@ class Nic(NamedTuple):
     name: str
     network: str
     ipam: Mapping[str, Any] | None
+    parent: str = ""
+    """Whose link it is; empty where the network is not wired."""
 
 
 class PodName(NamedTuple):
@@ -75,8 +78,9 @@ class Sandbox:
         for nic in self.nics:
             if nic.ipam is None:
                 continue
-            result = call(self._plugin, "ADD", self._config(nic), self._environment(nic))
-            self.netns.run(lambda: _carry(nic.name, result))  # noqa: B023 - called at once
+            result = call(self._program(nic), "ADD", self._config(nic), self._environment(nic))
+            if not nic.parent:
+                self.netns.run(lambda: _carry(nic.name, result))  # noqa: B023 - called at once
             self.results[nic.name] = result
 
     def delete(self) -> None:
@@ -86,7 +90,7 @@ class Sandbox:
             if nic.ipam is None:
                 continue
             try:
-                call(self._plugin, "DEL", self._config(nic), self._environment(nic))
+                call(self._program(nic), "DEL", self._config(nic), self._environment(nic))
             except CniError as error:
                 failures.append(error)
         if failures:
@@ -96,9 +100,13 @@ class Sandbox:
         """The namespace goes, and all links with it."""
         self.netns.__exit__(None, None, None)
 
+    def _program(self, nic: Nic) -> Path:
+        return self._plugin.parent / "macvlan" if nic.parent else self._plugin
+
     def _config(self, nic: Nic) -> dict[str, Any]:
         ipam = {"type": "spiderpool", **(nic.ipam or {})}
-        return {"cniVersion": "1.0.0", "name": nic.network.rpartition("/")[2], "type": "macvlan", "ipam": ipam}
+        name = nic.network.rpartition("/")[2]
+        return {"cniVersion": "1.0.0", "name": name, "type": "macvlan", "master": nic.parent, "ipam": ipam}
 
     def _environment(self, nic: Nic) -> dict[str, str]:
         args = {

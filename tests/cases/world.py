@@ -142,9 +142,19 @@ class World:
         self.reserved.remove(name)
 
     def network(
-        self, name: str, *, ipv4: Sequence[str] = (), ipv6: Sequence[str] = (), ours: bool = True, **ipam: Any
+        self,
+        name: str,
+        *,
+        ipv4: Sequence[str] = (),
+        ipv6: Sequence[str] = (),
+        ours: bool = True,
+        wired: bool = False,
+        **ipam: Any,
     ) -> str:
-        """A network that pods may name, as a SpiderMultusConfig makes it; returns its ``namespace/name``."""
+        """A network that pods may name, as a SpiderMultusConfig makes it; returns its ``namespace/name``.
+
+        Links of one that is `wired` are on the lab's segment, with `ours` for their main plugin.
+        """
         full = f"{self.namespace}/{name}"
         said = {**ipam}
         if ipv4:
@@ -152,6 +162,8 @@ class World:
         if ipv6:
             said["default_ipv6_ippool"] = list(ipv6)
         self.kubelets.networks[full] = said if ours else None
+        if wired:
+            self.kubelets.wired.add(full)
         return full
 
     def apply(self, manifest: dict[str, Any]) -> dict[str, Any]:

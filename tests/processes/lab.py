@@ -162,6 +162,7 @@ class Lab:
 
     Attributes:
         pools_of_pods: the pools that pods ask for, by family: ipv4 and ipv6.
+        agent_config: further keys of the agents' file; they hold for agents that are started from then on.
     """
 
     def __init__(
@@ -193,6 +194,7 @@ class Lab:
         self.processes: dict[str, ServerProcess] = {}
         self._pools: list[str] = []
         self.pools_of_pods: dict[str, list[str]] = {}
+        self.agent_config: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     # -- set-up --------------------------------------------------------------------------------------------------------
@@ -350,7 +352,8 @@ class Lab:
         rights of its own ServiceAccount.
         """
         config = self.folder / f"{node}.yml"
-        config.write_text(f"ipamUnixSocketPath: {self.socket(node)}\ntuneSysctlConfig: false\n")
+        common = {"ipamUnixSocketPath": str(self.socket(node)), "tuneSysctlConfig": False}
+        config.write_text(yaml.safe_dump({**common, **self.agent_config}))
         self._start(
             node,
             [PROGRAMS / "spiderpool-agent", "daemon", f"--config-path={config}"],

@@ -20,9 +20,8 @@ import pytest
 
 from tests.isolation import GUEST_VARIABLE
 from tests.servers.provide import CHECKOUT, ServersUnavailable
-from tests.vm.bytecode import compile_for_guests
+from tests.vm import bytecode, guest, parts
 from tests.vm.guest import Guest, GuestFailed
-from tests.vm.parts import cached
 from tests.vm.reports import REPORTS_VARIABLE, WANTED_VARIABLE
 
 INSIDE: Final = Path(__file__).parent / "inside"
@@ -72,15 +71,15 @@ class Remote:
     def _start(self, items: Sequence[pytest.Item]) -> None:
         shutil.rmtree(KEPT, ignore_errors=True)
         try:
-            parts = cached()
+            found = parts.cached()
         except ServersUnavailable as problem:
             self._unavailable = str(problem)
             return
-        files = list(dict.fromkeys(str(item.path.relative_to(CHECKOUT)) for item in items))
-        compile_for_guests(files)
+        files = list(dict.fromkeys(str(item.path) for item in items))
+        bytecode.compile_for_guests(files)
         options = ["-p", "tests.vm.reports", "-p", "no:cacheprovider", "-p", f"no:{_PLUGIN}", "-q"]
-        self._guest = Guest(
-            parts,
+        self._guest = guest.Guest(
+            found,
             [sys.executable, "-m", "pytest", *options, f"--timeout={TIMEOUT_SECONDS}", *files],
             environment={WANTED_VARIABLE: str(Guest.JOB / "wanted"), REPORTS_VARIABLE: str(Guest.JOB / "reports")},
         )
@@ -89,8 +88,8 @@ class Remote:
 
     def _wait_for(self, nodeid: str) -> None:
         """Until the test's last report is there, or none can come any more."""
-        guest = self._guest
-        assert guest is not None
+        running = self._guest
+        assert running is not None
 
         class Enough(Exception):
             """Has come."""
@@ -105,10 +104,10 @@ class Remote:
             return
         try:
             look()
-            code = guest.wait(seconds=SILENCE_SECONDS, tick=look)
-            self._ended = f"pytest in the guest exited {code} without it\n{_end_of(guest.output)}"
+            code = running.wait(seconds=SILENCE_SECONDS, tick=look)
+            self._ended = f"pytest in the guest exited {code} without it\n{_end_of(running.output)}"
         except GuestFailed as problem:
-            self._ended = f"{problem}\n{_end_of(guest.output)}"
+            self._ended = f"{problem}\n{_end_of(running.output)}"
         except Enough:
             pass
 
@@ -123,6 +122,9 @@ class Remote:
         self._read += len(whole) + len(newline)
         for line in whole.splitlines():
             data: dict[str, Any] = json.loads(line)
+            for name in ("location", "longrepr"):  # pytest insists on tuples, which JSON has not
+                if isinstance(data.get(name), list):
+                    data[name] = tuple(data[name])
             report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
             if isinstance(report, pytest.TestReport):
                 self._reports[report.nodeid].append(report)

@@ -10,7 +10,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from tests.netns import Netns
 from tests.node.conftest import talk
-from tests.vm.inside.nics import DEVICES, PhysicalNic, wait_until
+from tests.vm.inside.nics import DEVICES, PhysicalNic, VirtualFunction, wait_until
 from tests.vm.inside.test_kinds import configure, silent
 
 pytestmark = pytest.mark.node
@@ -18,7 +18,6 @@ pytestmark = pytest.mark.node
 type Namespaces = Callable[[], Netns]
 
 MAC = "02:00:00:00:77:05"
-INTEL_FUNCTION = "0x1520"
 
 
 def test_seven_functions(nic: PhysicalNic) -> None:
@@ -31,15 +30,60 @@ def test_seven_functions(nic: PhysicalNic) -> None:
 
 def test_traffic_between_functions(nic: PhysicalNic, namespaces: Namespaces) -> None:
     one, two = namespaces(), namespaces()
-    for netns, function, number in ((one, nic.functions[0], 5), (two, nic.functions[1], 6)):
-        function.move(netns, "eth0")
-        assert function.ifname == ""
-        configure(netns, "eth0", f"10.79.0.{number}/24", f"fd79::{number}/64")
-        wait_until(lambda netns=netns: has_carrier(netns, "eth0"), 30)
+    lend(nic.functions[0], one, 5)
+    lend(nic.functions[1], two, 6)
     assert talk(one, two, "10.79.0.5") == b"10.79.0.6"
     assert talk(one, two, "fd79::5") == b"fd79::6"
-    nic.set(nic.functions[0], vlan={"vlan": 100, "qos": 0})
-    assert silent(one, two, "10.79.0.5")
+
+
+@pytest.mark.parametrize("second", [100, 200], ids=["one VLAN", "two VLANs"])
+def test_vlans_of_functions(nic: PhysicalNic, namespaces: Namespaces, second: int) -> None:
+    one, two = namespaces(), namespaces()
+    for number, netns, vlan in ((5, one, 100), (6, two, second)):
+        function = nic.functions[number]
+        nic.set(function, vlan={"vlan": vlan, "qos": 0})
+        lend(function, netns, number)
+    if second == 100:
+        assert talk(one, two, "10.79.0.5") == b"10.79.0.6"
+    else:
+        assert silent(one, two, "10.79.0.5")
+
+
+def test_a_mac_that_the_function_takes_before_the_nic_insists(nic: PhysicalNic, namespaces: Namespaces) -> None:
+    """The other way round it keeps its own, the NIC listens for the new one, and nobody hears a word."""
+    one, two, function = namespaces(), namespaces(), nic.functions[0]
+    set_mac(function, MAC)
+    nic.set(function, mac=MAC)
+    lend(function, one, 5)
+    lend(nic.functions[1], two, 6)
+    assert talk(one, two, "10.79.0.5") == b"10.79.0.6"
+    nic.set(nic.functions[2], mac=MAC)
+    with pytest.raises(NetlinkError) as refused:
+        set_mac(nic.functions[2], MAC)
+    assert refused.value.code == errno.EADDRNOTAVAIL
+
+
+def set_mac(function: VirtualFunction, mac: str) -> None:
+    with IPRoute() as route:
+        route.link("set", index=route.link_lookup(ifname=function.ifname)[0], address=mac)
+
+
+def test_traffic_to_another_machine(nic: PhysicalNic, wire: str, namespaces: Namespaces) -> None:
+    one, other = namespaces(), namespaces()
+    lend(nic.functions[0], one, 5)
+    with IPRoute() as route, other.path.open() as namespace:
+        route.link("set", index=route.link_lookup(ifname=wire)[0], net_ns_fd=namespace.fileno())
+    configure(other, wire, "10.79.0.9/24")
+    wait_until(lambda: has_carrier(other, wire), 30)
+    assert talk(one, other, "10.79.0.5") == b"10.79.0.9"
+    assert talk(other, one, "10.79.0.9") == b"10.79.0.5"
+
+
+def lend(function: VirtualFunction, netns: Netns, number: int) -> None:
+    function.move(netns, "eth0")
+    assert function.ifname == ""
+    configure(netns, "eth0", f"10.79.0.{number}/24", f"fd79::{number}/64")
+    wait_until(lambda: has_carrier(netns, "eth0"), 30)
 
 
 def has_carrier(netns: Netns, ifname: str) -> bool:

@@ -41,7 +41,7 @@ def run(command: Sequence[str]) -> int:
     """One command in a guest, its output here when it has ended."""
     with Guest(provide(progress=show), command) as guest:
         try:
-            return guest.wait(seconds=SECONDS)
+            return guest.wait(seconds=SECONDS) or 0
         finally:
             if guest.output.exists():
                 shutil.copyfileobj(guest.output.open("rb"), sys.stdout.buffer)

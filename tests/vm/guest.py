@@ -34,6 +34,7 @@ KERNEL_ARGUMENTS: Final = (
     # What costs an emulated machine time and proves nothing here.
     *("mitigations=off", "nokaslr", "audit=0", "apparmor=0", "selinux=0", "no_timer_check", "cryptomgr.notests"),
 )
+LOOK_SECONDS: Final = 0.1
 _END: Final = "code"
 _OUTPUT: Final = "output"
 _CONSOLE: Final = "console.log"
@@ -66,13 +67,17 @@ class Guest:
         return f"<Guest {self._parts.release} {'runs' if self._qemu.alive else 'stopped'}>"
 
     def __enter__(self) -> Self:
-        self._qemu.start()
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def start(self) -> None:
+        """Starts it, and waits for nothing."""
+        self._qemu.start()
 
     def stop(self) -> None:
         """Ends it at once. Its folder goes with it."""
@@ -96,17 +101,19 @@ class Guest:
         said = path.read_text(errors="replace") if path.exists() else ""
         return (self._qemu.tail() + "\n" + said).strip()
 
-    def wait(self, *, seconds: float, tick: Callable[[], None] = lambda: None) -> int:
-        """The command's exit code, when it has ended. Calls `tick` ten times a second.
+    def wait(self, *, seconds: float, until: Callable[[], bool] = lambda: False) -> int | None:
+        """The command's exit code when it has ended, or None as soon as `until` holds, which is asked now and then.
 
         Raises:
             GuestFailed: the guest ended without, or `seconds` have passed.
         """
         deadline = time.monotonic() + seconds
         while self.alive and time.monotonic() < deadline:
-            tick()
-            time.sleep(0.1)
-        tick()
+            if until():
+                return None
+            time.sleep(LOOK_SECONDS)
+        if until():
+            return None
         code = self.job / _END
         if not code.exists():
             what = "ran out of time" if self.alive else "ended by itself"

@@ -43,4 +43,4 @@ def played_parts() -> Parts:
 
 guest.Guest = PlayedGuest  # type: ignore[misc]
 parts.cached = played_parts
-bytecode.compile_for_guests = lambda tests: None
+bytecode.compile_for_guests = lambda tests: None  # noqa: ARG005 - its name is part of the signature

@@ -84,32 +84,27 @@ class Remote:
             environment={WANTED_VARIABLE: str(Guest.JOB / "wanted"), REPORTS_VARIABLE: str(Guest.JOB / "reports")},
         )
         (self._guest.job / "wanted").write_text("\n".join(item.nodeid for item in items))
-        self._guest.__enter__()
+        self._guest.start()
 
     def _wait_for(self, nodeid: str) -> None:
         """Until the test's last report is there, or none can come any more."""
         running = self._guest
         assert running is not None
 
-        class Enough(Exception):
-            """Has come."""
-
-        def look() -> None:
+        def complete() -> bool:
             self._receive()
-            reports = self._reports.get(nodeid)
-            if reports and reports[-1].when == "teardown":
-                raise Enough
+            reports = self._reports.get(nodeid, [])
+            return bool(reports) and reports[-1].when == "teardown"
 
         if self._ended:
             return
         try:
-            look()
-            code = running.wait(seconds=SILENCE_SECONDS, tick=look)
-            self._ended = f"pytest in the guest exited {code} without it\n{_end_of(running.output)}"
+            code = running.wait(seconds=SILENCE_SECONDS, until=complete)
         except GuestFailed as problem:
             self._ended = f"{problem}\n{_end_of(running.output)}"
-        except Enough:
-            pass
+        else:
+            if code is not None:
+                self._ended = f"pytest in the guest exited {code} without it\n{_end_of(running.output)}"
 
     def _receive(self) -> None:
         assert self._guest is not None

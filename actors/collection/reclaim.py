@@ -3,12 +3,12 @@
 Everything is read from the store, now. The owner gives up exactly the record that was judged: one that was taken over
 or written anew since stays. So two collectors at work at a time do the same thing twice, and nothing worse.
 
-The SpiderEndpoint of what is freed forgets it afterwards. A crash in between leaves one that shows too much; the audit
-(`actors.collection.audit`) mends that.
+The SpiderEndpoint of what is freed forgets it afterwards, and that is tried for some seconds: once the records are gone
+nobody comes back for it. A crash in between leaves one that shows too much, for the audit (`actors.collection.audit`).
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import assert_never
 
 import anyio
@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 _audit = logging.getLogger("spiderpool.audit")
 
 _POOL_SECONDS = 60.0
+_PAUSES = (0.1, 0.5, 2.0, 5.0)
+"""Seconds between the tries to have a SpiderEndpoint forget what was freed."""
 _AT_A_TIME = 16
 """Pods that are looked up at once: a node that dies, or a namespace, has many."""
 
@@ -125,13 +127,27 @@ class Reclaimer:
                 freed.setdefault(uid, []).extend(answer.addresses)
                 nics.setdefault(uid, set()).add(nic)
         for uid, addresses in freed.items():
-            if pod is None and not wanted:
-                # Whatever it shows of these NICs: a late copy of an ADD may have written what was freed before, and
-                # what was freed now may have been freed the last time, when the answer was lost.
-                await self._endpoints.drop(first.namespace, first.name, uid=uid, gone=nics[uid].__contains__)
-            if addresses:
-                await self._endpoints.withdraw(first.namespace, first.name, uid=uid, addresses=addresses)
+            await self._forget(first, uid, addresses, nics[uid] if pod is None and not wanted else set())
         return changed
+
+    async def _forget(self, held: Held, uid: str, addresses: Sequence[str], nics: Collection[str]) -> None:
+        """Have the SpiderEndpoint of a pod forget addresses, and all that it shows of `nics`.
+
+        A late copy of an ADD may have written what was freed before, and what was freed now may have been freed the
+        last time, when the answer was lost.
+        """
+        for pause in (*_PAUSES, None):
+            try:
+                if nics:
+                    await self._endpoints.drop(held.namespace, held.name, uid=uid, gone=nics.__contains__)
+                if addresses:
+                    await self._endpoints.withdraw(held.namespace, held.name, uid=uid, addresses=addresses)
+            except (StoreError, EndpointContended):
+                if pause is None:
+                    raise
+                await anyio.sleep(pause)
+            else:
+                return
 
     async def _wanted(self, held: Held) -> bool:
         for fixed in wanting(held, machines=self._machines()):

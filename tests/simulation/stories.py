@@ -1,6 +1,7 @@
 """What happens beside the plain pods of a simulated world: StatefulSets, pods with two NICs, pools that change."""
 
 import json
+from functools import partial
 
 import anyio
 
@@ -95,7 +96,7 @@ async def _joined(world: World, name: str, mark: str) -> None:
             await world.truth.delete(POD, name, namespace=NAMESPACE)  # it will never be
             return
         await anyio.sleep(1.0)
-    addresses = tuple(ip for one in world.entries() if one.container_id == cid for ip in one.addresses)
+    addresses = _of_all(world, cid)
     if len(set(addresses)) != 2 * (1 + len(NETWORKS)):
         msg = f"{name}: {', '.join(addresses)}: two addresses were due for each of its NICs"
         raise Violation(msg)
@@ -110,8 +111,11 @@ async def _joined(world: World, name: str, mark: str) -> None:
     await world.truth.delete(POD, name, namespace=NAMESPACE)
 
 
-def statefulset(name: str, *, replicas: int, lives: int) -> Story:
-    """Pods of one name each, one after the other, wherever; some come while the last one's sandbox still lives."""
+def statefulset(name: str, *, replicas: int, lives: int, networks: bool = False) -> Story:
+    """Pods of one name each, one after the other, wherever; some come while the last one's sandbox still lives.
+
+    With `networks` each has three NICs, all of which keep what they have.
+    """
 
     async def story(world: World) -> None:
         made = await world.truth.create(
@@ -123,22 +127,24 @@ def statefulset(name: str, *, replicas: int, lives: int) -> Story:
         )
         async with anyio.create_task_group() as group:
             for ordinal in range(replicas):
-                group.start_soon(_ordinal, world, owner, ordinal, lives)
+                group.start_soon(_ordinal, world, owner, ordinal, lives, networks)
         await world.truth.delete(STATEFULSET, name, namespace=NAMESPACE)
 
     return story
 
 
-async def _ordinal(world: World, owner: OwnerReference, ordinal: int, lives: int) -> None:
+async def _ordinal(world: World, owner: OwnerReference, ordinal: int, lives: int, networks: bool) -> None:
     name = f"{owner.name}-{ordinal}"
+    named = {annotations.MULTUS_NETWORKS: ",".join(NETWORKS)} if networks else {}
     expected: tuple[str, ...] = ()
     async with anyio.create_task_group() as group:
         for life in range(lives):
             node = world.random.choice(NODES)
-            meta = ObjectMeta(name=name, namespace=NAMESPACE, owner_references=[owner])
+            meta = ObjectMeta(name=name, namespace=NAMESPACE, owner_references=[owner], annotations=named)
             pod = await world.truth.create(POD, Pod(metadata=meta, spec=PodSpec(node_name=node)))
-            cid, result = await _started(world, node, pod, f"5{ordinal:x}{life:x}")
-            addresses = _addresses(result)
+            mark = f"5{sum(map(ord, owner.name)) % 16:x}{ordinal:x}{life:x}"
+            cid, result = await _started(world, node, pod, mark, networks=networks)
+            addresses = _of_all(world, cid) if networks else _addresses(result)
             if expected and addresses != expected:
                 msg = f"{name} had {', '.join(expected)} and has {', '.join(addresses)} now"
                 raise Violation(msg)
@@ -148,30 +154,31 @@ async def _ordinal(world: World, owner: OwnerReference, ordinal: int, lives: int
             await anyio.sleep(world.random.uniform(*world.lifetime))
             world.check()
             if world.random.random() < 0.5:
-                await _ended(world, node, pod, cid, 0.0)
+                await _ended(world, node, pod, cid, 0.0, networks=networks)
                 await world.truth.delete(POD, name, namespace=NAMESPACE)
             else:
                 # By force: the next pod comes at once, and the sandbox of this one goes when its kubelet gets to it.
                 await world.truth.delete(POD, name, namespace=NAMESPACE)
-                group.start_soon(_ended, world, node, pod, cid, world.random.uniform(0.1, 3.0))
+                later = partial(_ended, world, node, pod, cid, world.random.uniform(0.1, 3.0), networks=networks)
+                group.start_soon(later)
 
 
-async def _started(world: World, node: str, pod: Pod, mark: str) -> tuple[str, Result]:
+async def _started(world: World, node: str, pod: Pod, mark: str, *, networks: bool = False) -> tuple[str, Result]:
     sandbox = 0
     while True:
         sandbox += 1
         cid = f"{mark}b{sandbox:x}".ljust(64, "d")
-        result = await world.call(node, world.invocation(Verb.ADD, pod, cid))
+        result = await world.call(node, world.invocation(Verb.ADD, pod, cid, networks=networks))
         if result is not None:
             return cid, result
-        await world.delete(node, pod, cid)
+        await world.delete(node, pod, cid, networks=networks)
         await anyio.sleep(0.5)
 
 
-async def _ended(world: World, node: str, pod: Pod, cid: str, seconds: float) -> None:
+async def _ended(world: World, node: str, pod: Pod, cid: str, seconds: float, *, networks: bool) -> None:
     await anyio.sleep(seconds)
     world.held.pop(cid, None)
-    await world.delete(node, pod, cid)
+    await world.delete(node, pod, cid, networks=networks)
 
 
 async def closing(world: World) -> None:
@@ -238,6 +245,12 @@ async def rewriting(world: World) -> None:
             )
         except Conflict:
             continue
+
+
+def _of_all(world: World, cid: str) -> tuple[str, ...]:
+    """Addresses of all NICs of a sandbox, as the journal has them."""
+    mine = sorted((one for one in world.entries() if one.container_id == cid), key=lambda one: one.ifname)
+    return tuple(ip for one in mine for ip in one.addresses)
 
 
 def _addresses(result: Result | None) -> tuple[str, ...]:

@@ -23,11 +23,16 @@ _DISTURBANCES: Final[dict[str, Disturbance]] = {"crashes": crashes, "roll-overs"
 _STORIES: Final[dict[str, Callable[[], list[Story]]]] = {
     "names": lambda: [statefulset("web", replicas=2, lives=3)],
     "duos": lambda: [two_nics(number) for number in range(3)],
+    "named trios": lambda: [statefulset("db", replicas=1, lives=3, networks=True)],
     "trios": lambda: [joined(number) for number in range(2)],
     "closing": lambda: [closing],
     "conflicts": lambda: [conflict(number) for number in range(2)],
     "foreign": lambda: [rewriting],
 }
+
+
+_NAMED: Final = frozenset({"names", "named trios"})
+"""Stories of pods whose SpiderEndpoints no pod owns."""
 
 
 class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -98,6 +103,9 @@ def play(plan: Plan) -> None:
         world.ages.rest = 28.0
     if plan.forgetful:
         world.settle_seconds = 400.0
+    if plan.disturb == "crashes" and not _NAMED.isdisjoint(plan.stories):
+        # A collector that dies between a record and its SpiderEndpoint leaves the latter to the slow audit.
+        world.cleaning, world.settle_seconds = True, 700.0
     if "foreign" in plan.stories:
         world.settle_seconds = 1500.0  # what they leave of a pod with two NICs is found by the slow audit, in two looks
     disturb = _DISTURBANCES[plan.disturb] if plan.disturb else None

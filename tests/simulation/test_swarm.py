@@ -26,6 +26,7 @@ def test_the_worlds_differ_and_a_number_is_always_the_same_one() -> None:
         "names",
         "duos",
         "trios",
+        "named trios",
         "closing",
         "conflicts",
         "foreign",

@@ -24,6 +24,7 @@ from actors.agent import Agent
 from actors.controller import Controller
 from actors.node.detection import Terms
 from actors.node.networks import Meta
+from api.configfile import ConfigFile
 from api.core import Namespace, Node, Pod, PodSpec
 from api.ippool import AllocationRecord, IPPoolSpec, SpiderIPPool, decode_records
 from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NETWORKATTACHMENT, NODE, POD
@@ -112,6 +113,8 @@ class World:
         """Of a pod, in seconds."""
         self.collecting = True
         """Whether there is a collector."""
+        self.cleaning = False
+        """Whether SpiderEndpoints that no pool knows go with the slow audit."""
         self.settle_seconds = 60.0
         """How long the last releases may take, once no journal has an entry any more."""
         self.random = random.Random(seed)
@@ -156,7 +159,12 @@ class World:
             policy=policy,
             random=self.random,
         )
-        settings = ControllerSettings(pod_namespace="spiderpool", pod_name=name, gc_ip_enabled=self.collecting)
+        settings = ControllerSettings(
+            pod_namespace="spiderpool",
+            pod_name=name,
+            gc_ip_enabled=self.collecting,
+            config=ConfigFile(enable_clean_outdated_endpoint=self.cleaning),
+        )
         controller = self.controllers[name] = Controller(self._system(), faulty, settings=settings, path=name)
         if self._spread:
             peer = Peer(account="system:serviceaccount:spiderpool:spiderpool-controller", node="n1", role="controller")

@@ -475,6 +475,11 @@ class Lab:
         self.control_plane.request("POST", IPPOOLS, {**POOL_TYPE, "metadata": {"name": name}, "spec": spec})
         self._pools.append(name)
 
+    def remove_pool(self, name: str) -> None:
+        """A pool that is empty again goes before the lab does."""
+        self.control_plane.request("DELETE", f"{IPPOOLS}/{name}")
+        self._pools.remove(name)
+
     def status(self, name: str) -> dict[str, Any]:
         """A pool's status."""
         return dict(self.control_plane.request("GET", f"{IPPOOLS}/{name}").body.get("status", {}))

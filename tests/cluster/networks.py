@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -128,39 +127,6 @@ class LivePod(msgspec.Struct, frozen=True):
 def _unknown(name: str, address: str) -> str:
     msg = f"no interface of {name} has {address}"
     raise LookupError(msg)
-
-
-@contextmanager
-def without_routes(host: Host, *destinations: str, table: str = "main") -> Iterator[None]:
-    """All routes of a table to these destinations are taken away, and come back. Raises LookupError."""
-    with ExitStack() as undo:
-        for destination in destinations:
-            family = "-6" if ":" in destination else "-4"
-            words = ["ip", family, "route"]
-            shown = host.run([*words, "show", destination, "table", table]).stdout.splitlines()
-            if not shown:
-                raise LookupError(f"{host.name} has no route to {destination} in table {table}")
-            for line in shown:
-                host.run([*words, "delete", *line.split(), "table", table])
-                undo.callback(host.run, [*words, "add", *line.split(), "table", table])
-        yield
-
-
-@contextmanager
-def without_rule(host: Host, selector: str, *, family: str = "-4") -> Iterator[None]:
-    """The rule whose text has `selector` in it is taken away, and comes back. Raises LookupError."""
-    words = ["ip", family, "rule"]
-    for line in host.run([*words, "show"]).stdout.splitlines():
-        priority, _, rule = line.partition(":")
-        if selector in rule:
-            what = [*rule.split(), "priority", priority]
-            host.run([*words, "delete", *what])
-            try:
-                yield
-            finally:
-                host.run([*words, "add", *what])
-            return
-    raise LookupError(f"{host.name} has no rule {selector}")
 
 
 def service(name: str, *, selector: Mapping[str, str] | None = None, **spec: Any) -> dict[str, Any]:

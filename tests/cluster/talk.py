@@ -1,20 +1,47 @@
-"""Who talks to whom, and by which link: servers that tell the client who it is to them, and counters of packets."""
+"""Who talks to whom, and by which link: servers that tell the client who it is to them, counters of packets, ways gone.
+
+Not of the lab's machines only: guests of `tests.vm` use it as well.
+"""
 
 from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import Final, Self
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Final, Protocol, Self
 
-from tests.cluster.lab import Host
+from tests.netns import Netns
 
 PORT: Final = 8081
 _SECONDS: Final = 2.0
 _TABLE: Final = "inet lab-watch"
 _HOOKS: Final = {"in": "prerouting", "out": "postrouting"}
+
+
+class Host(Protocol):
+    """Who has a network namespace in which commands can be run, `nft` and `ip` among them."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    def netns(self) -> Netns:
+        """The namespace."""
+        ...
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        check: bool = True,
+        input: str | None = None,  # noqa: A002 - as subprocess names it
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end."""
+        ...
 
 
 class Teller:
@@ -165,3 +192,36 @@ class Watch:
 
 def _name(key: tuple[str, str]) -> str:
     return f"{key[0]}-{key[1]}"
+
+
+@contextmanager
+def without_routes(host: Host, *destinations: str, table: str = "main") -> Iterator[None]:
+    """All routes of a table to these destinations are taken away, and come back. Raises LookupError."""
+    with ExitStack() as undo:
+        for destination in destinations:
+            family = "-6" if ":" in destination else "-4"
+            words = ["ip", family, "route"]
+            shown = host.run([*words, "show", destination, "table", table]).stdout.splitlines()
+            if not shown:
+                raise LookupError(f"{host.name} has no route to {destination} in table {table}")
+            for line in shown:
+                host.run([*words, "delete", *line.split(), "table", table])
+                undo.callback(host.run, [*words, "add", *line.split(), "table", table])
+        yield
+
+
+@contextmanager
+def without_rule(host: Host, selector: str, *, family: str = "-4") -> Iterator[None]:
+    """The rule whose text has `selector` in it is taken away, and comes back. Raises LookupError."""
+    words = ["ip", family, "rule"]
+    for line in host.run([*words, "show"]).stdout.splitlines():
+        priority, _, rule = line.partition(":")
+        if selector in rule:
+            what = [*rule.split(), "priority", priority]
+            host.run([*words, "delete", *what])
+            try:
+                yield
+            finally:
+                host.run([*words, "add", *what])
+            return
+    raise LookupError(f"{host.name} has no rule {selector}")

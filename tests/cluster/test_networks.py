@@ -28,11 +28,9 @@ from tests.cluster.networks import (
     served,
     service,
     started,
-    without_routes,
-    without_rule,
 )
 from tests.cluster.product import Product, is_ready
-from tests.cluster.talk import PORT, Teller, Watch, ask, silent
+from tests.cluster.talk import PORT, Teller, Watch, ask, silent, without_routes, without_rule
 from tests.cluster.workload import Deployment
 
 pytestmark = pytest.mark.timeout(300)

@@ -26,11 +26,9 @@ from tests.cluster.networks import (
     served,
     service,
     started,
-    without_routes,
-    without_rule,
 )
 from tests.cluster.product import Product
-from tests.cluster.talk import PORT, Teller, Watch, ask, silent
+from tests.cluster.talk import PORT, Teller, Watch, ask, silent, without_routes, without_rule
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -23,10 +23,9 @@ from cni.plan import AddressPlan, LinkPlan
 from cni.result import Result
 from runtime.actor import Ref, System
 from runtime.supervision import Supervisor
-from tests.node.conftest import Segment, segment, talk
+from tests.node.conftest import Segment, talk
 from tests.rules.test_cni_protocol import invoke
 
-__all__ = ("segment",)
 pytestmark = pytest.mark.node
 
 POD = AddressPlan(addresses=("10.77.0.5/24",))
@@ -127,31 +126,10 @@ async def reach(segment: Segment, master: str, address: str) -> bytes:
         assert await kernel.detach_link(plan.netns, "eth0")
 
 
-async def test_ifacer_n00001_n00002_n00003_n00005_n00006_vlan(ifacer: Ifacer, segment: Segment) -> None:
+async def test_N00001_create_a_vlan_sub_interface(ifacer: Ifacer, segment: Segment) -> None:
     segment.neighbour.run(_tagged_neighbour)
-    # N00005: the parent is down. N00001: the VLAN is made, and up.
-    await change("up0", state="down")
     await ifacer.add("up0", vlanID=100)
-    made = await links()
-    assert (made["up0"], made["up0.100"]) == (("veth", None, True, ""), ("vlan", 100, True, ""))
-    assert await reach(segment, "up0.100", "10.100.0.1") == b"10.100.0.5"
-    index = socket.if_nametoindex("up0.100")
-    # N00002: once more, for another pod: nothing changes.
-    await ifacer.add("up0", vlanID=100)
-    assert (socket.if_nametoindex("up0.100"), await links()) == (index, made)
-    await ifacer.check("up0", vlanID=100)
-    # N00003: it is down.
-    await change("up0.100", state="down")
-    with pytest.raises(StateDiffers, match=r"up0\.100 is down"):
-        await ifacer.check("up0", vlanID=100)
-    await ifacer.add("up0", vlanID=100)
-    assert (socket.if_nametoindex("up0.100"), await links()) == (index, made)
-    # N00006: it has gone, as after a reboot.
-    await remove("up0.100")
-    with pytest.raises(StateDiffers, match=r"VLAN up0\.100 is missing"):
-        await ifacer.check("up0", vlanID=100)
-    await ifacer.add("up0", vlanID=100)
-    assert await links() == made
+    assert (await links())["up0.100"] == ("vlan", 100, True, "")
     assert await reach(segment, "up0.100", "10.100.0.1") == b"10.100.0.5"
     # Another id hears nothing.
     await ifacer.add("up0", vlanID=200)
@@ -159,7 +137,25 @@ async def test_ifacer_n00001_n00002_n00003_n00005_n00006_vlan(ifacer: Ifacer, se
         await reach(segment, "up0.200", "10.100.0.1")
 
 
-async def test_ifacer_n00004_the_same_id_under_another_name(ifacer: Ifacer, segment: Segment) -> None:
+async def test_N00002_the_vlan_exists(ifacer: Ifacer) -> None:
+    await ifacer.add("up0", vlanID=100)
+    made, index = await links(), socket.if_nametoindex("up0.100")
+    await ifacer.add("up0", vlanID=100)
+    assert (await links(), socket.if_nametoindex("up0.100")) == (made, index)
+    await ifacer.check("up0", vlanID=100)
+
+
+async def test_N00003_the_vlan_exists_and_is_down(ifacer: Ifacer) -> None:
+    await ifacer.add("up0", vlanID=100)
+    made, index = await links(), socket.if_nametoindex("up0.100")
+    await change("up0.100", state="down")
+    with pytest.raises(StateDiffers, match=r"up0\.100 is down"):
+        await ifacer.check("up0", vlanID=100)
+    await ifacer.add("up0", vlanID=100)
+    assert (await links(), socket.if_nametoindex("up0.100")) == (made, index)
+
+
+async def test_N00004_the_same_vlan_id_under_another_name(ifacer: Ifacer, segment: Segment) -> None:
     await add_vlan("tagged", "up0", 100)
     before = await links()
     with pytest.raises(InterfaceExists, match=r"tagged \(not made here\) is VLAN 100 on up0; network lan, pod default"):
@@ -182,6 +178,28 @@ async def test_ifacer_n00004_the_same_id_under_another_name(ifacer: Ifacer, segm
     with pytest.raises(InterfaceExists, match=words):
         await ifacer.add("up0", vlanID=300)
     assert not (await links())["up0"][2], "set up for nothing, and left so"
+
+
+async def test_N00005_the_master_is_down(ifacer: Ifacer) -> None:
+    await change("up0", state="down")
+    await ifacer.add("up0", vlanID=100)
+    made = await links()
+    assert (made["up0"], made["up0.100"]) == (("veth", None, True, ""), ("vlan", 100, True, ""))
+
+
+async def test_N00006_a_reboot_loses_vlan_and_bond(ifacer: Ifacer, segment: Segment) -> None:
+    bond = {"mode": 1, "options": "miimon=100"}
+    segment.neighbour.run(_tagged_neighbour)
+    await ifacer.add("up0", "up1", bond=bond, vlanID=100)
+    made = await links()
+    await remove("sp_bond0")
+    for name in ("up0", "up1"):
+        await change(name, state="up")
+    with pytest.raises(StateDiffers, match=r"bond sp_bond0 is missing, .*VLAN sp_bond0\.100 is missing"):
+        await ifacer.check("up0", "up1", bond=bond, vlanID=100)
+    await ifacer.add("up0", "up1", bond=bond, vlanID=100)
+    assert await links() == made
+    assert await reach(segment, "sp_bond0.100", "10.100.0.1") == b"10.100.0.5"
 
 
 async def test_a_bond_and_a_vlan_on_it(ifacer: Ifacer, segment: Segment) -> None:
@@ -298,21 +316,23 @@ async def test_a_failure_of_any_step_is_taken_back_and_after_a_crash_at_any_the_
 ) -> None:
     plan = _plan("up0", "up1", bond={"mode": 1, "options": "miimon=100;active_slave=up1"}, vlanID=100)
     before = await links()
+    kernel, happened = LinuxKernel(), True
     for at in itertools.count():
         for dies in (False, True):
             with monkeypatch.context() as patch:
                 cut = Cut(patch, at, dies=dies)
                 with suppress(KernelRefused, Killed):
-                    await asyncio.to_thread(parent.ensure_parent, plan, "network lan")
-            if not dies and await asyncio.to_thread(parent.parent_differences, plan, "network lan"):
+                    await kernel.ensure_parent(plan, "network lan")
+            happened = cut.happened
+            if not dies and await kernel.parent_differences(plan, "network lan"):
                 assert await links() == before, at
-            await asyncio.to_thread(parent.ensure_parent, plan, "network lan")
-            assert await asyncio.to_thread(parent.parent_differences, plan, "network lan") == [], at
+            await kernel.ensure_parent(plan, "network lan")
+            assert await kernel.parent_differences(plan, "network lan") == [], at
             await asyncio.to_thread(_remove_made)
             for name in ("up0", "up1"):
                 await change(name, state="up")
             assert await links() == before
-        if not cut.happened:
+        if not happened:
             break
     assert at > 7
 

@@ -11,9 +11,8 @@ from cni.errors import InterfaceExists, InvalidConfig, KernelRefused
 from cni.kernel import LinuxKernel
 from cni.plan import AddressPlan, LinkPlan
 from tests.netns import Netns
-from tests.node.conftest import Segment, segment, talk
+from tests.node.conftest import Segment, talk
 
-__all__ = ("segment",)
 pytestmark = pytest.mark.node
 
 FIRST = AddressPlan(addresses=("10.77.0.5/24", "fd77::5/64"))

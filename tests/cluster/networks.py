@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -157,11 +158,19 @@ def served(cluster: Cluster, client: Host, *names: str) -> None:
             cluster.wait(partial(ask, client, address, port=80), 20, f"an answer by Service {name} at {address}")
 
 
-def started(cluster: Cluster, *manifests: Mapping[str, Any], timeout: float = 90.0) -> dict[str, LivePod]:
-    """Pods of the namespace default by name, once all are Ready by their probes; other objects as well.
+@contextmanager
+def running(cluster: Cluster, *manifests: Mapping[str, Any]) -> Iterator[dict[str, LivePod]]:
+    """Pods of the namespace default by name, Ready by their probes, and other objects; gone behind the block.
 
     Raises LabFailed.
     """
+    try:
+        yield _started(cluster, *manifests)
+    finally:
+        cluster.delete(*manifests, timeout=120)
+
+
+def _started(cluster: Cluster, *manifests: Mapping[str, Any], timeout: float = 90.0) -> dict[str, LivePod]:
     names = [str(manifest["metadata"]["name"]) for manifest in manifests if manifest["kind"] == "Pod"]
     cluster.apply(*manifests)
     with ApiClient(cluster) as api:
@@ -190,8 +199,3 @@ def live(cluster: Cluster, item: dict[str, Any]) -> LivePod:
     # Nothing of it starts anew while a test looks at it.
     pid = node.processes_below(f"kubepods/*/pod{uid}")[0].pid
     return LivePod(name=name, uid=uid, node=node, host=Host(f"pod {name}", lambda: pid), item=item)
-
-
-def removed(cluster: Cluster, *pods: LivePod) -> None:
-    """Delete pods and wait until they are gone."""
-    cluster.kubectl("delete", "pod", *(pod.name for pod in pods), "--timeout=60s", timeout=70)

@@ -16,7 +16,10 @@ from typing import Final, Protocol, Self
 from tests.netns import Netns
 
 PORT: Final = 8081
-_SECONDS: Final = 2.0
+_SECONDS: Final = 3.0
+_SILENT_SECONDS: Final = 0.4
+"""Who answers does so in a millisecond."""
+
 _TABLE: Final = "inet lab-watch"
 _HOOKS: Final = {"in": "prerouting", "out": "postrouting"}
 
@@ -140,7 +143,7 @@ def ask(
 def silent(host: Host, address: str, *, port: int = PORT, udp: bool = False, source: str = "") -> bool:
     """Whether nobody answers."""
     try:
-        ask(host, address, port=port, udp=udp, source=source, seconds=1.0)
+        ask(host, address, port=port, udp=udp, source=source, seconds=_SILENT_SECONDS)
     except OSError:
         return True
     return False
@@ -163,7 +166,7 @@ class Watch:
         """
         self._host = host
         self._rules = {
-            (way, link): f'{"iif" if way == "in" else "oif"}name "{link}" meta l4proto {{{{ tcp, udp }}}} {expression}'
+            (way, link): f'{"iif" if way == "in" else "oif"}name "{link}" meta l4proto {{ tcp, udp }} {expression}'
             for way, expression in (("out", match), ("in", reply or match))
             for link in links
         }

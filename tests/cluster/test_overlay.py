@@ -22,10 +22,9 @@ from tests.cluster.networks import (
     NETWORKS,
     LivePod,
     cluster_ips,
-    removed,
+    running,
     served,
     service,
-    started,
 )
 from tests.cluster.product import Product
 from tests.cluster.talk import PORT, Teller, Watch, ask, silent, without_routes, without_rule
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.timeout(300)
 
 PODS: Final[dict[str, tuple[str, dict[str, str]]]] = {
     "bare-1": ("n1", {}),
-    "under-1": ("n1", {DEFAULT_NETWORK: "lan"}),
+    "under-1": ("n1", {DEFAULT_NETWORK: "default/lan"}),
     "over-1": ("n1", {NETWORKS: "lan"}),
     "over-2": ("n2", {NETWORKS: "lan"}),
     "directed": ("n2", {NETWORKS: "lan", DEFAULT_ROUTE: "net1"}),
@@ -64,15 +63,13 @@ def overlay(networked: Product) -> Iterator[Cluster]:
 def pods(overlay: Cluster) -> Iterator[dict[str, LivePod]]:
     """`PODS`, which tell who asks them, as nodes and the client beyond the router do."""
     services = [service(name) for name in SERVICES]
-    made = started(overlay, *services, *(pod(name, node=node, annotations=at) for name, (node, at) in PODS.items()))
-    hosts = {name: each.host for name, each in made.items()} | overlay.nodes | {"outside": overlay.outside}
-    with ExitStack() as tellers:
+    manifests = [pod(name, node=node, annotations=notes) for name, (node, notes) in PODS.items()]
+    with running(overlay, *services, *manifests) as made, ExitStack() as tellers:
+        hosts = {name: each.host for name, each in made.items()} | overlay.nodes | {"outside": overlay.outside}
         for name, host in hosts.items():
             tellers.enter_context(Teller(host, name))
         served(overlay, made["bare-1"].host, *SERVICES)
         yield made
-    removed(overlay, *made.values())
-    overlay.delete(*services)
     settled(overlay, expect=0)
     for node in overlay.nodes.values():
         kept = node.run(["ls", HOST_LOCAL]).stdout.split()
@@ -99,7 +96,7 @@ def test_the_first_interface_is_the_overlays_and_the_second_of_our_pools(
 
 def test_kubelet_probes_by_the_overlay(overlay: Cluster, pods: dict[str, LivePod]) -> None:
     each = pods["over-1"]
-    with Watch(each.host, "eth0", "net1", match="tcp sport 8080", reply="tcp dport 8080") as watch:
+    with Watch(each.host, "eth0", "net1", match="th sport 8080", reply="th dport 8080") as watch:
         overlay.wait(lambda: watch.packets().get(("out", "eth0"), 0) > 1, 15, "a probe")
         assert watch.packets().keys() == {("in", "eth0"), ("out", "eth0")}
 

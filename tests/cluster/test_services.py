@@ -19,10 +19,9 @@ from tests.cluster.lab.pods import pod
 from tests.cluster.networks import (
     LivePod,
     cluster_ips,
-    removed,
+    running,
     served,
     service,
-    started,
 )
 from tests.cluster.product import Product
 from tests.cluster.talk import PORT, Teller, Watch, ask, silent, without_routes, without_rule
@@ -74,14 +73,12 @@ def pods(product: Product) -> Iterator[dict[str, LivePod]]:
         _node_ports(LOCAL_PORT, "Local"),
         _node_ports(ANY_PORT, "Cluster"),
     ]
-    made = started(cluster, *objects, *(pod(name, node=node) for name, node in PODS.items()))
-    with ExitStack() as tellers:
-        for host, name in (*((each.host, name) for name, each in made.items()), (cluster.node("n1"), "n1")):
+    manifests = [pod(name, node=node) for name, node in PODS.items()]
+    with running(cluster, *objects, *manifests) as made, ExitStack() as tellers:
+        for name, host in ({name: each.host for name, each in made.items()} | {"n1": cluster.node("n1")}).items():
             tellers.enter_context(Teller(host, name))
         served(cluster, made["client"].host, "near", "far", "n1")
         yield made
-    removed(cluster, *made.values())
-    cluster.delete(*objects)
     settled(cluster, expect=0)
 
 

@@ -232,6 +232,7 @@ def test_plugin_is_installed_where_the_runtime_looks(render: Render) -> None:
     folders = {name: volumes(agent)[mounts[given[f"SPIDERPOOL_CNI_{name}_DIR"]]] for name in ("BIN", "CONF")}
     assert folders["BIN"]["hostPath"]["path"] == "/usr/libexec/cni"
     assert folders["CONF"]["hostPath"]["path"] == "/etc/kube/cni"
+    assert mounts["/etc/kube/cni"] == mounts[given["SPIDERPOOL_CNI_CONF_DIR"]], "other plugins know no other path"
     assert "SPIDERPOOL_CNI_PLUGINS" not in given
     more, _ = settings(render, "plugins.installCNI=true")
     assert more.cni_plugins == "spiderpool,macvlan,ipvlan,vlan,sriov,coordinator,ifacer"

@@ -63,7 +63,8 @@ def look(sockets: RouteSocket, plan: ParentPlan) -> ParentView:
         if free or not index:
             default = frozenset({route.default_device(sockets)} - {0})
     vlans = [one for one in link.listed(sockets, kind="vlan") if one.vlan_id == plan.vlan_id] if plan.vlan_id else []
-    wanted |= {one.parent_index for one in vlans if one.parent_netns is None}
+    tagged = [one for one in (*vlans, *links.values()) if one.kind == "vlan" and one.parent_netns is None]
+    wanted |= {one.parent_index for one in tagged}
     others = {index: found for index in wanted if (found := link.get_index(sockets, index)) is not None}
     return ParentView(
         links=links,

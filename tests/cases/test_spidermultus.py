@@ -16,7 +16,7 @@ from pyroute2 import IPRoute
 from tests.netns import Netns
 from tests.processes import networks
 from tests.processes.lab import CniError, Lab, Pod, call
-from tests.servers import CniBinaries, ServersUnavailable, debian_plugins
+from tests.servers import ServersUnavailable, debian_plugins
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(120)]
 
@@ -139,15 +139,13 @@ def address_of(ifname: str) -> Callable[[], list[str]]:
     return look
 
 
-def test_M00021_chained_plugins(made: Networks, cni_binaries: CniBinaries) -> None:
+def test_M00021_chained_plugins(made: Networks) -> None:
     try:
-        debian_plugins()
+        folder = debian_plugins()
     except ServersUnavailable as problem:
         pytest.skip(str(problem))
     tuning = {"type": "tuning", "mtu": 1380}
-    assert cni_binaries
     name = made.define("chained", made.macvlan(), tuning, COORDINATOR)
-    folder = debian_plugins()
     (made.lab.plugins / "tuning").unlink(missing_ok=True)
     (made.lab.plugins / "tuning").symlink_to(folder / "tuning")
     assert made.attach(name).run(link("net1"))["mtu"] == 1380

@@ -48,8 +48,9 @@ def on_link(network: str, version: int = 4) -> str:
 class Pod:
     """A container; the last byte of its addresses is its number."""
 
-    def __init__(self, lan: "Lan", number: int, versions: tuple[int, ...]) -> None:
+    def __init__(self, lan: "Lan", number: int, versions: tuple[int, ...], node: Netns) -> None:
         self.lan = lan
+        self.node = node
         self.number = number
         self.versions = versions
         self.netns = lan.segment.container()
@@ -58,21 +59,21 @@ class Pod:
         self.host_veth = f"veth{self.container_id[:11]}"
         self.plans: dict[str, CoordinationPlan] = {}
 
-    def attach(self, ifname: str, network: str) -> None:
+    def attach(self, ifname: str, network: str, *, kind: str = "macvlan", mode: str = "bridge") -> None:
         """A NIC as a main plugin leaves it."""
+        plan = LinkPlan(netns=self.path, ifname=ifname, master="ens0", kind=kind, mode=mode)
+        self.node.run(lambda: attachment.make_link(plan, Modes()))
+        self.configure(ifname, network)
 
-        def make() -> None:
-            attachment.make_link(LinkPlan(netns=self.path, ifname=ifname, master="ens0"), Modes())
-            plan = AddressPlan(
-                addresses=tuple(
-                    f"{address(network, self.number, version)}/{16 if version == 4 else 64}"
-                    for version in self.versions
-                ),
-                routes=tuple((_DEFAULT[version], address(network, 1, version)) for version in self.versions),
-            )
-            attachment.configure_link(self.path, ifname, plan)
-
-        self.lan.node.run(make)
+    def configure(self, ifname: str, network: str) -> None:
+        """A link that is there gets its addresses and routes."""
+        plan = AddressPlan(
+            addresses=tuple(
+                f"{address(network, self.number, version)}/{16 if version == 4 else 64}" for version in self.versions
+            ),
+            routes=tuple((_DEFAULT[version], address(network, 1, version)) for version in self.versions),
+        )
+        self.node.run(lambda: attachment.configure_link(self.path, ifname, plan))
 
     def overlay(self) -> None:
         """An `eth0` as Calico makes it."""
@@ -104,7 +105,7 @@ class Pod:
                     family = socket.AF_INET6
                     route.route("add", dst="default", gateway=CALICO_LINK_LOCAL, oif=index, proto=3, family=family)
 
-        self.lan.node.run(make)
+        self.node.run(make)
         self.netns.run(configure)
 
     @property
@@ -142,7 +143,7 @@ class Pod:
             ifname=ifname,
             conf=NetConfig(name="lan", coordinator=CoordinatorConfig(**conf)),  # type: ignore[arg-type]
         )
-        seen = self.lan.node.run(lambda: survey.survey(self.path))
+        seen = self.node.run(lambda: survey.survey(self.path))
         plan = coordination_plan(invocation, cluster, seen, ordinal=ordinal, names=names)
         assert plan is not None
         return plan
@@ -150,7 +151,7 @@ class Pod:
     def coordinate(self, ifname: str, cluster: Coordination = CLUSTER, **more: object) -> CoordinationPlan:
         """Build it, and see that all is there."""
         plan = self.plans[ifname] = self.plan(ifname, cluster, **more)  # type: ignore[arg-type]
-        self.lan.node.run(lambda: coordinator.coordinate(plan))
+        self.node.run(lambda: coordinator.coordinate(plan))
         assert self.differences() == []
         return plan
 
@@ -161,7 +162,7 @@ class Pod:
 
     def differences(self) -> list[str]:
         """What of all NICs is not as it was built."""
-        return [one for plan in self.plans.values() for one in self.lan.node.run(lambda plan=plan: differences(plan))]  # type: ignore[misc]
+        return [one for plan in self.plans.values() for one in self.node.run(lambda plan=plan: differences(plan))]  # type: ignore[misc]
 
     def delete(self, ifname: str) -> None:
         """DEL of one NIC."""
@@ -173,7 +174,7 @@ class Pod:
                 coordinator.uncoordinate(plan, pair=False)
             attachment.delete_link(self.path, ifname, kind="macvlan", pair=pair)
 
-        self.lan.node.run(leave)
+        self.node.run(leave)
 
     def way_to(self, destination: str, *, source: str = "") -> tuple[str, str]:
         """Link and source address that a packet would have: `ip route get`."""
@@ -194,31 +195,41 @@ class Lan:
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
-        self.node = segment.container()
+        self.ports: list[str] = []
+        self.node = self.further_node(NODE)
         self.router = segment.neighbour
         self._pods = 209
-        with IPRoute() as route:
-            route.link("add", ifname="node-nic", kind="veth", peer={"ifname": "node-port"})
-            lan = route.link_lookup(ifname="lan")[0]
-            route.link("set", index=route.link_lookup(ifname="node-port")[0], master=lan, state="up")
-            with self.node.path.open() as namespace:
-                nic = route.link_lookup(ifname="node-nic")[0]
-                route.link("set", index=nic, ifname="ens0", net_ns_fd=namespace.fileno())
-        self.node.run(_configure_node)
         self.router.run(_configure_router)
 
-    def pod(self, *, versions: tuple[int, ...] = (4,)) -> Pod:
-        """A container without any NIC."""
+    def further_node(self, addresses: dict[int, str]) -> Netns:
+        """A node with these addresses, by IP version."""
+        node = self.segment.container()
+        port = f"node{len(self.ports)}-port"
+        with IPRoute() as route:
+            route.link("add", ifname="node-nic", kind="veth", peer={"ifname": port})
+            self.ports.append(port)
+            lan = route.link_lookup(ifname="lan")[0]
+            route.link("set", index=route.link_lookup(ifname=port)[0], master=lan, state="up")
+            with node.path.open() as namespace:
+                nic = route.link_lookup(ifname="node-nic")[0]
+                route.link("set", index=nic, ifname="ens0", net_ns_fd=namespace.fileno())
+        node.run(lambda: _configure_node(addresses))
+        return node
+
+    def pod(self, *, versions: tuple[int, ...] = (4,), node: Netns | None = None) -> Pod:
+        """A container without any NIC, on the first node unless another is named."""
         self._pods += 1
-        return Pod(self, self._pods, versions)
+        return Pod(self, self._pods, versions, node or self.node)
 
 
 @contextmanager
 def lan_on(segment: Segment) -> Iterator[Lan]:
     """The LAN, gone at the end."""
-    yield Lan(segment)
+    lan = Lan(segment)
+    yield lan
     with IPRoute() as route:
-        route.link("del", index=route.link_lookup(ifname="node-port")[0])
+        for port in lan.ports:
+            route.link("del", index=route.link_lookup(ifname=port)[0])
 
 
 def _single(at: str) -> str:
@@ -244,13 +255,13 @@ def _forward() -> None:
         Path("/proc/sys/net", setting).write_text("1")
 
 
-def _configure_node() -> None:
+def _configure_node(addresses: dict[int, str]) -> None:
     _forward()
     with IPRoute() as route:
         nic, lo = (route.link_lookup(ifname=name)[0] for name in ("ens0", "lo"))
         route.link("set", index=lo, state="up")
-        route.addr("add", index=nic, address=NODE[4], prefixlen=16)
-        route.addr("add", index=nic, address=NODE[6], prefixlen=64, flags=2)
+        route.addr("add", index=nic, address=addresses[4], prefixlen=16)
+        route.addr("add", index=nic, address=addresses[6], prefixlen=64, flags=2)
         route.link("set", index=nic, state="up")
         route.route("add", dst="default", gateway=address("a", 1), proto=3)
         route.route("add", dst="default", gateway=address("a", 1, 6), family=socket.AF_INET6, proto=3)

@@ -122,9 +122,7 @@ class Guest:
 
     def keep(self, folder: Path) -> None:
         """Copies what it said and what the command printed."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in self.job.iterdir():
-            shutil.copy(path, folder)
+        shutil.copytree(self.job, folder, dirs_exist_ok=True)
 
     def _argv(self) -> list[str]:
         initrd = Path(self._temporary.name, "initramfs")

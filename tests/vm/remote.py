@@ -19,8 +19,9 @@ from typing import Any, Final, Literal
 import pytest
 
 from tests.isolation import GUEST_VARIABLE
+from tests.servers.process import ServerProcess
 from tests.servers.provide import CHECKOUT, ServersUnavailable
-from tests.vm import bytecode, guest, parts
+from tests.vm import beside, bytecode, guest, parts
 from tests.vm.guest import Guest, GuestFailed
 from tests.vm.reports import REPORTS_VARIABLE, WANTED_VARIABLE
 
@@ -42,6 +43,7 @@ class Remote:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._guest: Guest | None = None
+        self._beside: Sequence[ServerProcess] = ()
         self._unavailable = ""
         self._ended = ""
         self._reports: defaultdict[str, list[pytest.TestReport]] = defaultdict(list)
@@ -64,7 +66,9 @@ class Remote:
         return reports
 
     def stop(self) -> None:
-        """Ends the guest."""
+        """Ends the guest, and what runs for it."""
+        for process in self._beside:
+            process.stop()
         if self._guest is not None:
             self._guest.stop()
 
@@ -81,10 +85,15 @@ class Remote:
         self._guest = guest.Guest(
             found,
             [sys.executable, "-m", "pytest", *options, f"--timeout={TIMEOUT_SECONDS}", *files],
-            environment={WANTED_VARIABLE: str(Guest.JOB / "wanted"), REPORTS_VARIABLE: str(Guest.JOB / "reports")},
+            environment={
+                WANTED_VARIABLE: str(Guest.JOB / "wanted"),
+                REPORTS_VARIABLE: str(Guest.JOB / "reports"),
+                beside.VARIABLE: str(Guest.JOB),
+            },
         )
         (self._guest.job / "wanted").write_text("\n".join(item.nodeid for item in items))
         self._guest.start()
+        self._beside = beside.begin(items, self._guest.job)
 
     def _wait_for(self, nodeid: str) -> None:
         """Until the test's last report is there, or none can come any more."""

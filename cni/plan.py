@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from cni.config import NetConfig, shown
 from cni.errors import InvalidConfig, InvalidEnvironment, UnsupportedField
-from cni.protocol import Invocation
+from cni.protocol import Invocation, Verb
 from cni.result import Result
 
 MACVLAN_MODES = ("bridge", "private", "vepa", "passthru")
@@ -123,7 +123,12 @@ def link_plan(invocation: Invocation) -> LinkPlan:
                 _refuse_mac(field, mac)
             if conf.coordinator is not None and conf.coordinator.pod_mac_prefix:
                 _refuse_mac("coordinator.podMACPrefix", conf.coordinator.pod_mac_prefix)
-            return replace(plan, mode=_mode(conf, "ipvlan", IPVLAN_MODES), broadcast_queue_length=0)
+            return replace(
+                plan,
+                master=conf.master or _master_of_chain(invocation),
+                mode=_mode(conf, "ipvlan", IPVLAN_MODES),
+                broadcast_queue_length=0,
+            )
         case "vlan":
             return replace(plan, vlan_id=_vlan_id(conf), vlan_protocol=_vlan_protocol(conf), broadcast_queue_length=0)
         case _:
@@ -173,6 +178,13 @@ def _mode(conf: NetConfig, kind: str, known: tuple[str, ...]) -> str:
     if mode not in known:
         raise InvalidConfig(f"mode: {shown(mode)} is no {kind} mode", f"modes: {', '.join(known)}")
     return mode
+
+
+def _master_of_chain(invocation: Invocation) -> str:
+    """The one interface that earlier plugins of the list have made, on the node or in the container."""
+    if invocation.verb is not Verb.ADD or invocation.prev_result is None or len(invocation.prev_result.interfaces) != 1:
+        return ""
+    return invocation.prev_result.interfaces[0].name
 
 
 def _vlan_id(conf: NetConfig) -> int:

@@ -89,6 +89,17 @@ def test_ipvlan() -> None:
         plan({**IPVLAN, "mode": "bridge"})
 
 
+def test_ipvlan_on_what_a_plugin_before_it_has_made() -> None:
+    made = {"interfaces": [{"name": "bond0"}]}
+    body = {**IPVLAN, "master": "", "prevResult": made}
+    assert plan(body).master == "bond0"
+    assert plan({**body, "master": "eth1"}).master == "eth1"
+    assert plan({**body, "prevResult": {"interfaces": [*made["interfaces"], {"name": "eth7"}]}}).master == ""
+    # Of CHECK it is the link itself.
+    assert plan(body, command="CHECK").master == ""
+    assert plan({**body, "type": "macvlan"}).master == ""
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [

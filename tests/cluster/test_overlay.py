@@ -43,6 +43,8 @@ BOTH: Final = ("over-1", "over-2", "directed")
 SERVICES: Final = ("bare-1", "over-2")
 SERVICE_CIDRS: Final = plan.SERVICE_CIDRS.split(",")
 DEFAULTS: Final = ("default", "::/0")
+OVERLAYS_TABLE: Final = "100"
+"""Has the default route for packets from the overlay's address once more."""
 HOST_LOCAL: Final = f"/var/lib/cni/networks/{BRIDGE_NAME}"
 
 
@@ -109,9 +111,10 @@ def test_services_are_asked_by_the_overlay_and_as_its_address(overlay: Cluster, 
         with Watch(client.host, "eth0", "net1", match="th dport 80", reply="th sport 80") as watch:
             told, peer = ask(client.host, address, port=80, udp=udp)
             assert watch.packets().keys() == {("in", "eth0"), ("out", "eth0")}
-        assert told == "over-2" and peer in client.nics["eth0"]
-        with without_routes(client.host, cidr, default):
-            assert silent(client.host, address, port=80, udp=udp)
+        own = _family(address, *client.nics["eth0"])
+        assert (told, peer) == ("over-2", own)
+        with without_routes(client.host, cidr, default), without_routes(client.host, default, table=OVERLAYS_TABLE):
+            assert silent(client.host, address, port=80, udp=udp, source=own)
 
 
 def test_pods_on_the_lan_reach_overlay_pods_by_service(overlay: Cluster, pods: dict[str, LivePod]) -> None:
@@ -122,7 +125,9 @@ def test_pods_on_the_lan_reach_overlay_pods_by_service(overlay: Cluster, pods: d
         with Watch(client.host, "eth0", "veth0", match="th dport 80", reply="th sport 80") as watch:
             told, peer = ask(client.host, address, port=80, udp=udp)
             assert watch.packets().keys() == {("in", "veth0"), ("out", "veth0")}
-        assert told == name and peer in client.node.addresses
+        assert told == name and peer in {
+            it["local"] for link in client.node.links().values() for it in link["addr_info"]
+        }
         with without_routes(client.host, cidr):
             assert silent(client.host, address, port=80, udp=udp)
 
@@ -163,13 +168,15 @@ def test_the_default_route_is_the_overlays_unless_the_other_is_asked_for(
     pods: dict[str, LivePod], name: str, nic: str
 ) -> None:
     each = pods[name]
-    for address, default in zip(plan.OUTSIDE, DEFAULTS, strict=True):
+    for address, default, own in zip(plan.OUTSIDE, DEFAULTS, each.nics[nic], strict=True):
         with Watch(each.host, "eth0", "net1", reply=f"th sport {PORT}") as watch:
-            told, peer = ask(each.host, address)
-            assert told == "outside" and peer in each.nics[nic]
+            assert ask(each.host, address) == ("outside", own)
             assert watch.packets().keys() == {("in", nic), ("out", nic)}
-        with without_routes(each.host, default):
-            assert silent(each.host, address)
+        with ExitStack() as taken:
+            taken.enter_context(without_routes(each.host, default))
+            if nic == "eth0":
+                taken.enter_context(without_routes(each.host, default, table=OVERLAYS_TABLE))
+            assert silent(each.host, address, source=own)
 
 
 def test_nodes_and_their_pods_reach_each_other_by_the_overlays_pair(pods: dict[str, LivePod]) -> None:

@@ -43,8 +43,8 @@ def test_one_trace_per_add(control_plane: ControlPlane, jaeger: JaegerServer) ->
         assert above("shim exec") == ["cni ADD"]
         assert above("link.create") == ["cni ADD"]
         assert above("link.configure") == ["cni ADD"]
-        assert above("netlink create link") == ["link.create", "cni ADD"]
-        assert above("netlink add addresses") == ["link.configure", "cni ADD"]
+        assert above("netlink create link") == ["kernel make_link", "link.create", "cni ADD"]
+        assert above("netlink add addresses") == ["kernel configure_link", "link.configure", "cni ADD"]
         assert above("serve Allocate") == ["rpc Allocate", "cni ADD"]
         assert above("allocator.select")[0] == "serve Allocate"
         assert above("ippool.wait")[0] == "serve Allocate"

@@ -62,7 +62,7 @@ def run_command(
     *,
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
-    timeout: float = 60.0,
+    timeout: float = 180.0,
 ) -> str:
     """Runs a client program to its end.
 
@@ -137,7 +137,7 @@ class ServerProcess:
                 self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self._env
             )
 
-    def wait_until(self, ready: Callable[[], bool], *, seconds: float = 60.0, interval: float = 0.05) -> None:
+    def wait_until(self, ready: Callable[[], bool], *, seconds: float = 180.0, interval: float = 0.05) -> None:
         """Polls `ready` until it is true; connection errors count as not yet.
 
         Raises:

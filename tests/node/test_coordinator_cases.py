@@ -15,12 +15,10 @@ from api.route import Route
 from api.wire import Coordination
 from cni.errors import InvalidConfig
 from tests.netns import Netns
-from tests.node.conftest import Segment, segment
+from tests.node.conftest import Segment
 from tests.node.dnat import translate
 from tests.node.lan import CLUSTER, NODE, WORLD, Lan, Pod, address, lan_on, served
 from tests.node.picture import picture
-
-__all__ = ["segment"]
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
 

@@ -41,6 +41,8 @@ def played_parts() -> Parts:
     return Parts(tools=Path(), system=Path(), node=Path(), release="played")
 
 
-guest.Guest = PlayedGuest  # type: ignore[misc]
-parts.cached = played_parts
-bytecode.compile_for_guests = lambda tests: None  # noqa: ARG005 - its name is part of the signature
+def pytest_configure() -> None:
+    """Where this is a plugin, and not where a test imports a name of it."""
+    guest.Guest = PlayedGuest  # type: ignore[misc]
+    parts.cached = played_parts
+    bytecode.compile_for_guests = lambda tests: None  # noqa: ARG005 - its name is part of the signature

@@ -45,18 +45,31 @@ def planned(netns: Netns, rate: int) -> LimitPlan:
     return plan
 
 
+def best(measured: Callable[[int], list[float]]) -> tuple[list[float], list[float]]:
+    """What goes through at both rates at best: a limit is never passed, and a busy machine lets less through."""
+    slow, fast = measured(SLOW), measured(FAST)
+    for _ in range(3):
+        if all(about_double(*both) for both in zip(slow, fast, strict=True)):
+            break
+        slow = [max(both) for both in zip(slow, measured(SLOW), strict=True)]
+        fast = [max(both) for both in zip(fast, measured(FAST), strict=True)]
+    return slow, fast
+
+
 @pytest.mark.parametrize(("kind", "mode"), [("ipvlan", "l2"), ("vlan", "")])
 def test_both_directions(segment: Segment, kind: str, mode: str) -> None:
     pod, other = segment.container(), segment.container()
     attach(pod, kind, FIRST, master="up0", mode=mode)
     attach(other, kind, SECOND, master="up1", mode=mode)
     free = min(free_flow(pod, other, SECOND), free_flow(other, pod, FIRST))
-    speeds = []
-    for rate in (SLOW, FAST):
+
+    def measured(rate: int) -> list[float]:
         plan = planned(pod, rate)
         traffic.limit(plan)
         assert traffic.lifted(plan) == []
-        speeds.append([flow(pod, other, SECOND), flow(other, pod, FIRST)])
+        return [flow(pod, other, SECOND), flow(other, pod, FIRST)]
+
+    speeds = best(measured)
     for slow, fast in zip(*speeds, strict=True):
         assert about_double(slow, fast), speeds
         assert free > 2 * fast, (free, speeds)
@@ -75,15 +88,17 @@ def test_what_comes_from_the_segment_to_a_routed_link(segment: Segment, mode: st
         mac = route.link("get", index=parent)[0].get_attr("IFLA_ADDRESS")
     segment.neighbour.run(_knows("host", FIRST, mac))
     free = free_flow(segment.neighbour, pod, FIRST)
-    speeds = []
-    for rate in (SLOW, FAST):
+
+    def measured(rate: int) -> list[float]:
         traffic.limit(planned(pod, rate))
-        speeds.append(flow(segment.neighbour, pod, FIRST))
+        return [flow(segment.neighbour, pod, FIRST)]
+
+    (slow,), (fast,) = best(measured) if held else (measured(SLOW), measured(FAST))
     if held:
-        assert about_double(*speeds), speeds
-        assert free > 2 * speeds[1], (free, speeds)
+        assert about_double(slow, fast), (slow, fast)
+        assert free > 2 * fast, (free, slow, fast)
     else:
-        assert min(speeds) > 2 * FAST * MBIT / 8, (free, speeds)
+        assert min(slow, fast) > 2 * FAST * MBIT / 8, (free, slow, fast)
     # What it sends is held back in any mode.
     assert flow(pod, segment.neighbour, "10.77.0.1") < 1.5 * FAST * MBIT / 8
 

@@ -20,6 +20,8 @@ _SECONDS: Final = 3.0
 _SILENT_SECONDS: Final = 0.4
 """Who answers does so in a millisecond."""
 
+_PKTINFO: Final = 20
+"""Bytes: an address, and the index of a link."""
 _TABLE: Final = "inet lab-watch"
 _HOOKS: Final = {"in": "prerouting", "out": "postrouting"}
 
@@ -82,6 +84,7 @@ class Teller:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind(("::", self._port))
         self._sockets[0].listen(32)
+        self._sockets[1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
 
     def _streams(self, listening: socket.socket) -> None:
         while True:
@@ -95,13 +98,15 @@ class Teller:
     def _packets(self, packets: socket.socket) -> None:
         while True:
             try:
-                received, peer = packets.recvfrom(100)
+                received, asked, _, peer = packets.recvmsg(100, socket.CMSG_SPACE(_PKTINFO))
             except OSError:
                 return
             if not received:
                 return  # shut down
             with suppress(OSError):
-                packets.sendto(self._answer(peer[0]), peer)
+                # As the address that was asked: of a host with several, the kernel would choose by who asks.
+                source = [(level, kind, data[:16] + bytes(4)) for level, kind, data in asked]
+                packets.sendmsg([self._answer(peer[0])], source, 0, peer)
 
     def _answer(self, peer: str) -> bytes:
         return f"{self._name} {peer.removeprefix('::ffff:')}".encode()

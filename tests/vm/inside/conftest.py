@@ -38,14 +38,11 @@ def _nic_with_functions() -> PhysicalNic:
 def nic(_nic_with_functions: PhysicalNic) -> Iterator[PhysicalNic]:
     """The NIC eth0, up, with seven virtual functions, all with their interfaces here.
 
-    Before the next test all are made anew if one was moved or set; that takes seconds.
+    What a test changes of them is taken back, if need be by making all anew.
     """
-    nic = _nic_with_functions
-    before = nic.state()
-    yield nic
-    if nic.state() != before:
-        nic.set_functions(0)
-        nic.set_functions(FUNCTIONS)
+    before = _nic_with_functions.state()
+    yield _nic_with_functions
+    _nic_with_functions.restore(before)
 
 
 @pytest.fixture

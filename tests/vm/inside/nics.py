@@ -7,16 +7,19 @@ from a namespace where another had its name is called ``devN``.
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from tests.netns import Netns
 
 DEVICES = Path("/sys/bus/pci/devices")
 PROBE_SECONDS = 30.0
+UP = 1
 
 
 class VirtualFunction(msgspec.Struct, frozen=True):
@@ -44,6 +47,24 @@ class VirtualFunction(msgspec.Struct, frozen=True):
                 route.link("set", index=index, ifname=ifname, net_ns_fd=namespace.fileno())
 
         ask(work)
+
+
+class FunctionState(msgspec.Struct, frozen=True):
+    """All that a test may change of a virtual function.
+
+    Attributes:
+        settings: mac, vlan, qos, max_tx_rate, min_tx_rate, spoofchk and trust, as its NIC says them.
+        ifname: of its interface, empty while that is in another namespace.
+        mac: of the interface, from inside.
+        mtu: of the interface.
+        up: whether the interface is.
+    """
+
+    settings: dict[str, Any]
+    ifname: str
+    mac: str = ""
+    mtu: int = 0
+    up: bool = False
 
 
 class PhysicalNic:
@@ -77,24 +98,60 @@ class PhysicalNic:
 
     def settings(self, function: VirtualFunction) -> dict[str, Any]:
         """What the NIC says about one: mac, vlan, qos, max_tx_rate, min_tx_rate, spoofchk, trust."""
-        nic = ask(lambda route: next(iter(route.get_links(self._index(route), ext_mask=1))))
+        return ask(self._settings)[function.index]
+
+    def state(self) -> list[FunctionState]:
+        """Of all its functions."""
+        settings = ask(self._settings)
+        return [_state(settings[one.index], one.ifname) for one in self.functions]
+
+    def restore(self, before: list[FunctionState]) -> None:
+        """Makes its functions what they were, wherever they are: anew, which takes seconds, where nothing less does it.
+
+        That is where a MAC was set: nothing takes it back.
+        """
+        with suppress(NetlinkError, TimeoutError):
+            self._mend(before)
+        if self.state() != before:
+            self.set_functions(0)
+            self.set_functions(len(before))
+
+    def _mend(self, before: list[FunctionState]) -> None:
+        changed = [(one, was) for one, was, now in zip(self.functions, before, self.state(), strict=True) if was != now]
+        for one, _ in changed:
+            wait_until(lambda one=one: one.ifname, PROBE_SECONDS)
+
+        def work(route: IPRoute) -> None:
+            for one, was in changed:
+                index = route.link_lookup(ifname=one.ifname)[0]
+                route.link("set", index=index, state="down")
+                route.link("set", index=index, ifname=was.ifname, mtu=was.mtu, state="up" if was.up else "down")
+                said = was.settings
+                for part in (
+                    {"vlan": {"vlan": said["vlan"], "qos": said["qos"]}},
+                    {"rate": {"max_tx_rate": said["max_tx_rate"], "min_tx_rate": said["min_tx_rate"]}},
+                    {"spoofchk": said["spoofchk"]},
+                    {"trust": said["trust"]},
+                ):
+                    route.link("set", index=self._index(route), vf={"vf": one.index, **part})
+
+        ask(work)
+
+    def _settings(self, route: IPRoute) -> dict[int, dict[str, Any]]:
+        (nic,) = route.get_links(self._index(route), ext_mask=1)
+        found = {}
         for info in nic.get_attr("IFLA_VFINFO_LIST").get_attrs("IFLA_VF_INFO"):
             mac, vlan, rate = (info.get_attr(f"IFLA_VF_{name}") for name in ("MAC", "VLAN", "RATE"))
-            if mac["vf"] == function.index:
-                return {
-                    "mac": mac["mac"],
-                    "vlan": vlan["vlan"],
-                    "qos": vlan["qos"],
-                    "max_tx_rate": rate["max_tx_rate"],
-                    "min_tx_rate": rate["min_tx_rate"],
-                    "spoofchk": info.get_attr("IFLA_VF_SPOOFCHK")["spoofchk"],
-                    "trust": info.get_attr("IFLA_VF_TRUST")["trust"],
-                }
-        raise LookupError(f"{self} has no function {function.index}")
-
-    def state(self) -> list[Any]:
-        """All that a test may change of its functions: settings, and each interface that is here."""
-        return [(self.settings(one), one.ifname, _files(one.ifname)) for one in self.functions]
+            found[mac["vf"]] = {
+                "mac": mac["mac"],
+                "vlan": vlan["vlan"],
+                "qos": vlan["qos"],
+                "max_tx_rate": rate["max_tx_rate"],
+                "min_tx_rate": rate["min_tx_rate"],
+                "spoofchk": info.get_attr("IFLA_VF_SPOOFCHK")["spoofchk"],
+                "trust": info.get_attr("IFLA_VF_TRUST")["trust"],
+            }
+        return found
 
     def _index(self, route: IPRoute) -> int:
         index: int = route.link_lookup(ifname=self.ifname)[0]
@@ -112,9 +169,11 @@ def ask[T](work: Callable[[IPRoute], T]) -> T:
         return thread.submit(inside).result()
 
 
-def _files(ifname: str) -> list[str]:
-    folder = Path("/sys/class/net", ifname)
-    return [(folder / name).read_text() for name in ("address", "mtu", "flags")] if ifname else []
+def _state(settings: dict[str, Any], ifname: str) -> FunctionState:
+    if not ifname:
+        return FunctionState(settings=settings, ifname="")
+    mac, mtu, flags = (Path("/sys/class/net", ifname, name).read_text().strip() for name in ("address", "mtu", "flags"))
+    return FunctionState(settings=settings, ifname=ifname, mac=mac, mtu=int(mtu), up=bool(int(flags, 16) & UP))
 
 
 def wait_until(condition: Any, seconds: float) -> None:

@@ -121,10 +121,16 @@ def test_bond(segment: Segment) -> None:
     node.run(bond)
     configure(node, "bond0", "10.77.0.5/24")
     assert talk(segment.neighbour, node, "10.77.0.1") == b"10.77.0.5"
-    for port, heard in (("up0-port", True), ("up1-port", False)):
-        with IPRoute() as route:
-            route.link("set", index=route.link_lookup(ifname=port)[0], state="down")
-        assert silent(segment.neighbour, node, "10.77.0.1") is not heard
+    cut("up0-port")
+    # The bond looks at its slaves now and then, and TCP says again what was lost before.
+    assert talk(segment.neighbour, node, "10.77.0.1", timeout=15) == b"10.77.0.5"
+    cut("up1-port")
+    assert silent(segment.neighbour, node, "10.77.0.1")
+
+
+def cut(ifname: str) -> None:
+    with IPRoute() as route:
+        route.link("set", index=route.link_lookup(ifname=ifname)[0], state="down")
 
 
 def test_port_security(segment: Segment, namespaces: Namespaces) -> None:
@@ -151,7 +157,10 @@ def test_port_security(segment: Segment, namespaces: Namespaces) -> None:
             pod = segment.container()
             make(pod, "eth0", parent="up0", kind=kind, mode=mode)
             configure(pod, "eth0", f"10.77.0.{number}/24")
-            assert silent(segment.neighbour, pod, "10.77.0.1") is not heard, (kind, number)
+            if heard:
+                assert talk(segment.neighbour, pod, "10.77.0.1", timeout=15) == b"10.77.0.5"
+            else:
+                assert silent(segment.neighbour, pod, "10.77.0.1"), (kind, number)
             pod.run(lambda: _delete("eth0"))
     finally:
         subprocess.run(["nft", "delete", "table", "bridge", "security"], check=True)

@@ -25,17 +25,14 @@ CHECKOUT: Final = Path(__file__).resolve().parents[1]
 ROOMS: Final = ("api", "ipam", "telemetry", "runtime", "cni", "actors", "simulation", "ctl")
 SERVER_FIXTURES: Final = frozenset({"control_plane", "jaeger", "namespace", "cni_binaries"})
 LOGS: Final = CHECKOUT / "build" / "logs"
-"""Has a folder for each of those that hold tests: several may run at once."""
 
 
 def pytest_configure() -> None:
     """Cuts the run off from the machine's network; ``make servers`` has fetched what it needs before.
 
-    Examples may be drawn slowly: how fast a busy machine does it is no property of the code. The servers, all in Go,
-    live for minutes where there is memory to spare: collecting garbage more seldom saves a fifth of their CPU.
+    Examples may be drawn slowly: how fast a busy machine does it is no property of the code.
     """
     isolate()
-    os.environ.setdefault("GOGC", "400")
     if GUEST_VARIABLE in os.environ:
         return  # where importing hypothesis takes ten seconds
     from hypothesis import HealthCheck, settings
@@ -93,13 +90,8 @@ def _progress(terminal: Callable[[str], None]) -> Callable[[str], None]:
     return lambda line: terminal(f"servers: {line}")
 
 
-def kept_logs(request: pytest.FixtureRequest) -> Path | None:
-    """Where to keep logs: None while all went well."""
-    if not request.session.testsfailed:
-        return None
-    folder = LOGS / request.session.items[0].path.relative_to(CHECKOUT / "tests").parts[0]
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _kept(request: pytest.FixtureRequest) -> Path | None:
+    return LOGS if request.session.testsfailed else None
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +105,7 @@ def control_plane(request: pytest.FixtureRequest, _progress: Callable[[str], Non
         server.install_crds()
         yield server
     finally:
-        server.stop(keep=kept_logs(request))
+        server.stop(keep=_kept(request))
 
 
 @pytest.fixture
@@ -131,7 +123,7 @@ def jaeger(request: pytest.FixtureRequest, _progress: Callable[[str], None]) -> 
     try:
         yield server.start()
     finally:
-        server.stop(keep=kept_logs(request))
+        server.stop(keep=_kept(request))
 
 
 @pytest.fixture(scope="session", name="cni_binaries")

@@ -466,7 +466,9 @@ def _dump() -> list[str]:
     with IPRoute() as route:
         links = [one.get_attr("IFLA_IFNAME") for one in route.get_links()]
         addresses = [one.get_attr("IFA_ADDRESS") for one in route.get_addr() if one["scope"] != 253]
+        # Link-local ones come when duplicates have been looked for, some time after their link.
         routes = [f"{one.get_attr('RTA_DST')} {one['table']}" for one in route.get_routes()]
+        routes = [one for one in routes if not one.startswith("fe80:")]
         rules = [str(one["table"]) for one in route.get_rules()]
     return sorted(filter(None, links + addresses + routes + rules))
 

@@ -25,6 +25,7 @@ CHECKOUT: Final = Path(__file__).resolve().parents[1]
 ROOMS: Final = ("api", "ipam", "telemetry", "runtime", "cni", "actors", "simulation", "ctl")
 SERVER_FIXTURES: Final = frozenset({"control_plane", "jaeger", "namespace", "cni_binaries"})
 LOGS: Final = CHECKOUT / "build" / "logs"
+"""Has a folder for each of those that hold tests: several may run at once."""
 
 
 def pytest_configure() -> None:
@@ -90,8 +91,13 @@ def _progress(terminal: Callable[[str], None]) -> Callable[[str], None]:
     return lambda line: terminal(f"servers: {line}")
 
 
-def _kept(request: pytest.FixtureRequest) -> Path | None:
-    return LOGS if request.session.testsfailed else None
+def kept_logs(request: pytest.FixtureRequest) -> Path | None:
+    """Where to keep logs: None while all went well."""
+    if not request.session.testsfailed:
+        return None
+    folder = LOGS / request.session.items[0].path.relative_to(CHECKOUT / "tests").parts[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +111,7 @@ def control_plane(request: pytest.FixtureRequest, _progress: Callable[[str], Non
         server.install_crds()
         yield server
     finally:
-        server.stop(keep=_kept(request))
+        server.stop(keep=kept_logs(request))
 
 
 @pytest.fixture
@@ -123,7 +129,7 @@ def jaeger(request: pytest.FixtureRequest, _progress: Callable[[str], None]) -> 
     try:
         yield server.start()
     finally:
-        server.stop(keep=_kept(request))
+        server.stop(keep=kept_logs(request))
 
 
 @pytest.fixture(scope="session", name="cni_binaries")

@@ -1,8 +1,8 @@
 """Runs everything that proves the project, phase by phase: ``python -m tests.phases [PHASE...]``.
 
-A phase prints a line when it starts and one with its seconds when it ends. A phase that the later ones cannot do
-without ends the run when it fails; after any other the run goes on, so that one run shows all that is wrong. The last
-line counts tests: ``N passed, N failed, N skipped``. A lint check counts as a test.
+A phase prints a line when it starts and one with its seconds when it ends; some run side by side. A phase that the
+later ones cannot do without ends the run when it fails; after any other the run goes on, so that one run shows all that
+is wrong. The last line counts tests: ``N passed, N failed, N skipped``. A lint check counts as a test.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -89,14 +90,21 @@ def run(*argv: str | Path) -> int:
     return subprocess.run(argv, cwd=CHECKOUT, stdin=subprocess.DEVNULL, check=False).returncode
 
 
-def run_aside(*argv: str | Path) -> int:
-    """As `run`, for what does not have the terminal alone: says what it has to say when it has ended."""
-    ended = subprocess.run(
-        argv, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
-    sys.stdout.write(ended.stdout.decode(errors="replace"))
-    sys.stdout.flush()
-    return ended.returncode
+def run_beside(name: str, *argv: str | Path) -> int:
+    """As `run`, for what does not have the terminal alone: its lines bear its name."""
+    with subprocess.Popen(
+        argv,
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        for line in process.stdout or ():
+            sys.stdout.write(f"{name:>10} | {line}")
+            sys.stdout.flush()
+    return process.returncode
 
 
 def lint() -> tuple[Count, list[str]]:
@@ -140,11 +148,11 @@ def servers() -> tuple[Count, list[str]]:
     return Count(), [f"exited {code}"] if code else []
 
 
-def pytest_folder(folder: str) -> tuple[Count, list[str]]:
+def pytest_folder(folder: str, *, alone: bool) -> tuple[Count, list[str]]:
     """One folder of tests in a pytest of its own."""
     report = REPORTS / f"{folder}.xml"
     report.unlink(missing_ok=True)
-    start = run_aside if beside(f"tests/{folder}") is not None else run
+    start = run if alone else partial(run_beside, folder)
     code = start(sys.executable, "-m", "pytest", f"tests/{folder}", "--quiet", "--durations=3", f"--junit-xml={report}")
     if code == NO_TESTS:
         return Count(), []
@@ -172,7 +180,7 @@ def test_folders() -> list[str]:
     return [folder for folder in FOLDERS if folder in present] + sorted(present - set(FOLDERS))
 
 
-def perform(name: str) -> Outcome:
+def perform(name: str, *, alone: bool = True) -> Outcome:
     """Runs one phase with its two lines."""
     print(f"=== {name}", flush=True)
     start = time.monotonic()
@@ -186,7 +194,7 @@ def perform(name: str) -> Outcome:
         case "servers":
             count, failures = servers()
         case _:
-            count, failures = pytest_folder(name.removeprefix("tests/"))
+            count, failures = pytest_folder(name.removeprefix("tests/"), alone=alone)
     seconds = time.monotonic() - start
     print(f"=== {name}: {'FAILED' if failures else 'ok'} in {seconds:.1f} s", flush=True)
     return Outcome(name=name, seconds=seconds, count=count, failures=failures)
@@ -203,12 +211,14 @@ def main() -> int:
         parser.error(f"no phase {', '.join(sorted(unknown))}; there are {', '.join(phases)}")
     REPORTS.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    # Images of containers like to set it. A dozen pytests would each compile and rewrite all that they import.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
     begun = time.monotonic()
     outcomes: list[Outcome] = []
     for group in groups([name for name in phases if name in wanted or not wanted]):
         with ThreadPoolExecutor(len(group)) as pool:
-            outcomes += pool.map(perform, group)
+            outcomes += pool.map(partial(perform, alone=len(group) == 1), group)
         if outcomes[-1].failures and group[-1] in {"shim", "servers"}:
             break
     summarise(outcomes, seconds=time.monotonic() - begun)

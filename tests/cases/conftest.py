@@ -9,7 +9,7 @@ import pytest
 from tests.cases import kubevirt
 from tests.cases.kubelet import Kubelets
 from tests.cases.world import World
-from tests.conftest import LOGS
+from tests.conftest import kept_logs
 from tests.processes.lab import Lab
 from tests.servers import ControllerManager, ControlPlane
 
@@ -36,10 +36,9 @@ def lab(request: pytest.FixtureRequest, control_plane: ControlPlane) -> Iterator
             control_plane.request("PATCH", f"/api/v1/nodes/{node}", change)
             set_ready(control_plane, node, ready=True)
         yield running
-        if request.session.testsfailed:
-            LOGS.mkdir(parents=True, exist_ok=True)
+        if target := kept_logs(request):
             for log in running.folder.glob("*.log"):
-                shutil.copy(log, LOGS / f"cases-{log.name}")
+                shutil.copy(log, target / log.name)
 
 
 @pytest.fixture(scope="session")

@@ -20,14 +20,14 @@ import pytest
 from msgspec.structs import replace
 
 from actors.node.outbox import ECHO_SECONDS
+from tests.conftest import kept_logs
 from tests.processes.audit import Accounts, findings
 from tests.processes.fleet import Fleet, Sandbox
-from tests.processes.lab import CHECKOUT, IPPOOLS
+from tests.processes.lab import IPPOOLS
 from tests.servers import ControlPlane, Proxy
 from tests.servers.proxy import Request
 
 PODS = int(os.environ.get("SPIDERPOOL_TEST_PODS", "500"))
-LOGS = CHECKOUT / "build" / "logs"
 IN_FLIGHT = 10
 """ADDs and DELs of one kubelet at a time."""
 HUNG_SECONDS = 20.0
@@ -48,10 +48,9 @@ def fleet(request: pytest.FixtureRequest, control_plane: ControlPlane, proxy: Pr
     with Fleet(control_plane, agents=10, controllers=3, api=proxy.url) as running:
         running.create_pools(PODS)
         yield running
-        if request.session.testsfailed:
-            LOGS.mkdir(parents=True, exist_ok=True)
+        if target := kept_logs(request):
             for log in running.folder.glob("*.log"):
-                shutil.copy(log, LOGS / log.name)
+                shutil.copy(log, target / log.name)
 
 
 class Kubelets:

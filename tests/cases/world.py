@@ -229,14 +229,15 @@ class World:
     # -- questions -----------------------------------------------------------------------------------------------------
 
     def wait[T](self, what: Callable[[], T], why: str, *, seconds: float = SETTLE_SECONDS) -> T:
-        """What `what` returns as soon as it is true."""
-        deadline = time.monotonic() + seconds
+        """What `what` returns as soon as it is true; it is asked less often the longer that takes."""
+        deadline, pause = time.monotonic() + seconds, 0.03
         while not (found := what()):
             assert not self.kubelets.errors, self.kubelets.errors
             if time.monotonic() > deadline:
                 msg = f"still not after {seconds:g} s: {why}\n{self.report()}"
                 raise AssertionError(msg)
-            time.sleep(0.03)
+            time.sleep(pause)
+            pause = min(pause * 1.2, 0.3)
         return found
 
     def report(self) -> str:

@@ -499,13 +499,14 @@ class Lab:
         return {item["metadata"]["name"]: item for item in self.control_plane.request("GET", path).body["items"]}
 
     def wait_for(self, what: Any, *, seconds: float = 30) -> None:
-        """Until `what()` is true; the release after a DEL is a moment behind it."""
-        deadline = time.monotonic() + seconds
+        """Until `what()` is true, asked less often the longer it takes; a release is a moment behind its DEL."""
+        deadline, pause = time.monotonic() + seconds, 0.05
         while not what():
             if time.monotonic() > deadline:
                 msg = f"still not after {seconds:g} s: {what}"
                 raise AssertionError(msg)
-            time.sleep(0.05)
+            time.sleep(pause)
+            pause = min(pause * 1.2, 0.5)
 
     def journal(self, node: str) -> list[Path]:
         """The entries that an agent keeps."""

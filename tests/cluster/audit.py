@@ -19,6 +19,7 @@ from ipam.book import Book
 from ipam.ranges import Ranges
 from tests.cluster.carriers import carried, doubles
 from tests.cluster.lab import Cluster, LabFailed, plan
+from tests.cluster.lab.cluster import CORE, PRODUCT
 from tests.cluster.lab.node import Node
 
 SETTLE_SECONDS: Final = 90.0
@@ -92,7 +93,7 @@ def audit(cluster: Cluster, *, expect: int | None = None) -> list[str]:
 
 def networked_pods(cluster: Cluster) -> dict[str, dict[str, Any]]:
     """The pods with a network of their own that have addresses, by namespace/name."""
-    items = cluster.kubectl_json("get", "pods", "--all-namespaces")["items"]
+    items = cluster.items(f"{CORE}/pods")
     return {
         f"{pod['metadata']['namespace']}/{pod['metadata']['name']}": pod
         for pod in items
@@ -145,12 +146,12 @@ def pool_counts(cluster: Cluster) -> list[str]:
 
 
 def _pools(cluster: Cluster) -> list[SpiderIPPool]:
-    return msgspec.convert(cluster.kubectl_json("get", "spiderippools")["items"], list[SpiderIPPool])
+    return msgspec.convert(cluster.items(f"{PRODUCT}/spiderippools"), list[SpiderIPPool])
 
 
 def endpoint_records(cluster: Cluster) -> Iterable[Record]:
     """What the SpiderEndpoints say."""
-    for item in cluster.kubectl_json("get", "spiderendpoints", "--all-namespaces")["items"]:
+    for item in cluster.items(f"{PRODUCT}/spiderendpoints"):
         name = f"{item['metadata']['namespace']}/{item['metadata']['name']}"
         for detail in item.get("status", {}).get("current", {}).get("ips", ()):
             for key in ("ipv4", "ipv6"):

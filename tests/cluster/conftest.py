@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 from tests.cluster.lab import Cluster
+from tests.cluster.lab.cluster import CORE
 from tests.cluster.lab.requirements import is_root
 from tests.cluster.lab.state import Identity, StateFolder
 from tests.cluster.networks import lay_networks
@@ -92,7 +93,7 @@ def reference_cluster(_progress: Callable[[str], None]) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def product(cluster: Cluster) -> Product:
     """Our chart on `cluster`, installed while its nodes were NotReady, pools of both families, traces to Jaeger."""
-    nodes = cluster.kubectl_json("get", "nodes")["items"]
+    nodes = cluster.items(f"{CORE}/nodes")
     assert not any(is_ready(node) for node in nodes), "a node is Ready before anything gave it a network"
     # A dead node is dead soon: nobody waits two minutes here.
     values = {"otlpEndpoint": cluster.jaeger().otlp_endpoint, "ipam": {"gc": {"nodeGrace": 10}}}
@@ -123,5 +124,5 @@ def _ready_transitions(cluster: Cluster) -> dict[str, str]:
         node["metadata"]["name"]: next(
             it["lastTransitionTime"] for it in node["status"]["conditions"] if it["type"] == "Ready"
         )
-        for node in cluster.kubectl_json("get", "nodes")["items"]
+        for node in cluster.items(f"{CORE}/nodes")
     }

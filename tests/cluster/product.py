@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -13,7 +14,7 @@ import msgspec
 import yaml
 
 from tests.cluster.lab import Cluster, plan
-from tests.cluster.lab.cluster import PRODUCT_NAMESPACE
+from tests.cluster.lab.cluster import CORE, PRODUCT_NAMESPACE
 from tests.servers.provide import CHECKOUT
 
 CHART: Final = CHECKOUT / "helm" / "spiderpool"
@@ -112,8 +113,8 @@ class Product:
 
     def load(self) -> Self:
         """Give every node the image, as a pull would."""
-        for node in self.cluster.nodes.values():
-            node.load_image(self.image.path)
+        with ThreadPoolExecutor() as nodes:
+            list(nodes.map(lambda node: node.load_image(self.image.path), self.cluster.nodes.values()))
         return self
 
     def install(self, *, values: Values | None = None, timeout: float = INSTALL_SECONDS) -> str:
@@ -152,8 +153,8 @@ class Product:
 
     def pods(self, component: str) -> list[dict[str, Any]]:
         """The pods of the agent or of the controller."""
-        selector = f"--selector=app.kubernetes.io/component={component}"
-        return list(self.cluster.kubectl_json("get", "pods", f"--namespace={PRODUCT_NAMESPACE}", selector)["items"])
+        selector = f"labelSelector=app.kubernetes.io/component%3D{component}"
+        return self.cluster.items(f"{CORE}/namespaces/{PRODUCT_NAMESPACE}/pods?{selector}")
 
     def agent_on(self, node: str) -> str:
         """Name of the ready agent's pod of a node. Raises LookupError."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from tests.cluster.audit import addresses
 from tests.cluster.lab import Cluster, LabFailed
-from tests.cluster.lab.cluster import PRODUCT_NAMESPACE
+from tests.cluster.lab.cluster import CORE, PRODUCT_NAMESPACE
 from tests.cluster.lab.pods import pod
 from tests.cluster.product import Product, image, is_ready, pools
 from tests.servers.process import CommandFailed
@@ -25,13 +26,12 @@ def existing(bridge_cluster: Cluster) -> Product:
 
 
 def _events(cluster: Cluster, reason: str) -> list[str]:
-    selector = f"--field-selector=reason={reason}"
-    items = cluster.kubectl_json("get", "events", f"--namespace={PRODUCT_NAMESPACE}", selector)["items"]
+    items = cluster.items(f"{CORE}/namespaces/{PRODUCT_NAMESPACE}/events?fieldSelector=reason%3D{reason}")
     return [str(item["message"]) for item in items]
 
 
 def _uses_lan(cluster: Cluster, name: str) -> bool:
-    return all(ip.startswith(("10.89.", "fd00:89:")) for ip in addresses(cluster.kubectl_json("get", "pod", name)))
+    return all(ip.startswith(("10.89.", "fd00:89:")) for ip in cluster.pod_ips(name))
 
 
 def test_a_node_where_nothing_can_be_installed_says_so_and_keeps_its_network(existing: Product) -> None:
@@ -40,19 +40,20 @@ def test_a_node_where_nothing_can_be_installed_says_so_and_keeps_its_network(exi
     n1, n2 = cluster.nodes.values()
     n1.run(["sh", "-c", f'sed \'s/"name": *"[^"]*"/"name":"first"/\' /etc/cni/net.d/10-*.conflist > {FOREIGN}'])
     n2.make_read_only("/opt/cni/bin")
-    with pytest.raises(CommandFailed):
-        existing.install(timeout=15)
-    shadowed = cluster.wait(lambda: _events(cluster, "CNIShadowed"), 60, "an event about the foreign file")
-    assert "00-first.conflist" in shadowed[0]
-    failed = cluster.wait(lambda: _events(cluster, "CNIInstallFailed"), 60, "an event about the read-only folder")
-    assert "/opt/cni/bin" in failed[0]
-    for node in cluster.kubectl_json("get", "nodes")["items"]:
-        assert is_ready(node)
-    for name, where in (("still-1", "n1"), ("still-2", "n2")):
-        cluster.apply(pod(name, node=where))
-        cluster.wait_for_pods(name)
-        assert not _uses_lan(cluster, name)
-        cluster.kubectl("delete", "pod", name)
+    with ThreadPoolExecutor(1) as administrator:
+        installation = administrator.submit(existing.install, timeout=15)
+        shadowed = cluster.wait(lambda: _events(cluster, "CNIShadowed"), 60, "an event about the foreign file")
+        assert "00-first.conflist" in shadowed[0]
+        failed = cluster.wait(lambda: _events(cluster, "CNIInstallFailed"), 60, "an event about the read-only folder")
+        assert "/opt/cni/bin" in failed[0]
+        for node in cluster.items(f"{CORE}/nodes"):
+            assert is_ready(node)
+        cluster.apply(pod("still-1", node="n1"), pod("still-2", node="n2"))
+        cluster.wait_for_pods("still-1", "still-2")
+        assert not _uses_lan(cluster, "still-1") and not _uses_lan(cluster, "still-2")
+        cluster.kubectl("delete", "pod", "still-1", "still-2")
+        with pytest.raises(CommandFailed):
+            installation.result()
 
 
 def test_mended_nodes_are_taken_over(existing: Product) -> None:
@@ -63,17 +64,15 @@ def test_mended_nodes_are_taken_over(existing: Product) -> None:
     existing.upgrade()
     existing.rolled_out(timeout=120)
     cluster.apply(*pools())
-    for name, where in (("new-1", "n1"), ("new-2", "n2")):
-        cluster.apply(pod(name, node=where))
-        cluster.wait_for_pods(name)
-        assert _uses_lan(cluster, name)
+    cluster.apply(pod("new-1", node="n1"), pod("new-2", node="n2"))
+    cluster.wait_for_pods("new-1", "new-2")
+    assert _uses_lan(cluster, "new-1") and _uses_lan(cluster, "new-2")
     cluster.exec("new-1", "ping", "-c", "1", "-W", "3", cluster.pod_ips("new-2")[0])
 
 
 def test_pods_of_before_keep_their_network(existing: Product) -> None:
     cluster = existing.cluster
-    (pod_item,) = (p for p in cluster.kubectl_json("get", "pods")["items"] if p["metadata"]["name"] == "old")
-    assert is_ready(pod_item)
+    assert is_ready(cluster.get(f"{CORE}/namespaces/default/pods/old"))
     cluster.kubectl("delete", "pod", "old", "--timeout=60s", timeout=70)
 
 

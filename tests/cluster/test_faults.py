@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.cluster.audit import addresses, settled
-from tests.cluster.lab.cluster import PRODUCT_NAMESPACE
+from tests.cluster.audit import settled
+from tests.cluster.lab.cluster import CORE, PRODUCT_NAMESPACE
 from tests.cluster.lab.pods import pod
 from tests.cluster.product import AGENT, CONTROLLER, Product, is_ready, pools
 from tests.cluster.workload import Deployment, sandbox_failures
 
-pytestmark = pytest.mark.timeout(400)
+SCALE = int(os.environ.get("SPIDERPOOL_TEST_WAVE", "30"))
+"""Pods of a wave: a quarter of them is Ready when something happens, the rest is under way."""
+MIRROR = f"{CORE}/namespaces/default/pods?fieldSelector=metadata.name%3Dmirror-n1"
 
-SCALE = 30
-"""Pods of a wave."""
+pytestmark = pytest.mark.timeout(400 + 10 * SCALE)
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +130,7 @@ def test_a_full_pool_says_so_on_the_pod_and_one_freed_address_starts_it(product:
         cluster.delete(first)
         cluster.wait_for_pods("waiter", timeout=120)
         settled(cluster, expect=1)
-        assert addresses(cluster.kubectl_json("get", "pod", "waiter")) == ["10.89.10.251", "fd00:89::10:fb"]
+        assert cluster.pod_ips("waiter") == ["10.89.10.251", "fd00:89::10:fb"]
     finally:
         cluster.delete(first, second)
         settled(cluster, expect=0)
@@ -146,7 +148,7 @@ def test_a_static_pod_works_like_any_other(product: Product) -> None:
         settled(cluster, expect=1)
     finally:
         node.run(["rm", "/etc/kubernetes/manifests/mirror.json"])
-        cluster.wait(lambda: not cluster.kubectl("get", "pod", "mirror-n1", "--ignore-not-found"), 60, "no mirror pod")
+        cluster.wait(lambda: not cluster.items(MIRROR), 60, "no mirror pod")
 
 
 def test_a_node_that_loses_power_comes_back_with_a_clean_journal(product: Product, wave: Deployment) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.audit import addresses, settled
 from tests.cluster.lab import Cluster
-from tests.cluster.lab.cluster import PRODUCT_NAMESPACE
+from tests.cluster.lab.cluster import PRODUCT, PRODUCT_NAMESPACE
 from tests.cluster.lab.pods import pod
 from tests.cluster.product import AGENT, CONTROLLER, RELEASE, Product
 from tests.cluster.workload import Deployment, Stream, fetch, sandbox_failures
@@ -192,11 +192,11 @@ def test_the_trace_of_a_pod_started_by_kubelet_is_complete(product: Product) -> 
 def test_uninstalling_leaves_running_pods_connected_and_no_pod_hangs(product: Product, steady: Deployment) -> None:
     cluster, before = product.cluster, _snapshot(steady)
     settled(cluster, expect=4)
-    held = cluster.kubectl_json("get", "spiderippools")["items"]
+    held = cluster.items(f"{PRODUCT}/spiderippools")
     product.uninstall()
     try:
         _still_the_same(steady, before)
-        left = cluster.kubectl_json("get", "spiderippools")["items"]
+        left = cluster.items(f"{PRODUCT}/spiderippools")
         assert [p["status"] for p in left] == [p["status"] for p in held]
         for kind in ("daemonset", "deployment", "service", "pod", "serviceaccount", "configmap"):
             names = cluster.kubectl("get", kind, f"--namespace={PRODUCT_NAMESPACE}", "--output=name").split()

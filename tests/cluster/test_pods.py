@@ -15,6 +15,7 @@ import pytest
 
 from tests.cluster.audit import addresses, audit, settled, underlay_pods
 from tests.cluster.lab import plan
+from tests.cluster.lab.cluster import CORE, PRODUCT
 from tests.cluster.product import POOL_V4, POOL_V6, Product
 from tests.cluster.workload import Deployment, fetch, sandbox_failures
 
@@ -47,7 +48,7 @@ def _name(pod: dict[str, Any]) -> str:
 def test_every_pod_is_ready_by_its_probe_with_addresses_of_both_pools(web: Deployment) -> None:
     used = [ip for pod in web.pods() for ip in addresses(pod)]
     assert len(used) == len(set(used)) == 2 * REPLICAS
-    pools = {pool["metadata"]["name"]: pool for pool in web.cluster.kubectl_json("get", "spiderippools")["items"]}
+    pools = {pool["metadata"]["name"]: pool for pool in web.cluster.items(f"{PRODUCT}/spiderippools")}
     for name in (POOL_V4, POOL_V6):
         (written,) = pools[name]["spec"]["ips"]
         first, last = (ipaddress.ip_address(part) for part in written.split("-"))
@@ -205,6 +206,6 @@ def test_no_sandbox_failed(web: Deployment) -> None:
 
 
 def test_no_rollout_of_pods_made_a_node_unready(web: Deployment) -> None:
-    for node in web.cluster.kubectl_json("get", "nodes")["items"]:
+    for node in web.cluster.items(f"{CORE}/nodes"):
         ready = next(it for it in node["status"]["conditions"] if it["type"] == "Ready")
         assert ready["status"] == "True"

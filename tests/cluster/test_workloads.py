@@ -14,6 +14,7 @@ import pytest
 
 from tests.cluster.audit import Record, addresses, pool_records, settled
 from tests.cluster.carriers import Conflicts
+from tests.cluster.lab.cluster import CORE
 from tests.cluster.product import Product, is_ready, pools
 from tests.cluster.workload import Deployment, StatefulSet, fetch, sandbox_failures
 
@@ -48,6 +49,7 @@ def rolled(product: Product) -> Iterator[Deployment]:
     cluster.delete(*tight)
 
 
+@pytest.mark.timeout(500 + 10 * SCALE)
 @pytest.mark.usefixtures("steady_nodes")
 def test_a_deployment_is_rolled_three_times_on_a_pool_with_hardly_any_room(
     product: Product, rolled: Deployment, terminal: Callable[[str], None]
@@ -61,7 +63,7 @@ def test_a_deployment_is_rolled_three_times_on_a_pool_with_hardly_any_room(
     for _ in range(ROLLS):
         uids = {item["metadata"]["uid"] for item in rolled.pods()}
         with Conflicts(cluster) as conflicts:
-            seconds.append(_timed(lambda: rolled.roll(timeout=200)))
+            seconds.append(_timed(lambda: rolled.roll(timeout=200 + SCALE)))
         assert conflicts.looks > 1 and not conflicts.found
         settled(cluster, expect=SCALE)
         assert not uids & {item["metadata"]["uid"] for item in rolled.pods()}
@@ -195,7 +197,7 @@ def test_of_a_dead_node_names_keep_their_addresses_and_all_others_come_back(
     finally:
         node.power_on()
         cluster.kubectl("taint", "node", "n2", f"{OUT_OF_SERVICE}-")
-    cluster.wait(lambda: is_ready(cluster.kubectl_json("get", "node", "n2")), 60, "n2 is Ready again")
+    cluster.wait(lambda: is_ready(cluster.get(f"{CORE}/nodes/n2")), 60, "n2 is Ready again")
     product.rolled_out()
     told("the node is back")
     # Its journal knows addresses that others have by now: they stay with those.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -11,8 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
-from tests.cluster.lab import Cluster, LabFailed
-from tests.cluster.lab.client import ApiClient, Refused
+from tests.cluster.lab import Cluster
+from tests.cluster.lab.client import ApiClient
+from tests.cluster.lab.cluster import CORE
 from tests.cluster.lab.images import PAUSE
 from tests.cluster.lab.pods import pod
 from tests.cluster.product import is_ready
@@ -21,6 +21,7 @@ from tests.servers.process import CommandFailed
 PORT: Final = 8080
 _READY_SECONDS: Final = 180.0
 _SANDBOX_FAILED: Final = "FailedCreatePodSandBox"
+_PODS: Final = f"{CORE}/namespaces/default/pods"
 
 
 class Workload:
@@ -111,13 +112,7 @@ class Workload:
 
     def pods(self) -> list[dict[str, Any]]:
         """Its pods, those that are going included. Raises OSError, LabFailed."""
-        # Asked again and again, of a hundred pods: kubectl would take a good part of the machine.
-        path = f"/api/v1/namespaces/{self.namespace}/pods?labelSelector=app%3D{self.name}"
-        with ApiClient(self.cluster) as api:
-            try:
-                return list(api.get(path)["items"])
-            except (http.client.HTTPException, Refused) as problem:
-                raise LabFailed(repr(problem)) from problem
+        return self.cluster.items(f"{CORE}/namespaces/{self.namespace}/pods?labelSelector=app%3D{self.name}")
 
     def remove(self) -> None:
         """Delete all of it and wait until the pods are gone."""
@@ -156,7 +151,7 @@ class Deployment(Workload):
 
     def cluster_ips(self) -> list[str]:
         """The Service's addresses, one of each family."""
-        service = self.cluster.kubectl_json("get", "service", self.name, f"--namespace={self.namespace}")
+        service = self.cluster.get(f"{CORE}/namespaces/{self.namespace}/services/{self.name}")
         return list(service["spec"]["clusterIPs"])
 
 
@@ -186,8 +181,7 @@ def fetch(cluster: Cluster, name: str, address: str, *, port: int = PORT, namesp
 def sandbox_failures(cluster: Cluster) -> dict[str, int]:
     """How often a pod's sandbox could not be made so far, by message, as kubelet's events count it."""
     counts: dict[str, int] = {}
-    selector = f"--field-selector=reason={_SANDBOX_FAILED}"
-    for event in cluster.kubectl_json("get", "events", "--all-namespaces", selector)["items"]:
+    for event in cluster.items(f"{CORE}/events?fieldSelector=reason%3D{_SANDBOX_FAILED}"):
         series = event.get("series") or {}
         message = f"{event['involvedObject']['name']}: {event.get('message', '')}"
         counts[message] = counts.get(message, 0) + max(event.get("count") or 1, series.get("count", 1))
@@ -221,16 +215,18 @@ class Stream:
         self._error: Exception | None = None
         self._names: list[str] = []
         self._last = 0.0
+        self._api = ApiClient(cluster)
 
     def _create(self) -> None:
         number = self._seen.started
         name = f"stream-{number}"
-        self._cluster.apply(pod(name, node=self._nodes[number % len(self._nodes)], labels={"stream": "yes"}))
+        node = self._nodes[number % len(self._nodes)]
+        self._api.create(_PODS, pod(name, node=node, labels={"stream": "yes"}))
         self._names.append(name)
         self._seen.started += 1
 
     def _look(self) -> None:
-        items = self._cluster.kubectl_json("get", "pods", "--selector=stream=yes")["items"]
+        items = self._api.get(f"{_PODS}?labelSelector=stream%3Dyes")["items"]
         ready = [
             item["metadata"]["name"] for item in items if is_ready(item) and "deletionTimestamp" not in item["metadata"]
         ]
@@ -239,7 +235,8 @@ class Stream:
             self._seen.gap = max(self._seen.gap, now - self._last)
             self._last = now
             self._seen.ready += len(ready)
-            self._cluster.kubectl("delete", "pod", "--wait=false", *ready)
+            for name in ready:
+                self._api.delete(f"{_PODS}/{name}")
             self._names = [name for name in self._names if name not in ready]
 
     def _run(self) -> None:
@@ -254,12 +251,14 @@ class Stream:
                 time.sleep(0.3)
         except Exception as error:  # noqa: BLE001 - told to the test by `running`
             self._error = error
+        finally:
+            self._api.close()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Streamed]:
         """Pods stream while the block runs; behind it the counts are final and every pod has been Ready once.
 
-        Raises CommandFailed, AssertionError.
+        Raises OSError, HTTPException, Refused, AssertionError.
         """
         self._last = time.monotonic()
         thread = threading.Thread(target=self._run, name="stream")

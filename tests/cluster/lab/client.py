@@ -9,10 +9,12 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from tests.cluster.lab import plan
-from tests.cluster.lab.cluster import Cluster
+
+if TYPE_CHECKING:
+    from tests.cluster.lab.cluster import Cluster
 
 _PORT: Final = 6443
 _IDLE_SECONDS: Final = 30.0
@@ -123,6 +125,7 @@ class ApiClient:
         return self._connection
 
     def _request(self, verb: str, path: str, body: Any = None, kind: str = "application/json") -> str:
+        kept = self._connection
         connection = self._connected()
         try:
             connection.request(
@@ -132,6 +135,10 @@ class ApiClient:
             text = answer.read().decode()
         except (OSError, http.client.HTTPException):
             self.close()
+            if verb == "GET" and connection is kept:
+                return self._request(
+                    verb, path
+                )  # the server has left an old connection; a new one says whether it is there
             raise
         if answer.status >= http.HTTPStatus.BAD_REQUEST:
             raise Refused(answer.status, f"{verb} {path}", text)

@@ -14,7 +14,7 @@ import msgspec
 
 from tests.cluster.inside.spec import Spec
 from tests.cluster.lab import cgroups, control_plane, images, kubeconfig, network, node_files, plan
-from tests.cluster.lab.machine import Machine, spawn
+from tests.cluster.lab.machine import Machine, environment_of, spawn
 from tests.cluster.lab.node import PLANE, Node
 from tests.cluster.lab.requirements import missing
 from tests.cluster.lab.state import ClusterState, Identity, LabFailed, LabUnavailable, StateFolder
@@ -109,7 +109,7 @@ def _start_plane(folder: StateFolder, state: ClusterState, programs: dict[str, P
         cgroups=state.cgroups[PLANE],
         services=control_plane.services(programs, folder.path, durable=durable),
         networks=[network.ROUTER, network.OUTSIDE],
-        environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        environment=environment_of({}),
     )
     first = spawn(spec, folder.path, PLANE)
     deadline = time.monotonic() + 10

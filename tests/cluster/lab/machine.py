@@ -262,5 +262,6 @@ class Machine(Host):
 
 
 def environment_of(variables: Mapping[str, str]) -> dict[str, str]:
-    """Of programs that run in a machine."""
-    return {"PATH": STANDARD_PATH, "HOME": "/root", "LANG": "C.UTF-8", **variables}
+    """Of programs that run in a machine; how Go collects garbage is what it is here."""
+    inherited = {name: os.environ[name] for name in ("GOGC",) if name in os.environ}
+    return {"PATH": STANDARD_PATH, "HOME": "/root", "LANG": "C.UTF-8", **inherited, **variables}

@@ -91,7 +91,9 @@ def _kubelet() -> dict[str, Any]:
         "nodeStatusUpdateFrequency": "5s",
         "nodeLeaseDurationSeconds": 16,
         "staticPodPath": "/etc/kubernetes/manifests",
-        "syncFrequency": "10s",
+        # It pauses as long after a sandbox that failed, and before it starts again what has ended more than once.
+        "syncFrequency": "5s",
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "2s"},
         "registryPullQPS": 0,
         "serializeImagePulls": False,
     }

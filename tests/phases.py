@@ -25,27 +25,26 @@ CHECKOUT: Final = Path(__file__).resolve().parents[1]
 REPORTS: Final = CHECKOUT / "build" / "reports"
 BIN: Final = Path(sys.executable).parent
 FOLDERS: Final = (
-    "rules",
-    "simulation",
-    "servers",
-    "image",
-    "contract",
     "processes",
     "cases",
-    "node",
+    "rules",
+    "simulation",
+    "image",
     "chart",
+    "contract",
+    "node",
+    "servers",
     "vm",
     "cluster",
 )
-"""Folders of tests/ in the order they run, quick ones first; others that hold tests follow."""
+"""Folders of tests/ in the order they begin; others that hold tests follow."""
 
-SIDE_BY_SIDE: Final = (
-    frozenset({"tests/rules", "tests/simulation"}),
-    frozenset({"tests/processes", "tests/cases"}),
-    frozenset({"tests/node", "tests/chart"}),
-)
-"""Phases that run at the same time, for each leaves a core idle most of the time. What needs servers or namespaces has
-them for itself."""
+SIDE_BY_SIDE: Final = frozenset(f"tests/{folder}" for folder in FOLDERS if folder not in {"vm", "cluster"})
+"""Phases that run at the same time: each has network and mounts of its own, and ports and servers in there. Those that
+wait most of the time begin first, those that compute fill the cores. A guest and a cluster fill them alone."""
+
+AT_ONCE: Final = 3
+"""So many of them: more would only wait for two cores, and for the limits of the tests' patience."""
 
 NO_TESTS: Final = 5
 """pytest's exit code where it found nothing to run."""
@@ -217,7 +216,7 @@ def main() -> int:
     begun = time.monotonic()
     outcomes: list[Outcome] = []
     for group in groups([name for name in phases if name in wanted or not wanted]):
-        with ThreadPoolExecutor(len(group)) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             outcomes += pool.map(partial(perform, alone=len(group) == 1), group)
         if outcomes[-1].failures and group[-1] in {"shim", "servers"}:
             break
@@ -225,14 +224,9 @@ def main() -> int:
     return 1 if any(outcome.failures for outcome in outcomes) else 0
 
 
-def beside(name: str) -> frozenset[str] | None:
-    """The phases that a phase runs with, itself included; None: it runs alone."""
-    return next((together for together in SIDE_BY_SIDE if name in together), None)
-
-
 def groups(phases: list[str]) -> list[list[str]]:
     """The phases in their order, those that run side by side together."""
-    return [list(group) for _, group in groupby(phases, lambda name: beside(name) or name)]
+    return [list(group) for _, group in groupby(phases, lambda name: "" if name in SIDE_BY_SIDE else name)]
 
 
 def summarise(outcomes: list[Outcome], *, seconds: float) -> None:

@@ -25,7 +25,7 @@ from msgspec import Struct
 from api.configfile import DEFAULT_PATH
 from api.settings import Flags, SettingsError
 from runtime.actor import System
-from runtime.memory import give_back_big_blocks
+from runtime.memory import give_back_big_blocks, read_tls_in_small_blocks
 from runtime.supervision import Supervisor
 from telemetry import logs, metrics, traces
 from telemetry.health import HealthTree
@@ -36,6 +36,9 @@ from telemetry.recorder import SpanRecorder
 _log = logging.getLogger(__name__)
 
 VERSION = version("spiderpool")
+_TURN_SECONDS = 0.0005
+"""After so long a thread that computes lets another one go on. With the interpreter's own 5 ms, an event loop waits for
+each of eight threads that have something to decode."""
 
 
 class Arguments(Struct, frozen=True):
@@ -133,6 +136,8 @@ def run(
         _log.warning("%s", note)
 
     give_back_big_blocks()
+    read_tls_in_small_blocks()
+    sys.setswitchinterval(_TURN_SECONDS)
 
     async def main() -> int:
         health = HealthTree(name)

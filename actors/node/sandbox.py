@@ -266,6 +266,7 @@ class SandboxActor(Actor[Message]):
         """Links and addresses at the same time, then what needs both, one interface after the other."""
         wanting = [nic for nic in nics if nic.wants_addresses]
         allocated = Allocated((), (), Explanation(), "")
+        networks: HasNetworks | None = None
 
         async def grant() -> Allocated:
             granted, doubtful = await self._addresses(wanting, begun=begun, disputed=disputed, meta=meta)
@@ -274,11 +275,19 @@ class SandboxActor(Actor[Message]):
                 nic.take(granted, first=nic is wanting[0], doubtful=doubtful, together=together)
             return granted
 
-        async with anyio.create_task_group() as group:
-            for nic in nics:
-                group.start_soon(nic.make, self._kernel, self._pfs)
-            if wanting:
-                allocated = await grant()
+        try:
+            async with anyio.create_task_group() as group:
+                for nic in nics:
+                    group.start_soon(nic.make, self._kernel, self._pfs)
+                if wanting:
+                    try:
+                        allocated = await grant()
+                    except HasNetworks as found:
+                        networks = found  # which use the link: it is to be finished
+        except BaseExceptionGroup as failures:
+            raise first(failures) from failures
+        if networks is not None:
+            raise networks
         for nic in nics:
             if nic.failure is not None:
                 raise nic.failure

@@ -81,12 +81,13 @@ def by_link(sockets: RouteSocket, *, index: int = 0) -> list[tuple[int, str]]:
         found = sockets.dump(RTM_GETADDR, _HEADER.pack(socket.AF_UNSPEC, 0, 0, 0, index), _decode)
     except Refusal as refusal:
         raise refusal.explain("list addresses") from None
-    return [(index, address) for index, scope, address in found if scope < _SCOPE_LINK]
+    return [one for one in found if one is not None]
 
 
-def _decode(body: memoryview) -> tuple[int, int, str]:
+def _decode(body: memoryview) -> tuple[int, str] | None:
     _, length, _, scope, index = _HEADER.unpack_from(body)
+    if scope >= _SCOPE_LINK:
+        return None  # a node has one for each of its pods
     found = message.attributes(body[8:])
-    packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
-    address = f"{ip_address(bytes(packed))}/{length}" if packed is not None else ""
-    return index, scope, address
+    address = message.read_ip(found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS))
+    return index, f"{address}/{length}" if address else ""

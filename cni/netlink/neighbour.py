@@ -87,5 +87,5 @@ def _decode(body: memoryview) -> tuple[int, int, str, str]:
     _, index, state, _, _ = _HEADER.unpack_from(body)
     found = message.attributes(body[12:])
     address, mac = found.get(_NDA_DST), found.get(_NDA_LLADDR)
-    text = str(ip_address(bytes(address))) if address is not None and len(address) in {4, 16} else ""
+    text = message.read_ip(address) if address is not None and len(address) in {4, 16} else ""
     return index, state, text, bytes(mac or b"").hex(":")

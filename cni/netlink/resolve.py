@@ -73,7 +73,7 @@ def heard(body: memoryview, *, index: int) -> tuple[str, str] | None:
     packed, mac = found.get(_NDA_DST), found.get(_NDA_LLADDR)
     if packed is None or mac is None:
         return None
-    return str(ip_address(bytes(packed))), bytes(mac).hex(":")
+    return message.read_ip(packed), bytes(mac).hex(":")
 
 
 def _body(link: LinkState, address: str, flags: int) -> bytes:

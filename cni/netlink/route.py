@@ -25,6 +25,7 @@ _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
 """No route, or one of type unreachable, prohibit or blackhole."""
 _NOT_THERE = (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EAFNOSUPPORT)
 _LOCAL = 255
+_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _ONLINK = 4
 _HEADER = struct.Struct("=BBBBBBBBI")
 _HOP = struct.Struct("=HBBi")
@@ -156,7 +157,7 @@ def preferred_source(sockets: RouteSocket, destination: Address) -> str:
             return ""
         raise refusal.explain(f"look up the route to {destination}") from None
     source = message.attributes(memoryview(answer)[12:]).get(_RTA_PREFSRC)
-    return str(ip_address(bytes(source))) if source is not None else ""
+    return message.read_ip(source)
 
 
 def listed(sockets: RouteSocket, *, index: int, table: int = MAIN) -> list[tuple[str, str]]:
@@ -238,14 +239,12 @@ def _long(table: int) -> bytes:
 def _decode(body: memoryview) -> tuple[int, int, str, str]:
     family, length, _, _, _, protocol, _, kind, _ = _HEADER.unpack_from(body)
     found = message.attributes(body[12:])
-    destination = found.get(_RTA_DST)
-    packed = bytes(destination) if destination is not None else bytes(4 if family == socket.AF_INET else 16)
-    gateway = found.get(_RTA_GATEWAY)
+    destination = message.read_ip(found.get(_RTA_DST)) or _ANY[family]
     return (
         message.read_u32(found.get(_RTA_OIF)),
         protocol,
-        f"{ip_address(packed)}/{length}" if kind == _UNICAST else "",
-        str(ip_address(bytes(gateway))) if gateway is not None else "",
+        f"{destination}/{length}" if kind == _UNICAST else "",
+        message.read_ip(found.get(_RTA_GATEWAY)),
     )
 
 
@@ -256,17 +255,16 @@ def _decode_all(body: memoryview) -> list[tuple[int, RoutePlan]]:
     found = message.attributes(body[12:])
     table = message.read_u32(found.get(_RTA_TABLE)) or short
     to = found.get(_RTA_DST)
-    packed = bytes(to) if to is not None else bytes(4 if family == socket.AF_INET else 16)
-    if family == socket.AF_INET6 and (packed[0] == 0xFF or (packed[0] == 0xFE and packed[1] & 0xC0 == 0x80)):
+    if family == socket.AF_INET6 and to is not None and (to[0] == 0xFF or (to[0] == 0xFE and to[1] & 0xC0 == 0x80)):
         return []  # multicast, link-local
-    destination = f"{ip_address(packed)}/{length}"
-    source = found.get(_RTA_PREFSRC)
+    destination = f"{message.read_ip(to) or _ANY[family]}/{length}"
+    source = message.read_ip(found.get(_RTA_PREFSRC))
 
     def route(gateway: memoryview | None, hop_flags: int) -> RoutePlan:
         return RoutePlan(
             destination=destination,
-            gateway=str(ip_address(bytes(gateway))) if gateway is not None else "",
-            source=str(ip_address(bytes(source))) if source is not None else "",
+            gateway=message.read_ip(gateway),
+            source=source,
             table=table,
             onlink=bool(hop_flags & _ONLINK),
             metric=message.read_u32(found.get(_RTA_PRIORITY)),

@@ -88,7 +88,7 @@ def _decode(body: memoryview) -> Listed | None:
         plan=RulePlan(
             version=4 if family == socket.AF_INET else 6,
             table=table,
-            source=f"{ip_address(bytes(source))}/{length}" if source is not None else "",
+            source=f"{message.read_ip(source)}/{length}" if source is not None else "",
             mark=message.read_u32(found.get(_FRA_FWMARK)),
             priority=message.read_u32(found.get(_FRA_PRIORITY)),
         ),

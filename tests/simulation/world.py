@@ -135,6 +135,8 @@ class World:
         self._claims = claims
         self._crash_at = crash_at
         self.points = 0
+        self.first_points: dict[str, int] = {}
+        """Of everything that leaves something, when it happened first."""
         self.crashed_at = ""
         self.strangers: dict[str, str] = {}
         """Hosts on the segment that no pool knows of, MAC address by address. With any, agents look for them."""
@@ -248,6 +250,7 @@ class World:
     def _point(self, name: str) -> Point:
         async def point(what: str) -> None:
             self.points += 1
+            self.first_points.setdefault(what, self.points)
             if self.points == self._crash_at:
                 self.crashed_at = f"{name} {what}"
                 self.crash(name)

@@ -7,7 +7,7 @@ else has them, and a tentative address could not be used for one to two seconds.
 import errno
 import socket
 import struct
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
 from cni.netlink import message
 from cni.netlink.message import attribute, u32

@@ -25,7 +25,7 @@ _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
 """No route, or one of type unreachable, prohibit or blackhole."""
 _NOT_THERE = (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EAFNOSUPPORT)
 _LOCAL = 255
-_ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_ANY = {family: socket.inet_ntop(family, bytes(size)) for family, size in ((socket.AF_INET, 4), (socket.AF_INET6, 16))}
 _ONLINK = 4
 _HEADER = struct.Struct("=BBBBBBBBI")
 _HOP = struct.Struct("=HBBi")

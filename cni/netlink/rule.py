@@ -3,7 +3,7 @@
 import errno
 import socket
 import struct
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 
 from msgspec import Struct
 

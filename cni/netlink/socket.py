@@ -35,7 +35,7 @@ _TYPE = struct.Struct("=H")
 _TIMEOUT_S = 30.0
 """A request runs inside `sendmsg` under the kernel's rtnl lock, so its answer is there at once or never."""
 _ATTEMPTS = 20
-"""Of reading a list. While a hundred pods start, a list of the node's addresses changes during two readings of three."""
+"""At reading a list. While a hundred pods start, that of the node's addresses changes during two readings of three."""
 _TOGETHER = 64
 """Requests in one datagram: their answers fit into the socket's buffer."""
 

@@ -1,9 +1,9 @@
 """The hand-written netlink messages against pyroute2's encoder, byte for byte, and the decoders against its output."""
 
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
@@ -194,7 +194,7 @@ def test_new_ipv4_address(packed: bytes, length: int, index: int) -> None:
     theirs = encoded(ifaddrmsg, {"family": 2, "prefixlen": length, "index": index}, attributes)
     ours = address.add_body(interface, index=index)
     assert ours == theirs
-    assert address._decode(memoryview(theirs)) == (index, 0, str(interface))
+    assert address._decode(memoryview(theirs)) == (index, str(interface))
 
 
 @given(packed=st.binary(min_size=16, max_size=16), length=st.integers(0, 128), index=INDEX)
@@ -203,7 +203,7 @@ def test_new_ipv6_address(packed: bytes, length: int, index: int) -> None:
     attributes = [("IFA_ADDRESS", str(interface.ip)), ("IFA_FLAGS", 2)]
     theirs = encoded(ifaddrmsg, {"family": 10, "prefixlen": length, "index": index}, attributes)
     assert address.add_body(interface, index=index) == theirs
-    assert address._decode(memoryview(theirs)) == (index, 0, f"{IPv6Address(packed)}/{length}")
+    assert address._decode(memoryview(theirs)) == (index, f"{IPv6Address(packed)}/{length}")
 
 
 @given(data=st.data(), six=st.booleans(), index=INDEX)
@@ -260,3 +260,12 @@ def test_advertisement() -> None:
     seen = announce.advertisement(IPv6Address("fd00::5"), "02:00:00:00:00:01")
     target = "fd000000000000000000000000000005"
     assert seen == bytes.fromhex("8800000020000000" + target + "0201020000000001")
+
+
+@given(packed=st.binary(min_size=16, max_size=16) | st.binary(min_size=4, max_size=4))
+@example(packed=bytes(10) + b"\xff\xff\x0a\x00\x00\x01")
+@example(packed=bytes(12) + b"\x0a\x00\x00\x01")
+@example(packed=bytes(16))
+@example(packed=b"\x00\x64\xff\x9b" + bytes(8) + b"\x0a\x00\x00\x01")
+def test_addresses_are_written_as_python_does(packed: bytes) -> None:
+    assert message.read_ip(memoryview(packed)) == str(ip_address(packed))

@@ -256,7 +256,10 @@ class Controller:
                 elif isinstance(request, wire.Lookup):
                     answer = await self._lookups.serve(request, call.peer)
                 else:
-                    answer = await self._allocator.ask(Serve(request, call.peer), deadline=call.deadline)
+                    answer = await self._allocator.ask(
+                        Serve(request, call.peer, lambda allocated: call.interim(wire.encode(allocated))),
+                        deadline=call.deadline,
+                    )
             except MailboxFull as error:
                 raise Overloaded(str(error)) from error
             except ActorError as error:

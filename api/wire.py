@@ -81,6 +81,9 @@ class Allocate(Struct, frozen=True, tag=True):
     meta: bool = False
     """Whether the agent is the pod's meta plugin and has not asked for its networks yet. Where the pod's annotations
     name any, nothing is allocated and the answer is `Networked`."""
+    early: bool = False
+    """Whether `Allocated` is to be said ahead, too, once the addresses are committed and before the SpiderEndpoint is
+    written. What counts is the answer: it may be another one where this request broke and was sent again."""
 
 
 class Release(Struct, frozen=True, tag=True):

@@ -13,6 +13,7 @@ from runtime.transport.port import (
     DeadlineExceeded,
     Disconnected,
     Handler,
+    Interim,
     Overloaded,
     Peer,
     RemoteFailure,
@@ -100,6 +101,7 @@ class ModelledChannel:
         traceparent: str = "",
         hurry: bool = False,  # noqa: ARG002 - who is there is not silent
         patient: bool = False,  # noqa: ARG002
+        interim: Interim | None = None,  # noqa: ARG002 - no node here wants to know anything ahead
     ) -> bytes:
         """See the port."""
         loop, network = asyncio.get_running_loop(), self._network

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from actors.allocation.callers import Refusal
 from actors.allocation.endpoint import EndpointContended
-from actors.allocation.grants import Grants
+from actors.allocation.grants import Early, Grants, unheard
 from actors.allocation.pace import Pace
 from actors.allocation.returns import Returns
 from api.wire import (
@@ -52,6 +52,8 @@ class Serve(Question[Response], frozen=True, tag=True):
 
     request: Request
     peer: Peer
+    early: Early = unheard
+    """Told the answer of an `Allocate` ahead, where it wants that (`api.wire.Allocate.early`)."""
 
 
 class Served(Struct, frozen=True, tag=True):
@@ -87,7 +89,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
     def handle(self, message: Serve | Served | Crashed, envelope: Envelope) -> object:
         """Start a request's work, or pass on its result."""
         match message:
-            case Serve(request, peer):
+            case Serve(request, peer, early):
                 now = self.system.clock.now()
                 deadline = envelope.deadline
                 if isinstance(request, Allocate) and deadline and not self._pace.takes(now=now, deadline=deadline):
@@ -98,7 +100,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
                 number = self._number
                 self._asks[number] = envelope
                 self.pipe(
-                    self._serve(request, peer),
+                    self._serve(request, peer, early),
                     lambda response: Served(number, response),
                     failed=lambda error: Crashed(number, error),
                     on_behalf=envelope,
@@ -128,11 +130,11 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
         text = f"{under_way} requests are before it, {rate:.0f} a second are served, and it would wait {seconds:.0f} s"
         return Rejected(message=f"pod {request.pod}: {text}", retry=True, cause="overloaded")
 
-    async def _serve(self, request: Request, peer: Peer) -> Response:
+    async def _serve(self, request: Request, peer: Peer, early: Early) -> Response:
         try:
             match request:
                 case Allocate():
-                    return await self._grants.allocate(request, peer)
+                    return await self._grants.allocate(request, peer, early if request.early else unheard)
                 case Release():
                     return await self._returns.release(request, peer)
                 case Inquire():

@@ -56,6 +56,14 @@ _LATER = frozenset({"conflict", "store", "held", "taken", "quarantine"})
 """Predicates that pass by themselves."""
 
 
+type Early = Callable[[Allocated], None]
+"""Takes a grant that is committed, before the SpiderEndpoint is written. It may not raise and may not wait."""
+
+
+def unheard(_: Allocated) -> None:
+    """Nobody wants to know."""
+
+
 class Policy(Struct, frozen=True):
     """The settings that decide."""
 
@@ -118,7 +126,7 @@ class Grants:
     def __repr__(self) -> str:
         return "<Grants>"
 
-    async def allocate(self, request: Allocate, peer: Peer) -> Allocated | Networked:
+    async def allocate(self, request: Allocate, peer: Peer, early: Early = unheard) -> Allocated | Networked:
         """The answer to a request. Raises `Refusal`, `StoreError`, `ActorError` and `EndpointContended`."""
         pod = await self._callers.live_pod(request.pod, peer)
         try:
@@ -126,12 +134,12 @@ class Grants:
                 found = await self._networks.of(pod)
                 if found.default is not None or found.networks:
                     return found
-            return await self._allocate(request, pod, peer)
+            return await self._allocate(request, pod, peer, early)
         except Refusal as refusal:
             self._failed(pod, refusal.rejected)
             raise
 
-    async def _allocate(self, request: Allocate, pod: Pod, peer: Peer) -> Allocated:
+    async def _allocate(self, request: Allocate, pod: Pod, peer: Peer, early: Early) -> Allocated:
         routes, bandwidth = _routes(pod, request.pod), _bandwidth(pod, request.pod)
         holder = Holder(pod=pod, workload=await self._workloads.top(pod), fixed=self._workloads.fixed(pod))
         had = await self._endpoints.read(pod.metadata.namespace, holder.name) if holder.fixed is not None else None
@@ -157,12 +165,9 @@ class Grants:
         grants = [_grant(nic, won) for nic in selection.nics]
         _direct(routes, grants, won)
         asked = next(grant for grant in grants if grant.nic == request.nic)
-        await self._endpoints.write(
-            holder, node=peer.node, nics=grants, confirm=lambda: self._confirm(claim, won, request.pod)
-        )
         coordinator = self._view.coordination()
         chosen = pod.metadata.annotations.get(annotations.DEFAULT_ROUTE_NIC)
-        return Allocated(
+        allocated = Allocated(
             addresses=asked.addresses,
             routes=asked.routes,
             explanation=why,
@@ -175,6 +180,11 @@ class Grants:
             moving=claim.moving,
             bandwidth=bandwidth,
         )
+        early(allocated)
+        await self._endpoints.write(
+            holder, node=peer.node, nics=grants, confirm=lambda: self._confirm(claim, won, request.pod)
+        )
+        return allocated
 
     async def _select(self, request: Allocate, holder: Holder, had: SpiderEndpoint | None, peer: Peer) -> Selection:
         asked = (_first(request), *request.more)

@@ -1,6 +1,6 @@
 """How an ADD asks the controller for addresses, and what its failures mean: to the runtime, and for what is held."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -16,6 +16,7 @@ from api.wire import (
     NicRequest,
     PodRef,
     Rejected,
+    Response,
 )
 from cni.errors import AllocationRefused, CniError, InternalError, TryAgainLater
 from cni.protocol import Invocation, PodArgs
@@ -107,9 +108,14 @@ def _request(wanted: Wanted) -> NicRequest:
     )
 
 
-async def ask(controllers: Controllers, request: Allocate, *, deadline: float) -> tuple[Allocated, bool]:
-    """The answer, and whether a copy of the request may still be under way. What it raises, `as_cni` understands."""
-    answered = await controllers.ask(request, deadline=deadline)
+async def ask(
+    controllers: Controllers, request: Allocate, *, deadline: float, interim: Callable[[Response], None] | None = None
+) -> tuple[Allocated, bool]:
+    """The answer, and whether a copy of the request may still be under way. What it raises, `as_cni` understands.
+
+    With `interim`, which is told what a replica says ahead, the answer is wanted early.
+    """
+    answered = await controllers.ask(replace(request, early=interim is not None), deadline=deadline, interim=interim)
     match answered.response:
         case Allocated() as allocated:
             return allocated, answered.doubtful

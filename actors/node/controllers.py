@@ -7,6 +7,8 @@ among the replicas (the one by which pools are spread too), so that the agents s
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 
 import anyio
 import msgspec
@@ -82,11 +84,18 @@ class Controllers:
         """How many replicas would be asked at once."""
         return sum(channel.connected for channel in self._channels)
 
-    async def ask(self, request: wire.Request, *, deadline: float, patient: bool = False) -> Answer:
+    async def ask(
+        self,
+        request: wire.Request,
+        *,
+        deadline: float,
+        patient: bool = False,
+        interim: Callable[[wire.Response], None] | None = None,
+    ) -> Answer:
         """Send a request to one replica after another until one answers, by `deadline` (clock port, seconds).
 
         With `patient` a replica may hold its answer back (`runtime.transport.port`), and the request is sent once only:
-        a minute later it would say what is not true any more.
+        a minute later it would say what is not true any more. `interim` is told what a replica says ahead.
         Raises `Unreachable` when none took the request, and another `TransportError` when it may have been carried out.
         """
         payload = wire.encode(request)
@@ -109,7 +118,12 @@ class Controllers:
                     )
                     try:
                         reply = await channel.request(
-                            payload, deadline=deadline, traceparent=traces.inject(), hurry=hurry, patient=patient
+                            payload,
+                            deadline=deadline,
+                            traceparent=traces.inject(),
+                            hurry=hurry,
+                            patient=patient,
+                            interim=None if interim is None else partial(_pass_on, interim),
                         )
                         response = wire.decode_response(reply)
                         copies = isinstance(response, wire.Allocated) and response.doubtful
@@ -154,3 +168,8 @@ class Controllers:
             except TransportError as error:
                 return error
         return Unreachable("no controller replica is known: is the controller's Service ready?")
+
+
+def _pass_on(interim: Callable[[wire.Response], None], payload: bytes) -> None:
+    with suppress(msgspec.DecodeError):  # whatever it is, the answer comes behind it
+        interim(wire.decode_response(payload))

@@ -77,7 +77,12 @@ class Detection:
         return f"<Detection {self._terms}>"
 
     async def settle(
-        self, nics: Sequence[Nic], allocated: Allocated, again: Callable[[], Awaitable[Allocated]]
+        self,
+        nics: Sequence[Nic],
+        allocated: Allocated,
+        again: Callable[[], Awaitable[Allocated]],
+        *,
+        recorded: Callable[[], Awaitable[object]],
     ) -> Allocated:
         """The grant that stands: the given one, or one that was asked for in its place.
 
@@ -85,6 +90,7 @@ class Detection:
             nics: those of one call, links made and addresses taken.
             allocated: what the controller answered.
             again: asks for the addresses of all of them once more and has each interface take its own.
+            recorded: waits until the given grant is recorded everywhere; before that nothing of it can be given up.
 
         Raises:
             AddressInUse: somebody has an address that stays with the pod.
@@ -105,6 +111,8 @@ class Detection:
             if not plans:
                 break
             found = await self._probe(plans)
+            if any(one.conflicts for one in found.values()):
+                await recorded()
             for nic in nics:
                 strangers = found[nic.ifname].conflicts if nic.ifname in found else ()
                 if strangers:

@@ -22,7 +22,7 @@ from runtime.actor import System
 from runtime.store.port import Store
 from runtime.supervision import Intensity, Supervisor
 from runtime.transport.local import LocalChannel
-from runtime.transport.port import Peer, Unreachable
+from runtime.transport.port import Interim, Peer, Unreachable
 from telemetry.health import State
 
 _log = logging.getLogger(__name__)
@@ -100,13 +100,20 @@ class Fallback:
         return self._channel is not None
 
     async def request(
-        self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False, patient: bool = False
+        self,
+        payload: bytes,
+        *,
+        deadline: float,
+        traceparent: str = "",
+        hurry: bool = False,
+        patient: bool = False,
+        interim: Interim | None = None,
     ) -> bytes:
         """See the port."""
         if self._channel is None:
             raise Unreachable("no controller answers, and this node does not allocate by itself yet")
         return await self._channel.request(
-            payload, deadline=deadline, traceparent=traceparent, hurry=hurry, patient=patient
+            payload, deadline=deadline, traceparent=traceparent, hurry=hurry, patient=patient, interim=interim
         )
 
     async def run(self) -> None:

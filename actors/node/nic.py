@@ -50,8 +50,6 @@ class Nic:
         self.result = Result()
         self._lent = False
         """Whether its virtual function is in the container."""
-        self._doubtful = False
-        """Whether a copy of any request for its addresses may still be under way."""
 
     def __repr__(self) -> str:
         return f"<Nic {self.ifname} {self.entry.kind}{'' if self.link is None else ' made'}>"
@@ -114,15 +112,16 @@ class Nic:
             return None
         if self.entry.vf is not None:  # it is not in the container yet
             return await pfs.networks(self.entry)
+        if self.invocation.role is Role.MAIN:
+            return ()  # no physical function is behind it, and perhaps it is being made
         return await kernel.master_networks(self.invocation.netns, self.ifname)
 
-    def take(self, allocated: Allocated, *, first: bool, doubtful: bool, together: frozenset[str]) -> None:
-        """Note what the controller has granted; `together` are the interfaces of this call."""
+    def take(self, allocated: Allocated, *, first: bool, together: frozenset[str]) -> None:
+        """Note what the controller has granted; `together` are the interfaces of this call. See `answered`."""
         mine = NicGrant(self.ifname, allocated.addresses, allocated.routes) if first else None
         grant = mine or next(grant for grant in allocated.others if grant.nic == self.ifname)
         self.grant = directed(grant, self.invocation.gateways)
         others = tuple(grant for grant in allocated.others if grant.nic not in together) if first else ()
-        self._doubtful = self._doubtful or doubtful
         self.entry = msgspec.structs.replace(
             self.entry,
             pod=msgspec.structs.replace(self.entry.pod, uid=allocated.pod_uid),
@@ -131,8 +130,12 @@ class Nic:
             others=others,
             fixed=allocated.fixed,
             moving=allocated.moving,
-            doubtful=self._doubtful,
+            doubtful=True,
         )
+
+    def answered(self, *, doubtful: bool) -> None:
+        """The request for its addresses has been answered. Where that is `doubtful` a copy of it may be under way."""
+        self.entry = msgspec.structs.replace(self.entry, doubtful=doubtful)
 
     def forget_grant(self) -> None:
         """Another one is asked for in its place. Until it is there, what an undo gives back has to be searched for."""

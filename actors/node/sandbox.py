@@ -26,16 +26,15 @@ import msgspec
 from msgspec import Struct
 
 from actors.node.addressing import (
-    ALLOCATE_SECONDS,
     HasNetworks,
     Wanted,
     allocate,
     as_cni,
-    ask,
     cluster_settings,
     holds_nothing,
     pod_ref,
 )
+from actors.node.asking import Asking
 from actors.node.conflict import disown
 from actors.node.controllers import Controllers
 from actors.node.detection import Detection
@@ -46,7 +45,7 @@ from actors.node.outbox import Owe, Recall, Settle
 from actors.node.pfs import PhysicalFunctions
 from actors.node.verification import verify
 from api.reasons import Explanation
-from api.wire import Allocated, Coordination
+from api.wire import Allocate, Allocated, Coordination
 from cni.errors import CniError, TryAgainLater
 from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
@@ -265,36 +264,75 @@ class SandboxActor(Actor[Message]):
     async def _build(self, nics: Sequence[Nic], *, begun: int, disputed: bool, meta: bool) -> None:
         """Links and addresses at the same time, then what needs both, one interface after the other."""
         wanting = [nic for nic in nics if nic.wants_addresses]
-        allocated = Allocated((), (), Explanation(), "")
-        networks: HasNetworks | None = None
 
-        async def grant() -> Allocated:
-            granted, doubtful = await self._addresses(wanting, begun=begun, disputed=disputed, meta=meta)
-            together = frozenset(nic.ifname for nic in wanting)
-            for nic in wanting:
-                nic.take(granted, first=nic is wanting[0], doubtful=doubtful, together=together)
-            return granted
+        async def request() -> Allocate:
+            wanted = [
+                Wanted(invocation=nic.invocation, masters=await nic.masters(self._kernel, self._pfs)) for nic in wanting
+            ]
+            return allocate(wanted, begun=begun, disputed=disputed, meta=meta)
+
+        def asking() -> Asking:
+            return Asking(request, controllers=self._controllers, clock=self.system.clock)
 
         try:
             async with anyio.create_task_group() as group:
-                for nic in nics:
-                    group.start_soon(nic.make, self._kernel, self._pfs)
-                if wanting:
-                    try:
-                        allocated = await grant()
-                    except HasNetworks as found:
-                        networks = found  # which use the link: it is to be finished
+                if not wanting:
+                    await self._make(nics)
+                    await self._furnish(nics, Allocated((), (), Explanation(), ""))
+                    return
+                first_try = asking()
+                group.start_soon(first_try.run)
+                await self._make(nics)
+                try:
+                    await self._address(nics, wanting, first_try, asking)
+                except Exception:
+                    await first_try.ended()  # it is not to be cut short: what it is granted has to be given back
+                    raise
         except BaseExceptionGroup as failures:
             raise first(failures) from failures
-        if networks is not None:
-            raise networks
+
+    async def _make(self, nics: Sequence[Nic]) -> None:
+        """The links. One that cannot be made knows why."""
+        async with anyio.create_task_group() as group:
+            for nic in nics:
+                group.start_soon(nic.make, self._kernel, self._pfs)
+
+    async def _address(
+        self, nics: Sequence[Nic], wanting: Sequence[Nic], first_try: Asking, another: Callable[[], Asking]
+    ) -> None:
+        """Give the interfaces what is granted, and return when that is the answer, too."""
+        asking = first_try
+
+        def take(granted: Allocated) -> None:
+            together = frozenset(nic.ifname for nic in wanting)
+            for nic in wanting:
+                nic.take(granted, first=nic is wanting[0], together=together)
+
+        async def again() -> Allocated:
+            nonlocal asking
+            asking = another()
+            await asking.run()
+            answer = await asking.answered()
+            take(answer)
+            return answer
+
+        granted = await asking.granted()
+        take(granted)
         for nic in nics:
             if nic.failure is not None:
                 raise nic.failure
-        if wanting:
-            allocated = await self._detection.settle(wanting, allocated, grant)
-            self._cluster = allocated.coordinator
+        granted = await self._detection.settle(wanting, granted, again, recorded=first_try.answered)
+        self._cluster = granted.coordinator
+        await self._furnish(nics, granted)
+        await first_try.answered()
+        for nic in wanting:
+            nic.answered(doubtful=first_try.doubtful or asking.doubtful)
+
+    async def _furnish(self, nics: Sequence[Nic], allocated: Allocated) -> None:
+        """What needs a link, and the addresses of all."""
         for nic in nics:
+            if nic.failure is not None:
+                raise nic.failure
             await nic.configure(self._kernel)
             await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics, note=self._put)
             await nic.limit(self._kernel, self._pfs, allocated.bandwidth)
@@ -328,15 +366,6 @@ class SandboxActor(Actor[Message]):
                     _log.warning("could not undo the coordinator of %s: %s", invocation.ifname, left)
             raise as_cni(error, invocation) from error
         return (result,)
-
-    async def _addresses(
-        self, wanting: Sequence[Nic], *, begun: int, disputed: bool, meta: bool
-    ) -> tuple[Allocated, bool]:
-        wanted = [
-            Wanted(invocation=nic.invocation, masters=await nic.masters(self._kernel, self._pfs)) for nic in wanting
-        ]
-        asked = allocate(wanted, begun=begun, disputed=disputed, meta=meta)
-        return await ask(self._controllers, asked, deadline=self.system.clock.now() + ALLOCATE_SECONDS)
 
     async def _undo(self, nics: Sequence[Nic], *, asked: bool) -> None:
         """Take the links away, the last first, and see to it that the addresses go back."""

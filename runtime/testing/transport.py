@@ -11,6 +11,7 @@ What a caller sees is what the TLS transport would show it: a lost message ends 
 import asyncio
 from collections.abc import Callable
 from contextvars import Context
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,7 @@ from runtime.transport.port import (
     DeadlineExceeded,
     Disconnected,
     Handler,
+    Interim,
     Overloaded,
     Peer,
     RemoteFailure,
@@ -70,7 +72,7 @@ class Fault(Struct, frozen=True, tag=True):
 class _Flight:
     """One request of a caller until the caller has its answer."""
 
-    __slots__ = ("deadline", "future", "pair", "payload", "peer", "tasks", "traceparent")
+    __slots__ = ("deadline", "future", "interim", "pair", "payload", "peer", "tasks", "traceparent")
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class _Flight:
         deadline: float,
         traceparent: str,
         future: asyncio.Future[bytes],
+        interim: Interim | None,
     ) -> None:
         self.pair = pair
         self.payload = payload
@@ -88,6 +91,7 @@ class _Flight:
         self.deadline = deadline
         self.traceparent = traceparent
         self.future = future
+        self.interim = interim
         self.tasks: dict[asyncio.Task[bytes], None] = {}
 
     def fail(self, error: TransportError) -> None:
@@ -206,6 +210,7 @@ class SimulatedNetwork:
         deadline: float,
         traceparent: str,
         hurry: bool = False,
+        interim: Interim | None = None,
     ) -> bytes:
         """See `runtime.transport.port.Channel.request`."""
         loop = asyncio.get_running_loop()
@@ -220,6 +225,7 @@ class SimulatedNetwork:
             deadline=deadline,
             traceparent=traceparent,
             future=loop.create_future(),
+            interim=interim,
         )
         self._flights[flight] = None
         timer = loop.call_at(deadline, flight.fail, DeadlineExceeded(f"{destination} did not answer in time"))
@@ -280,13 +286,31 @@ class SimulatedNetwork:
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + remaining
-        call = Call(payload=flight.payload, peer=flight.peer, deadline=deadline, traceparent=flight.traceparent)
+        call = Call(
+            payload=flight.payload,
+            peer=flight.peer,
+            deadline=deadline,
+            traceparent=flight.traceparent,
+            interim=partial(self._say_ahead, flight),
+        )
         task = loop.create_task(_serve(handler, call), context=Context())
         timer = loop.call_at(deadline, task.cancel)
         flight.tasks[task] = None
         if flight.future.done():
             self._orphans[task] = destination
         task.add_done_callback(lambda task: self._served(flight, task, timer))
+
+    def _say_ahead(self, flight: _Flight, payload: bytes) -> None:
+        """Every message has a delay of its own: what is said ahead may come behind the reply, and is lost then."""
+
+        def hear() -> None:
+            if flight.interim is not None and not flight.future.done():
+                flight.interim(payload)
+
+        if self._happens(self.weather.lose_reply):
+            self._note("lose interim", *flight.pair)
+        else:
+            self._after(self._delay(*flight.pair), frozenset(flight.pair), hear)
 
     def _served(self, flight: _Flight, task: asyncio.Task[bytes], timer: asyncio.TimerHandle) -> None:
         timer.cancel()
@@ -397,6 +421,7 @@ class SimulatedChannel:
         traceparent: str = "",
         hurry: bool = False,
         patient: bool = False,
+        interim: Interim | None = None,
     ) -> bytes:
         """See the port. A patient caller is told of silence as any other: here that costs nothing."""
         del patient
@@ -408,6 +433,7 @@ class SimulatedChannel:
             deadline=deadline,
             traceparent=traceparent,
             hurry=hurry,
+            interim=interim,
         )
 
     @property

@@ -79,6 +79,13 @@ class ReplyFrame(Struct, frozen=True, array_like=True, tag=5):
     payload: bytes
 
 
+class InterimFrame(Struct, frozen=True, array_like=True, tag=11):
+    """What the handler says ahead of its answer, to clients whose request asks for that."""
+
+    id: int
+    payload: bytes
+
+
 class Failure(Struct, frozen=True, array_like=True, tag=6):
     """A request without an answer; with id 0 the whole connection, before `Welcome`."""
 
@@ -108,7 +115,7 @@ class Token(Struct, frozen=True, array_like=True, tag=10):
     token: str
 
 
-Frame = Hello | Welcome | RefusedFrame | Request | ReplyFrame | Failure | Cancel | Ping | Pong | Token
+Frame = Hello | Welcome | RefusedFrame | Request | ReplyFrame | InterimFrame | Failure | Cancel | Ping | Pong | Token
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)

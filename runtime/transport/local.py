@@ -3,12 +3,14 @@
 import logging
 
 import anyio
+import msgspec
 
 from runtime.transport.credentials import one_line
 from runtime.transport.port import (
     Call,
     DeadlineExceeded,
     Handler,
+    Interim,
     Overloaded,
     Peer,
     RemoteFailure,
@@ -42,11 +44,14 @@ class LocalChannel:
         traceparent: str = "",
         hurry: bool = False,  # noqa: ARG002 - it cannot be silent alone
         patient: bool = False,  # noqa: ARG002
+        interim: Interim | None = None,
     ) -> bytes:
         """See the port. The handler runs in the caller's task: cancelling the call cancels it at once."""
         if deadline <= anyio.current_time():
             raise Unreachable("the deadline had passed before the request could be sent")
         call = Call(payload=payload, peer=self._peer, deadline=deadline, traceparent=traceparent)
+        if interim is not None:
+            call = msgspec.structs.replace(call, interim=interim)
         with anyio.CancelScope(deadline=deadline):
             try:
                 return await self._handler(call)

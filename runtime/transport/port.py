@@ -57,6 +57,14 @@ class Peer(Struct, frozen=True):
     """What the account is to the server (``agent``, ``controller``): it decides which messages are accepted."""
 
 
+type Interim = Callable[[bytes], None]
+"""Takes what the serving side has to say of a request ahead of its reply. It may not raise."""
+
+
+def _unheard(_: bytes) -> None:
+    """Nobody listens."""
+
+
 class Call(Struct, frozen=True):
     """One request as the serving side sees it."""
 
@@ -66,6 +74,9 @@ class Call(Struct, frozen=True):
     """When the caller gives up, on the serving side's loop clock (seconds)."""
     traceparent: str = ""
     """W3C trace context of the caller, empty when it has none."""
+    interim: Interim = _unheard
+    """Tells the caller something ahead of the reply. Only for requests that ask for it in their payload: a client that
+    does not know of it breaks the connection. It may get lost, and what is said after the reply does."""
 
 
 Handler = Callable[[Call], Awaitable[bytes]]
@@ -76,9 +87,18 @@ class Channel(Protocol):
     """The calling side."""
 
     async def request(
-        self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False, patient: bool = False
+        self,
+        payload: bytes,
+        *,
+        deadline: float,
+        traceparent: str = "",
+        hurry: bool = False,
+        patient: bool = False,
+        interim: Interim | None = None,
     ) -> bytes:
         """Send one request and wait for its reply, until `deadline` on the loop clock (seconds).
+
+        `interim` is called with what the handler says ahead of its reply: never, once, or more often.
 
         With `patient`, for a reply that the other side may hold back, nobody asks meanwhile whether it is alive. With
         `hurry`, which is for callers that can ask somebody else, `Unreachable` comes at once when there is no

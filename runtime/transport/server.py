@@ -10,7 +10,9 @@ import socket
 import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -30,6 +32,7 @@ from runtime.transport.frames import (
     FrameError,
     FrameTooLarge,
     Hello,
+    InterimFrame,
     RefusedFrame,
     ReplyFrame,
     Request,
@@ -344,6 +347,7 @@ class TlsServer:
                 peer=session.peer,
                 deadline=anyio.current_time() + request.remaining_ms / 1000,
                 traceparent=request.traceparent,
+                interim=partial(self._say_ahead, session, request.id),
             )
             scope = anyio.CancelScope(deadline=call.deadline)
             session.running[request.id] = scope
@@ -371,6 +375,11 @@ class TlsServer:
             self._in_flight -= 1
             if not self._in_flight and self._stopping.is_set():
                 self._idle.set()
+
+    def _say_ahead(self, session: _Session, number: int, payload: bytes) -> None:
+        if number in session.running:
+            with suppress(FrameTooLarge):  # and so will be the reply, which says it
+                session.connection.send(InterimFrame(number, payload))
 
     async def _outcome(self, number: int, call: Call) -> Frame:
         try:

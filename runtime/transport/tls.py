@@ -24,6 +24,7 @@ from runtime.transport.frames import (
     Frame,
     FrameError,
     Hello,
+    InterimFrame,
     Ping,
     RefusedFrame,
     ReplyFrame,
@@ -34,6 +35,7 @@ from runtime.transport.frames import (
 from runtime.transport.port import (
     DeadlineExceeded,
     Disconnected,
+    Interim,
     Overloaded,
     Refused,
     RemoteFailure,
@@ -80,6 +82,7 @@ class _Link:
         self.token = token
         self.ids = itertools.count(1)
         self.waiting: dict[int, asyncio.Future[bytes]] = {}
+        self.interims: dict[int, Interim] = {}
         self.hurried: set[int] = set()
         """Those whose callers can ask somebody else."""
         self.patient: set[int] = set()
@@ -103,6 +106,7 @@ class _Link:
     def forget(self, number: int) -> None:
         """Nobody waits for it any more."""
         del self.waiting[number]
+        self.interims.pop(number, None)
         self.hurried.discard(number)
         self.patient.discard(number)
 
@@ -209,7 +213,14 @@ class TlsChannel:
         return self._last_failure
 
     async def request(
-        self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False, patient: bool = False
+        self,
+        payload: bytes,
+        *,
+        deadline: float,
+        traceparent: str = "",
+        hurry: bool = False,
+        patient: bool = False,
+        interim: Interim | None = None,
     ) -> bytes:
         """See the port.
 
@@ -227,6 +238,8 @@ class TlsChannel:
         link.connection.send(Request(number, remaining_ms, traceparent, payload))
         future: asyncio.Future[bytes] = loop.create_future()
         link.wait_for(number, future, hurry=hurry, patient=patient)
+        if interim is not None:
+            link.interims[number] = interim
         # A timer and not a cancel scope: a reply and the deadline in the same tick cannot then lose the reply.
         timer = loop.call_at(deadline, self._expire, future)
         answered = False
@@ -351,6 +364,10 @@ class TlsChannel:
                         future = link.waiting.get(frame.id)
                         if future is not None and not future.done():
                             future.set_result(frame.payload)
+                    case InterimFrame():
+                        interim = link.interims.get(frame.id)
+                        if interim is not None:
+                            interim(frame.payload)
                     case Failure():
                         future = link.waiting.get(frame.id)
                         if future is not None and not future.done():

@@ -21,6 +21,7 @@ from cni.kernel import LinuxKernel
 from cni.plan import LinkPlan
 from cni.protocol import IPAM_TYPE, Invocation, PodArgs, Role, Verb
 from runtime.actor import System
+from runtime.transport.port import Interim
 from tests.netns import Netns
 from tests.node.conftest import Segment, talk
 from tests.simulation.node import MemoryDisk, MemoryJournal
@@ -58,9 +59,16 @@ class Played:
         return [request for request in self.asked if isinstance(request, kind)]
 
     async def request(
-        self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False, patient: bool = False
+        self,
+        payload: bytes,
+        *,
+        deadline: float,
+        traceparent: str = "",
+        hurry: bool = False,
+        patient: bool = False,
+        interim: Interim | None = None,
     ) -> bytes:
-        del deadline, traceparent, hurry, patient
+        del deadline, traceparent, hurry, patient, interim
         request = wire.decode_request(payload)
         self.asked.append(request)
         return wire.encode(self._answer(request))

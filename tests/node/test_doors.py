@@ -23,6 +23,7 @@ from api.route import Route
 from api.settings import AgentSettings
 from cni.journal import Key, State
 from runtime.actor import System
+from runtime.transport.port import Interim
 from telemetry.health import HealthTree
 from tests.node.test_server import exchange
 from tests.simulation.node import MemoryDisk, MemoryJournal, MemoryKernel
@@ -53,7 +54,14 @@ class Played:
         return [request for request in self.asked if isinstance(request, kind)]
 
     async def request(
-        self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False, patient: bool = False
+        self,
+        payload: bytes,
+        *,
+        deadline: float,
+        traceparent: str = "",
+        hurry: bool = False,
+        patient: bool = False,
+        interim: Interim | None = None,
     ) -> bytes:
         request = wire.decode_request(payload)
         self.asked.append(request)

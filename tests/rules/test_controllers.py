@@ -9,7 +9,7 @@ import pytest
 from actors.node.controllers import Controllers
 from api import wire
 from runtime.testing import VirtualClock, run
-from runtime.transport.port import Disconnected, Overloaded, Silent, TransportError, Unreachable
+from runtime.transport.port import Disconnected, Interim, Overloaded, Silent, TransportError, Unreachable
 
 
 class Replica:
@@ -22,7 +22,14 @@ class Replica:
         self.hurried = False
 
     async def request(
-        self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False, patient: bool = False
+        self,
+        payload: bytes,
+        *,
+        deadline: float,
+        traceparent: str = "",
+        hurry: bool = False,
+        patient: bool = False,
+        interim: Interim | None = None,
     ) -> bytes:
         self.asked += 1
         self.hurried = hurry

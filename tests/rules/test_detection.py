@@ -79,6 +79,8 @@ class Segment:
         self.plans: list[list[ProbePlan]] = [[]]
         self.disowned: list[Disown] = []
         self.asked = 0
+        self.recorded = False
+        """Whether the grant is recorded everywhere."""
         self.next: list[Allocated | Exception] = []
 
     async def probe(self, plan: ProbePlan) -> Findings:
@@ -89,6 +91,7 @@ class Segment:
 
     async def ask(self, request: wire.Request, *, deadline: float) -> Answer:
         assert isinstance(request, Disown)
+        assert self.recorded, "nothing can be given up before"
         self.disowned.append(request)
         if isinstance(self.reply, Exception):
             raise self.reply
@@ -105,9 +108,12 @@ class Segment:
                 raise found
             return take(nics, found)
 
+        async def recorded() -> None:
+            self.recorded = True
+
         take(nics, allocated)
         look = Detection(terms, kernel=self, controllers=self, clock=VirtualClock())  # type: ignore[arg-type]
-        return await look.settle(nics, allocated, again)
+        return await look.settle(nics, allocated, again, recorded=recorded)
 
 
 def grant(address: str) -> NicGrant:
@@ -128,7 +134,7 @@ def allocated(*addresses: str, **changes: Any) -> Allocated:
 def take(nics: Sequence[Nic], given: Allocated) -> Allocated:
     together = frozenset(nic.ifname for nic in nics)
     for nic in nics:
-        nic.take(given, first=nic is nics[0], doubtful=False, together=together)
+        nic.take(given, first=nic is nics[0], together=together)
     return given
 
 

@@ -15,7 +15,7 @@ from cni.journal import JournalEntry
 from runtime.actor import System
 from runtime.supervision import Supervisor
 from runtime.testing import VirtualClock, run
-from runtime.transport.port import Disconnected
+from runtime.transport.port import Disconnected, Interim
 
 CID = "0123456789abcdef" * 4
 
@@ -40,7 +40,14 @@ class World:
         return frozenset(self.carried_addresses & set(addresses))
 
     async def request(
-        self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False, patient: bool = False
+        self,
+        payload: bytes,
+        *,
+        deadline: float,
+        traceparent: str = "",
+        hurry: bool = False,
+        patient: bool = False,
+        interim: Interim | None = None,
     ) -> bytes:
         assert patient, "or pings go to and fro for a minute"
         request = wire.decode_request(payload)

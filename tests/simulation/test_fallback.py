@@ -21,7 +21,7 @@ from runtime.store.memory import MemoryStore
 from runtime.supervision import Supervisor
 from runtime.testing import VirtualClock, run
 from runtime.testing.store import Chances, FaultyStore
-from runtime.transport.port import Peer, TransportError, Unreachable
+from runtime.transport.port import Interim, Peer, TransportError, Unreachable
 
 PATIENCE = 5.0
 
@@ -34,7 +34,14 @@ class Replica:
         self.asked = 0
 
     async def request(
-        self, payload: bytes, *, deadline: float, traceparent: str = "", hurry: bool = False, patient: bool = False
+        self,
+        payload: bytes,
+        *,
+        deadline: float,
+        traceparent: str = "",
+        hurry: bool = False,
+        patient: bool = False,
+        interim: Interim | None = None,
     ) -> bytes:
         if not self.connected:
             raise Unreachable("away")

@@ -29,7 +29,7 @@ from actors import program
 from actors.allocation.allocator import AllocatorActor, Serve
 from actors.allocation.callers import Callers
 from actors.allocation.endpoint import Endpoints
-from actors.allocation.grants import Grants, Policy
+from actors.allocation.grants import Early, Grants, Policy
 from actors.allocation.networks import Isolation, Networks
 from actors.allocation.returns import Returns
 from actors.allocation.workloads import Workloads
@@ -257,7 +257,7 @@ class Controller:
                     answer = await self._lookups.serve(request, call.peer)
                 else:
                     answer = await self._allocator.ask(
-                        Serve(request, call.peer, lambda allocated: call.interim(wire.encode(allocated))),
+                        Serve(request, call.peer, Early(lambda granted: call.interim(wire.encode(granted)))),
                         deadline=call.deadline,
                     )
             except MailboxFull as error:

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from actors.allocation.callers import Refusal
 from actors.allocation.endpoint import EndpointContended
-from actors.allocation.grants import Early, Grants, unheard
+from actors.allocation.grants import UNHEARD, Early, Grants
 from actors.allocation.pace import Pace
 from actors.allocation.returns import Returns
 from api.wire import (
@@ -52,7 +52,7 @@ class Serve(Question[Response], frozen=True, tag=True):
 
     request: Request
     peer: Peer
-    early: Early = unheard
+    early: Early = UNHEARD
     """Told the answer of an `Allocate` ahead, where it wants that (`api.wire.Allocate.early`)."""
 
 
@@ -134,7 +134,7 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
         try:
             match request:
                 case Allocate():
-                    return await self._grants.allocate(request, peer, early if request.early else unheard)
+                    return await self._grants.allocate(request, peer, early if request.early else UNHEARD)
                 case Release():
                     return await self._returns.release(request, peer)
                 case Inquire():

@@ -56,12 +56,23 @@ _LATER = frozenset({"conflict", "store", "held", "taken", "quarantine"})
 """Predicates that pass by themselves."""
 
 
-type Early = Callable[[Allocated], None]
-"""Takes a grant that is committed, before the SpiderEndpoint is written. It may not raise and may not wait."""
+class Early:
+    """Is told of a grant that is committed, before the SpiderEndpoint is written."""
+
+    def __init__(self, tell: Callable[[Allocated], None] | None = None) -> None:
+        """`tell` may not raise and may not wait; without it nobody wants to know."""
+        self._tell = tell
+
+    def __repr__(self) -> str:
+        return "<Early>" if self._tell else "<Early for nobody>"
+
+    def say(self, granted: Allocated) -> None:
+        """Tell whoever wants to know."""
+        if self._tell is not None:
+            self._tell(granted)
 
 
-def unheard(_: Allocated) -> None:
-    """Nobody wants to know."""
+UNHEARD = Early()
 
 
 class Policy(Struct, frozen=True):
@@ -126,7 +137,7 @@ class Grants:
     def __repr__(self) -> str:
         return "<Grants>"
 
-    async def allocate(self, request: Allocate, peer: Peer, early: Early = unheard) -> Allocated | Networked:
+    async def allocate(self, request: Allocate, peer: Peer, early: Early = UNHEARD) -> Allocated | Networked:
         """The answer to a request. Raises `Refusal`, `StoreError`, `ActorError` and `EndpointContended`."""
         pod = await self._callers.live_pod(request.pod, peer)
         try:
@@ -180,7 +191,7 @@ class Grants:
             moving=claim.moving,
             bandwidth=bandwidth,
         )
-        early(allocated)
+        early.say(allocated)
         await self._endpoints.write(
             holder, node=peer.node, nics=grants, confirm=lambda: self._confirm(claim, won, request.pod)
         )

@@ -20,6 +20,7 @@ from cni.netlink.socket import Netns, Refusal, Request, RouteSocket
 from cni.plan import LinkPlan, LinkState
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+_RTNLGRP_LINK = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
 _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 13, 18, 20, 26, 28, 29
 _IFLA_MASTER, _IFLA_GROUP, _IFLA_LINK_NETNSID = 10, 27, 37
@@ -169,25 +170,21 @@ def listed(sockets: RouteSocket, *, kind: str = "") -> list[LinkState]:
 
 
 def delete(sockets: RouteSocket, link: LinkState) -> bool:
-    """Remove the link; whether it was still there.
+    """Remove the link; whether it was still there. See `delete_together`.
 
     Raises:
         KernelRefused: it cannot be removed.
     """
-    try:
-        sockets.request(RTM_DELLINK, 0, _HEADER.pack(0, 0, link.index, 0, 0))
-    except Refusal as refusal:
-        if refusal.number == errno.ENODEV:
-            return False
-        raise refusal.explain(f"delete {link.kind} {link.ifname}") from None
-    return True
+    body = _HEADER.pack(0, 0, link.index, 0, 0)
+    return _delete(sockets, body, [link.index], f"delete {link.kind} {link.ifname}")
 
 
 def delete_together(sockets: RouteSocket, links: Sequence[LinkState]) -> bool:
     """Remove links, at least one; whether any was still there.
 
-    Each removal waits out an RCU grace period, about 20 ms. Those of one group are removed by one request that waits
-    once, so the links are put into one first.
+    A link is gone, with its addresses, about a millisecond after it was asked for, and the kernel announces that. Then
+    it waits out an RCU grace period, about 20 ms, before it acknowledges the removal, and nobody here waits with it.
+    Links of one group are removed by one request that waits once, so they are put into one first.
 
     Raises:
         KernelRefused: they cannot be removed.
@@ -202,12 +199,25 @@ def delete_together(sockets: RouteSocket, links: Sequence[LinkState]) -> bool:
             for one in links
         ]
     )
+    return _delete(sockets, _HEADER.pack(0, 0, 0, 0, 0) + group, [one.index for one in links], f"delete {shown}")
+
+
+def _delete(sockets: RouteSocket, body: bytes, indices: Sequence[int], doing: str) -> bool:
+    left = set(indices)
+
+    def gone(kind: int, body: memoryview) -> bool:
+        if kind == RTM_DELLINK:
+            family, _, index, _, _ = _HEADER.unpack_from(body)
+            if not family:  # not that it has left a bridge
+                left.discard(index)
+        return not left
+
     try:
-        sockets.request(RTM_DELLINK, 0, _HEADER.pack(0, 0, 0, 0, 0) + group)
+        sockets.request_until(RTM_DELLINK, 0, body, group=_RTNLGRP_LINK, made=gone)
     except Refusal as refusal:
         if refusal.number == errno.ENODEV:
             return False
-        raise refusal.explain(f"delete {shown}") from None
+        raise refusal.explain(doing) from None
     return True
 
 

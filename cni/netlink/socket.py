@@ -13,7 +13,9 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -27,6 +29,7 @@ from cni.netlink import message
 _GET_NSTYPE = 0xB703
 _OWN = "/proc/thread-self/ns/net"
 _SOL_NETLINK = 270
+_ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 1, 2
 _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 10, 11, 12
 _ERROR, _DONE = 2, 3
 _F_CAPPED, _F_ACK_TLVS = 0x100, 0x200
@@ -36,6 +39,9 @@ _TIMEOUT_S = 30.0
 """A request runs inside `sendmsg` under the kernel's rtnl lock, so its answer is there at once or never."""
 _ATTEMPTS = 20
 """At reading a list. While a hundred pods start, that of the node's addresses changes during two readings of three."""
+_LOOK_S = 1.0
+_senders = ThreadPoolExecutor(16, thread_name_prefix="netlink-sender")
+"""For requests that are over long before the kernel returns from them."""
 _TOGETHER = 64
 """Requests in one datagram: their answers fit into the socket's buffer."""
 
@@ -184,6 +190,63 @@ class NetlinkSocket:
         sequence = self._send(kind, flags | message.F_REQUEST | message.F_ACK, body)
         for _ in self._replies(sequence):
             pass
+
+    def request_until(
+        self, kind: int, flags: int, body: bytes, *, group: int, made: Callable[[int, memoryview], bool]
+    ) -> None:
+        """Ask for a change that the kernel announces long before it acknowledges it; wait for either.
+
+        Another thread stays in `sendmsg` until then, and this socket's namespace stays as long: milliseconds.
+
+        Args:
+            kind: as with all requests.
+            flags: as well.
+            body: as well.
+            group: the multicast group of the announcement.
+            made: is given each announcement's type and body, and says whether that was it.
+
+        Raises:
+            Refusal: the kernel's answer is an error.
+            IoFailure: neither came.
+        """
+        self._sequence += 1
+        sequence = self._sequence
+        asked = message.message(kind, flags | message.F_REQUEST | message.F_ACK, sequence, body=body)
+        _count(1)
+        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        self._socket.settimeout(_LOOK_S)
+        try:
+            sending = _senders.submit(self._socket.sendto, asked, (0, 0))
+            deadline = time.monotonic() + _TIMEOUT_S
+            while not self._heard(sequence, made):
+                if sending.done():
+                    sending.result()
+                if time.monotonic() > deadline:
+                    raise IoFailure(f"the kernel did not answer within {_TIMEOUT_S:g} s")
+        except OSError as error:
+            raise IoFailure("a request could not be sent to the kernel", str(error)) from error
+        finally:
+            self._socket.settimeout(_TIMEOUT_S)
+            self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, group)
+
+    def _heard(self, sequence: int, made: Callable[[int, memoryview], bool]) -> bool:
+        """Take one datagram, if one comes; whether it has the answer, or the announcement."""
+        try:
+            datagram = self._socket.recv(1 << 17)
+        except TimeoutError:
+            return False
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            return False  # announcements were lost: the answer comes
+        for kind, flags, answers, body in message.messages(memoryview(datagram)):
+            if kind == _ERROR:
+                if answers == sequence:
+                    _raise_refusal(kind, flags, body)
+                    return True
+            elif made(kind, body):
+                return True
+        return False
 
     def pipeline(self, requests: Sequence[Request]) -> None:
         """Ask for several changes in one datagram and wait until all are made.

@@ -480,3 +480,31 @@ def _descriptors() -> list[str]:
         with suppress(FileNotFoundError):
             found.append(str(path.readlink()).partition(":")[0])
     return sorted(one for one in found if one in {"net", "socket"})
+
+
+async def test_a_deleted_link_is_gone_before_the_kernel_acknowledges_it(kernel: LinuxKernel, segment: Segment) -> None:
+    container = segment.container()
+    path = str(container.path)
+    acknowledged: list[float] = []
+    for _ in range(3):
+        await attach(kernel, container, FIRST)
+        begun = time.perf_counter()
+        assert await kernel.detach_link(path, "eth0")
+        gone = time.perf_counter() - begun
+        assert names(container) == ["lo"]
+        await attach(kernel, container, FIRST)  # its name and its addresses can be used at once
+        begun = time.perf_counter()
+        container.run(lambda: _delete("eth0"))
+        acknowledged.append((time.perf_counter() - begun) / gone)
+    # The control: who waits for the acknowledgement waits out a grace period.
+    assert max(acknowledged) > 1.5
+
+
+async def test_what_the_kernel_does_not_delete_is_told(segment: Segment) -> None:
+    with SeenNetns.open(str(segment.container().path)) as netns, route_socket(netns) as sockets:
+        loopback = link.get(sockets, "lo")
+        assert loopback is not None
+        with pytest.raises(KernelRefused, match="delete"):
+            link.delete(sockets, loopback)
+        assert not link.delete(sockets, replace(loopback, index=4711)), "what is not there is no error"
+        assert link.get(sockets, "lo") == loopback, "the socket is as before"

@@ -500,7 +500,7 @@ async def test_a_deleted_link_is_gone_before_the_kernel_acknowledges_it(kernel: 
     assert max(acknowledged) > 1.5
 
 
-async def test_what_the_kernel_does_not_delete_is_told(segment: Segment) -> None:
+def test_what_the_kernel_does_not_delete_is_told(segment: Segment) -> None:
     with SeenNetns.open(str(segment.container().path)) as netns, route_socket(netns) as sockets:
         loopback = link.get(sockets, "lo")
         assert loopback is not None

@@ -157,6 +157,14 @@ def decode(text: bytes) -> JournalEntry:
     return _decoder.decode(text[text.rfind(_END, 0, end) + 1 : end] if end > 0 else text)
 
 
+def _is_durable(entry: JournalEntry) -> bool:
+    """Whether an entry has to survive a power cut, after which no namespace is there any more.
+
+    It does where it says what has to be given back then: addresses, or what other plugins have noted elsewhere.
+    """
+    return entry.part == NETWORKS or (entry.state is not State.ADDING and entry.part != COORDINATOR)
+
+
 class Journal:
     """The entries of one node, in one folder that only its agents write."""
 
@@ -210,7 +218,7 @@ class Journal:
         return self._read(self._path(key))
 
     def put(self, entry: JournalEntry) -> None:
-        """Write an entry; when this returns it survives a power cut, unless it is "adding".
+        """Write an entry; when this returns it survives this process and, where that matters, a power cut.
 
         Raises:
             IoFailure: it could not be written; what was there before still is.
@@ -238,7 +246,7 @@ class Journal:
                 else:
                     lines.append((entry, line))
             for entry, line in lines:
-                durable = entry.state is not State.ADDING or entry.part == NETWORKS
+                durable = _is_durable(entry)
                 try:
                     line.keep(durable=durable)
                 except OSError as error:

@@ -26,8 +26,8 @@ class Turn:
         self._asker = envelope
         self._actor.hold()
 
-    def end(self, answer: object, error: Exception | None) -> None:
-        """Answer who asked, and go on with the next message."""
+    def end(self, answer: object, error: Exception | None) -> Envelope | None:
+        """Answer who asked, and go on with the next message; returns what the one that has ended was asked by."""
         asker, self._asker = self._asker, None
         self._actor.release()
         if asker is not None and asker.reply is not None:
@@ -35,3 +35,4 @@ class Turn:
                 asker.reply.resolve(answer)
             else:
                 asker.reply.fail(error)
+        return asker

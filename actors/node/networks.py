@@ -1,10 +1,12 @@
 """The actor that attaches one pod sandbox to several networks: what a meta plugin is, with no Multus on the node.
 
-Messages: `Join`, `Check` and `Leave` from the node actor (ADD, CHECK and DEL of the first interface), `Dissolve` for
-what an agent before left, `Finished` from its own work. State: none between messages. Persists: one journal entry a
-sandbox, part "networks": every list of plugins with the configurations that they are called with, written before the
-first one is called, so that a DEL needs neither the pod nor the definitions, whatever they say by then; with the
-results when all are there. Answers: as the runtime would be by the first interface's list alone.
+Messages: `Join`, `Check` and `Leave` from the node actor (ADD, CHECK and DEL of the first interface), `Dissolve` and
+`Announce` for what an agent before left, `Finished` and `Announced` from its own work. State: none between messages.
+Persists: one journal entry a sandbox, part "networks": every list of plugins with the configurations that they are
+called with, written before the first one is called, so that a DEL needs neither the pod nor the definitions, whatever
+they say by then; with the results when all are there. Answers: as the runtime would be by the first interface's list
+alone. The pod's annotation that shows them is written behind the answer, and again by the next agent: no pod waits for
+it.
 
 A pod that names no networks, and most don't, costs nothing here: its ADD is the sandbox actor's, whose request for
 addresses finds out. For one that does, the interfaces that we make ourselves are one call of the sandbox actor, with
@@ -84,6 +86,12 @@ class Dissolve(Question[None], frozen=True, tag=True):
     """As it was judged. While one agent replaces another, the other may have gone on with it since."""
 
 
+class Announce(Struct, frozen=True, tag=True):
+    """Have the pod's annotation show the networks that an agent before attached; it may have died before it did."""
+
+    entry: JournalEntry
+
+
 class Finished(Struct, frozen=True, tag=True):
     """The work for one message has ended."""
 
@@ -91,7 +99,11 @@ class Finished(Struct, frozen=True, tag=True):
     error: Exception | None = None
 
 
-Message = Join | Check | Leave | Dissolve | Finished
+class Announced(Struct, frozen=True, tag=True):
+    """The annotation is written, or the log says why not."""
+
+
+Message = Join | Check | Leave | Dissolve | Announce | Finished | Announced
 
 
 class Meta(Struct, frozen=True, kw_only=True):
@@ -165,6 +177,8 @@ class NetworksActor(Actor[Message]):
         self._provide = provide
         self._entries = entries
         self._turn = Turn(self)
+        self._news: JournalEntry | None = None
+        """What the message in hand has attached."""
 
     def __repr__(self) -> str:
         return f"<NetworksActor {self._container_id[:12]}{' busy' if self._turn else ''}>"
@@ -181,8 +195,16 @@ class NetworksActor(Actor[Message]):
                 work = self._leave(invocation)
             case Dissolve(entry):
                 work = self._dissolve(entry)
+            case Announce(entry):
+                self.pipe(self._announce(entry), _announced, on_behalf=envelope)
+                return None
             case Finished(result, error):
-                self._turn.end(result, error)
+                asker = self._turn.end(result, error)
+                news, self._news = self._news, None
+                if news is not None:
+                    self.pipe(self._announce(news), _announced, on_behalf=asker)
+                return None
+            case Announced():
                 return None
             case _:
                 assert_never(message)
@@ -236,11 +258,10 @@ class NetworksActor(Actor[Message]):
             with traces.span("networks.attach"):
                 networks = await self._run(invocation, networks)
             answer = networks[0].result or Result()
-            await self._put(
-                msgspec.structs.replace(
-                    record, state=State.ADDED, networks=networks, result=answer, changed_ns=self._wall_ns()
-                )
+            record = msgspec.structs.replace(
+                record, state=State.ADDED, networks=networks, result=answer, changed_ns=self._wall_ns()
             )
+            await self._put(record)
         except BaseException as error:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
                 try:
@@ -249,7 +270,7 @@ class NetworksActor(Actor[Message]):
                     # The entry stays as "adding": a DEL or the next start of the agent goes on from here.
                     _log.warning("could not undo the networks of %s: %s", self._container_id[:12], left)
             raise _as_cni(error, invocation) from error
-        await self._announce(pod, networks)
+        self._news = record
         return answer
 
     async def _plan(self, invocation: Invocation, networked: Networked, pod: PodRef) -> tuple[Attached, ...]:
@@ -315,9 +336,10 @@ class NetworksActor(Actor[Message]):
                 msg = f"a controller answered a question for networks with {type(other).__name__}"
                 raise InternalError(msg)
 
-    async def _announce(self, pod: PodRef, networks: Sequence[Attached]) -> None:
-        """Write the annotation that people know from Multus. A pod whose annotation is late works all the same."""
-        asked = SetNetworkStatus(pod, network_status(networks))
+    async def _announce(self, record: JournalEntry) -> None:
+        """Write the annotation that people know from Multus."""
+        pod = record.pod
+        asked = SetNetworkStatus(pod, network_status(record.networks))
         try:
             with traces.span("networks.status"):
                 answered = await self._controllers.ask(asked, deadline=self.system.clock.now() + _STATUS_SECONDS)
@@ -437,6 +459,10 @@ class NetworksActor(Actor[Message]):
 
     def _wall_ns(self) -> int:
         return int(self.system.clock.wall() * 1e9)
+
+
+def _announced(_: None) -> Announced:
+    return Announced()
 
 
 def _head_of(record: JournalEntry) -> Invocation:

@@ -31,7 +31,7 @@ from actors.node.departures import SETTLE_SECONDS
 from actors.node.detection import Detection
 from actors.node.disk import Journal
 from actors.node.gc import stale
-from actors.node.networks import Check, Dissolve, Join, Leave, Meta, NetworksActor
+from actors.node.networks import Announce, Check, Dissolve, Join, Leave, Meta, NetworksActor
 from actors.node.networks import Message as NetworksMessage
 from actors.node.outbox import Message as OutboxMessage
 from actors.node.outbox import Owe
@@ -463,6 +463,8 @@ class NodeActor(Actor[Message]):
             async with self._limit:
                 try:
                     if entry.state is State.ADDED and await self._stands(entry):
+                        if entry.part == NETWORKS:
+                            self._networks_of(entry.container_id).tell(Announce(entry))
                         return entry.container_id
                     if entry.part == NETWORKS:
                         await self._networks_of(entry.container_id).ask(Dissolve(entry), timeout=_CALL_SECONDS)

@@ -21,7 +21,8 @@ from api.configfile import ConfigFile
 from api.reasons import Explanation
 from api.route import Route
 from api.settings import AgentSettings
-from cni.journal import Key, State
+from cni.journal import NETWORKS, Attached, JournalEntry, Key, State
+from cni.result import IpConfig, Result
 from runtime.actor import System
 from runtime.transport.port import Interim
 from telemetry.health import HealthTree
@@ -316,3 +317,30 @@ async def test_a_namespace_whose_mount_goes_keeps_its_addresses_while_a_link_has
         replaced = type(entry)(**{f: getattr(entry, f) for f in entry.__struct_fields__} | newer)
         node.disk.entries[replaced.key] = replaced
         await node.until(lambda: node.controller.of(wire.Release))
+
+
+@pytest.mark.parametrize("state", [State.ADDED, State.ADDING])
+async def test_the_next_agent_shows_the_networks_that_the_last_one_attached(tmp_path: Path, state: State) -> None:
+    node = Node(tmp_path)
+    eth0 = Attached(ifname="eth0", name="lan", plugins=(), result=Result(ips=(IpConfig(address="10.6.0.9/16"),)))
+    entry = JournalEntry(
+        container_id=CID,
+        ifname="eth0",
+        part=NETWORKS,
+        netns="/run/netns/web-0",
+        network="lan",
+        pod=wire.PodRef("default", "web-0", "5b3c"),
+        state=state,
+        bare=True,
+        networks=(eth0,),
+    )
+    node.disk.entries[entry.key] = entry
+    async with node.serving():
+        if state is State.ADDED:
+            await node.until(lambda: node.controller.of(wire.SetNetworkStatus))
+            (told,) = node.controller.of(wire.SetNetworkStatus)
+            assert (told.pod, json.loads(told.status)[0]["ips"]) == (entry.pod, ["10.6.0.9"])
+            assert node.disk.entries == {entry.key: entry}
+        else:  # the control: what was never finished is taken apart
+            await node.until(lambda: not node.disk.entries)
+            assert not node.controller.of(wire.SetNetworkStatus)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from api.wire import PodRef
 from cni.errors import IoFailure
-from cni.journal import Journal, JournalEntry, Key, State
+from cni.journal import COORDINATOR, NETWORKS, Journal, JournalEntry, Key, State
 from cni.protocol import Role
 from cni.result import IpConfig, Result
 from ctl.journal import read
@@ -51,20 +51,30 @@ def test_put_load_remove(tmp_path: Path) -> None:
     assert list((tmp_path / "journal").iterdir()) == []
 
 
-@pytest.mark.parametrize(("state", "syncs"), [(State.ADDING, 0), (State.ADDED, 2), (State.RELEASING, 2)])
+@pytest.mark.parametrize(
+    ("state", "part", "syncs"),
+    [
+        (State.ADDING, "", 0),
+        (State.ADDED, "", 2),
+        (State.RELEASING, "", 2),
+        (State.ADDED, COORDINATOR, 0),
+        (State.ADDING, NETWORKS, 2),
+        (State.ADDED, NETWORKS, 2),
+    ],
+)
 def test_what_an_answer_hangs_on_is_synced_with_its_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State, syncs: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State, part: str, syncs: int
 ) -> None:
     synced: list[int] = []
     journal = Journal(tmp_path / "journal")
     journal.load_all()
     monkeypatch.setattr(os, "fsync", synced.append)
     monkeypatch.setattr(os, "fdatasync", synced.append)
-    journal.put(entry(state=state))
+    journal.put(entry(state=state, part=part))
     assert len(synced) == syncs
-    journal.put(entry(state=state, mac="02:00:00:00:00:01"))
+    journal.put(entry(state=state, part=part, mac="02:00:00:00:00:01"))
     assert len(synced) == 2 * syncs
-    journal.remove(Key("c1", "eth0"))
+    journal.remove(Key("c1", "eth0", part))
     assert len(synced) == 2 * syncs, "one that is back is released again, which finds nothing"
 
 

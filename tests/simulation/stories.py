@@ -104,11 +104,23 @@ async def _joined(world: World, name: str, mark: str) -> None:
     world.check()
     await anyio.sleep(world.random.uniform(*world.lifetime))
     world.check()
+    if world.patient:
+        await _shown(world, name)
     world.held.pop(cid, None)
     await world.delete(node, pod, cid, networks=True)
     if world.random.random() < 0.3:
         await world.delete(node, pod, cid, networks=True)
     await world.truth.delete(POD, name, namespace=NAMESPACE)
+
+
+async def _shown(world: World, name: str) -> None:
+    for _ in range(50):
+        pod = await world.truth.get(POD, name, namespace=NAMESPACE)
+        if annotations.NETWORK_STATUS in pod.metadata.annotations:
+            return
+        await anyio.sleep(0.1)
+    msg = f"{name}: no annotation shows its networks"
+    raise Violation(msg)
 
 
 def statefulset(name: str, *, replicas: int, lives: int, networks: bool = False) -> Story:

@@ -138,6 +138,8 @@ class World:
         self.first_points: dict[str, int] = {}
         """Of everything that leaves something, when it happened first."""
         self.crashed_at = ""
+        self.patient = chances is None and weather is None
+        """Whether store and network are well, so that what is written behind an answer is there in the end."""
         self.strangers: dict[str, str] = {}
         """Hosts on the segment that no pool knows of, MAC address by address. With any, agents look for them."""
         self._kernels = {node: MemoryKernel(self.segment, self._point(node), self.strangers) for node in NODES}

@@ -60,6 +60,12 @@ class Nic:
         return self.invocation.ifname
 
     @property
+    def parent_inside(self) -> str:
+        """The interface of the container that it is made on; empty: its parent is the node's."""
+        plan = self.plan
+        return plan.master if isinstance(plan, LinkPlan) and plan.link_in_container else ""
+
+    @property
     def wants_addresses(self) -> bool:
         """Whether its addresses come from us; it may be one that goes without."""
         return not self.entry.bare

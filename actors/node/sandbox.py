@@ -292,10 +292,21 @@ class SandboxActor(Actor[Message]):
             raise first(failures) from failures
 
     async def _make(self, nics: Sequence[Nic]) -> None:
-        """The links. One that cannot be made knows why."""
+        """The links. One that cannot be made knows why.
+
+        They are made at the same time, but for one whose parent is an interface of the pod that comes before it.
+        """
+        made = {nic.ifname: anyio.Event() for nic in nics}
+
+        async def make(nic: Nic, before: frozenset[str]) -> None:
+            if nic.parent_inside in before:
+                await made[nic.parent_inside].wait()
+            await nic.make(self._kernel, self._pfs)
+            made[nic.ifname].set()
+
         async with anyio.create_task_group() as group:
-            for nic in nics:
-                group.start_soon(nic.make, self._kernel, self._pfs)
+            for at, nic in enumerate(nics):
+                group.start_soon(make, nic, frozenset(one.ifname for one in nics[:at]))
 
     async def _address(
         self, nics: Sequence[Nic], wanting: Sequence[Nic], first_try: Asking, another: Callable[[], Asking]

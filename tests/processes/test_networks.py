@@ -11,8 +11,10 @@ import secrets
 import socket
 from collections.abc import Iterator
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from pyroute2 import IPRoute
 
 from cni.journal import State, decode
@@ -24,6 +26,7 @@ from tests.servers import CniBinaries
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
 
 NODE = {4: ("10.6.255.1", 16), 6: ("fd00:6::ffff", 64)}
+_STEPS = "spiderpool_netlink_step_seconds_count"
 STATUS = "k8s.v1.cni.cncf.io/network-status"
 
 
@@ -39,6 +42,7 @@ def wide(lab: Lab, cni_binaries: CniBinaries, tmp_path_factory: pytest.TempPathF
     definitions: dict[str, list[dict[str, Any]]] = {
         "lan-b": [{"type": "macvlan", "master": "n1-up", "mode": "bridge", "ipam": ours}, coordinator],
         "lan-c": [{"type": "macvlan", "master": "n1-up", "ipam": ours}],
+        "inside": [{"type": "macvlan", "master": "net1", "linkInContainer": True, "ipam": ours}],
         "foreign": [{"type": "bridge", "bridge": "br-foreign", "ipam": local}],
         "mixed": [{"type": "bridge", "bridge": "br-foreign", "ipam": ours}],
         "broken": [{"type": "macvlan", "master": "nothing0", "ipam": ours}],
@@ -157,6 +161,36 @@ def test_three_interfaces_of_ours(wide: Lab, runtime: Any) -> None:
     pod.gone()
 
 
+def test_the_first_interface_is_made_once(wide: Lab, runtime: Any) -> None:
+    """It stands while somebody finds out that the pod names networks."""
+
+    def steps() -> dict[str, float]:
+        with urlopen(f"http://127.0.0.1:{wide.metric_ports['n1']}/metrics") as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        counts = (one for family in families for one in family.samples if one.name == _STEPS)
+        return {one.labels["step"]: one.value for one in counts}
+
+    pod = runtime(networks="lan-b,lan-c")
+    before = steps()
+    pod.call("ADD")
+    after = steps()
+    assert {step: after.get(step, 0) - before.get(step, 0) for step in ("make_link", "delete_link")} == {
+        "make_link": 3,
+        "delete_link": 0,
+    }
+    pod.call("DEL")
+    pod.gone()
+
+
+def test_an_interface_on_another_one_of_the_pod(wide: Lab, runtime: Any) -> None:
+    pod = runtime(networks="lan-b,inside")
+    pod.call("ADD")
+    assert pod.inside() == ["eth0", "lo", "net1", "net2", "veth0"]
+    assert set(pod.records().values()) == {"eth0", "net1", "net2"}
+    pod.call("DEL")
+    pod.gone()
+
+
 def test_a_pod_without_networks_pays_nothing(wide: Lab, runtime: Any) -> None:
     pod = runtime()
     pod.call("ADD")
@@ -188,6 +222,7 @@ def test_other_peoples_plugins(wide: Lab, runtime: Any) -> None:
         ("lan-b,broken", "master: .*nothing0"),
         ("lan-b,absent", "no plugin .*no-such-plugin"),
         ("foreign,lan-b,missing", "missing"),
+        ("inside@net5,lan-b@net1", "master: .*net1"),
         ("lan-b,foreign@eth0", "eth0"),
     ],
 )

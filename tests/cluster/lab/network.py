@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -114,6 +115,12 @@ def plug(plane: int, node: int, *, name: str, nic: str, segment: str) -> None:
         f"link set {name}-{nic} master {segment} up",
     )
     ip(node, f"link set {nic} up")
+
+
+def forget(plane: int, *, name: str, nic: str) -> None:
+    """Takes away what is left of a dead node's NIC: the kernel takes namespaces apart in its own time."""
+    with suppress(CommandFailed):  # it is gone already, as a rule
+        ip(plane, f"link delete {name}-{nic}")
 
 
 def configure_node(node: int, name: str, cni: plan.Cni) -> None:

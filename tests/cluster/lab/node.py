@@ -71,6 +71,7 @@ class Node(Machine):
         first = spawn(self._spec(), self._state.path, self.name)
         plane = self._plane()
         for nic in [Nic("eth0", plan.LAN_SEGMENT), *state.nics.get(self.name, [])]:
+            network.forget(plane, name=self.name, nic=nic.name)
             network.plug(plane, first.pid, name=self.name, nic=nic.name, segment=nic.segment)
         network.configure_node(first.pid, self.name, state.cni)
         self._route_to_peers(first.pid)

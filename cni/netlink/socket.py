@@ -215,8 +215,10 @@ class NetlinkSocket:
         _count(1)
         self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
         self._socket.settimeout(_LOOK_S)
+        # A descriptor of its own: this one may be closed, and its number be another socket's, while that one sends.
+        own = self._socket.dup()
+        sending = _senders.submit(_send, own, asked)
         try:
-            sending = _senders.submit(self._socket.sendto, asked, (0, 0))
             deadline = time.monotonic() + _TIMEOUT_S
             while not self._heard(sequence, made):
                 if sending.done():
@@ -226,6 +228,8 @@ class NetlinkSocket:
         except OSError as error:
             raise IoFailure("a request could not be sent to the kernel", str(error)) from error
         finally:
+            if sending.cancel():
+                own.close()
             self._socket.settimeout(_TIMEOUT_S)
             self._socket.setsockopt(_SOL_NETLINK, _DROP_MEMBERSHIP, group)
 
@@ -385,6 +389,11 @@ class NetlinkSocket:
                         raise InterruptedError
                     return
                 yield body
+
+
+def _send(own: socket.socket, asked: bytes) -> None:
+    with own:
+        own.sendto(asked, (0, 0))
 
 
 class RouteSocket(NetlinkSocket):

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import anyio.to_thread
@@ -106,6 +106,15 @@ class _CountedSocket:
     def sendto(self, *args: Any) -> int:
         self._steps.take()
         return int(self._inner.sendto(*args))
+
+    def dup(self) -> "_CountedSocket":
+        return _CountedSocket(self._inner.dup(), self._steps)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._inner.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

@@ -296,6 +296,9 @@ class SandboxActor(Actor[Message]):
 
         They are made at the same time, but for one whose parent is an interface of the pod that comes before it.
         """
+        if len(nics) == 1:
+            await nics[0].make(self._kernel, self._pfs)
+            return
         made = {nic.ifname: anyio.Event() for nic in nics}
 
         async def make(nic: Nic, before: frozenset[str]) -> None:

@@ -1,7 +1,5 @@
 """What the kernel says of a pod and of its node, as far as a plan depends on it."""
 
-from ipaddress import ip_interface
-
 from msgspec import Struct
 
 from cni.coordination.plan import MAIN_TABLE, POD_VETH, RoutePlan, RulePlan
@@ -23,12 +21,12 @@ class PodLink(Struct, frozen=True, kw_only=True):
     """Of the other end of a pair, in the namespace of that end."""
     tx_queue_len: int = 0
     addresses: tuple[str, ...] = ()
-    """With prefix lengths, those from router advertisements included, link-local ones left out."""
+    """With prefix lengths, as `ipaddress` writes them; those from router advertisements included, link-local ones left
+    out."""
 
     def hosts(self, version: int = 0) -> tuple[str, ...]:
         """The addresses without prefix lengths, of one IP version or of both."""
-        found = (ip_interface(one).ip for one in self.addresses)
-        return tuple(str(one) for one in found if version in (0, one.version))
+        return tuple(one.partition("/")[0] for one in self.addresses if version in (0, 6 if ":" in one else 4))
 
 
 class PodView(Struct, frozen=True, kw_only=True):

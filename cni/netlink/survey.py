@@ -4,7 +4,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address
 
 from msgspec.structs import replace
 
@@ -73,7 +73,7 @@ def view_node(sockets: RouteSocket, pod_addresses: Sequence[str], peers: Sequenc
         if index not in names:
             names[index] = _name(index)
         if names[index]:
-            addresses.append((names[index], str(ip_interface(text).ip)))
+            addresses.append((names[index], text.partition("/")[0]))
     sources = (route.preferred_source(sockets, ip_address(one)) for one in pod_addresses)
     found = (link.get_index(sockets, index) for index in peers)
     return NodeView(

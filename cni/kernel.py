@@ -112,7 +112,7 @@ class Kernel(Protocol):
 
         Raises:
             InvalidConfig: as above.
-            InterfaceExists: as above, or a pod has the VLAN id.
+            InterfaceExists: as above, or a pod has the VLAN id, or a link on what is to become a slave.
             KernelRefused: anything else, in the kernel's own words.
         """
         ...

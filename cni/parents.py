@@ -5,7 +5,7 @@ at first. Pure: `parent_plan` decides from the configuration what is wanted, `st
 be done, or why not; `cni.netlink.parent` looks and acts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -20,6 +20,11 @@ VLAN_ID_PER_PARENT = "SPIDERPOOL_VLAN_ID_PER_PARENT"
 """The setting that switches `ParentPlan.vlan_id_once` off."""
 _ALIAS = "spiderpool: "
 _ALIAS_MAX = 254
+_ALL_BONDS = "/bonds"
+"""No link can have this name."""
+
+type Shared = str | int
+"""What one change at a time may concern: a link by its name, a VLAN by its id, or all bonds."""
 
 
 class ParentPlan(Struct, frozen=True, kw_only=True):
@@ -43,6 +48,31 @@ class ParentPlan(Struct, frozen=True, kw_only=True):
         """What links of pods stand on."""
         return f"{self.base}.{self.vlan_id}" if self.vlan_id else self.base
 
+    @property
+    def shared(self) -> frozenset[Shared]:
+        """What making it concerns: two plans that have nothing of it in common can be made side by side.
+
+        Bonds go one after the other: whether one may take a link depends on the default routes that others leave.
+        """
+        found: set[Shared] = {*self.interfaces, self.base, self.name}
+        if self.bond is not None:
+            found.add(_ALL_BONDS)
+        if self.vlan_id and self.vlan_id_once:
+            found.add(self.vlan_id)
+        return frozenset(found)
+
+
+class DefaultRoute(Struct, frozen=True, kw_only=True):
+    """A way of the node to everywhere."""
+
+    index: int
+    """The link it goes through."""
+    version: int
+    """Of IP."""
+    metric: int = 0
+    advertised: bool = False
+    """Whether a router has told of it, so that nobody has chosen this link for it."""
+
 
 class ParentView(Struct, frozen=True, kw_only=True):
     """What of the node matters for a plan."""
@@ -57,8 +87,10 @@ class ParentView(Struct, frozen=True, kw_only=True):
     """All VLANs of the node with the plan's id."""
     others: Mapping[int, LinkState] = {}
     """By index: what those VLANs stand on, and what the interfaces are ports of."""
-    default: frozenset[int] = frozenset()
-    """Links that a default route goes through."""
+    defaults: tuple[DefaultRoute, ...] = ()
+    """All of the node, when an interface is to become a slave."""
+    carried: Mapping[int, str] = {}
+    """By the index of such an interface: what stands on it, in words, in pods as well. Known only before a change."""
 
 
 class MakeBond(Struct, frozen=True):
@@ -188,8 +220,7 @@ def _bond_steps(plan: ParentPlan, bond: BondPlan, view: ParentView, who: str) ->
     if found is not None and found.kind != "bond":
         raise _conflict(f"{_described(found)} is no bond", f"wants {bond}", who)
     free = [name for name in plan.interfaces if found is None or view.links[name].master_index != found.index]
-    for name in free:
-        _check_free(name, bond, view, who)
+    _check_free(free, plan, view, who)
     todo: list[Step] = [Enslave(name, bond.name) for name in free]
     todo += [SetUp(name) for name in plan.interfaces if name not in free and not view.links[name].up]
     first = dict(bond.options).get("active_slave")
@@ -210,15 +241,40 @@ def _bond_steps(plan: ParentPlan, bond: BondPlan, view: ParentView, who: str) ->
     return todo if found.up else [*todo, SetUp(bond.name)]
 
 
-def _check_free(name: str, bond: BondPlan, view: ParentView, who: str) -> None:
-    found = view.links[name]
-    master = view.others.get(found.master_index)
-    if found.master_index:
-        has = f"{master.kind} {_described(master)}" if master is not None else f"link #{found.master_index}"
-        raise _conflict(f"{name} is a port of {has}", f"wants it in bond {bond.name}", who)
-    if found.index in view.default:
-        msg = f"interfaces: {name} has the node's default route, which it would lose as a slave of {bond.name}"
-        raise InvalidConfig(msg, f"{who} wants it")
+def _check_free(free: Sequence[str], plan: ParentPlan, view: ParentView, who: str) -> None:
+    """See to it that links may become slaves: each is set down first, with what stands on it and leads through it."""
+    needed = _needed(view.defaults, frozenset(view.links[name].index for name in free))
+    for name in free:
+        found, field = view.links[name], f"interfaces[{plan.interfaces.index(name)}]"
+        wants = f"wants {name} in bond {plan.base} ({field})"
+        if found.master_index:
+            master = view.others.get(found.master_index)
+            has = f"{master.kind} {_described(master)}" if master is not None else f"link #{found.master_index}"
+            raise _conflict(f"{name} is a port of {has}", wants, who)
+        if found.index in needed:
+            has = f"has the node's IPv{needed[found.index]} default route"
+            msg = f"{field}: {shown(name)} {has}, which it would lose as a slave of {plan.base}"
+            raise InvalidConfig(msg, f"{who} wants it")
+        if found.index in view.carried:
+            raise _conflict(
+                view.carried[found.index], wants, who, hint="a slave is set down, and they would be with it"
+            )
+
+
+def _needed(defaults: Iterable[DefaultRoute], leaving: frozenset[int]) -> dict[int, int]:
+    """The links, of those that become slaves, that a default route of the node depends on; the IP version by index.
+
+    That is the best one of its version. One that a router has told of depends on no link while another link has one
+    that is as good: many a NIC that is there for pods only has heard the router as well.
+    """
+    needed: dict[int, int] = {}
+    for version in (6, 4):
+        ways = [one for one in defaults if one.version == version]
+        best = [one for one in ways if one.metric == min(way.metric for way in ways)]
+        another = any(one.index not in leaving for one in best)
+        lost = [one for one in best if one.index in leaving and not (one.advertised and another)]
+        needed |= {one.index: version for one in lost}
+    return needed
 
 
 def _vlan_steps(plan: ParentPlan, view: ParentView, who: str) -> list[Step]:

@@ -1,13 +1,15 @@
 """The actor that sees to the node's parents: VLANs and bonds that links of pods stand on (the plugin `ifacer`).
 
-Messages: `Ensure` and `Look` from whoever does a CNI call; `Looked`, `Made` and `Failed` from its own work. State:
-which parents are being made or wait for it, and who waits. Persists: nothing, parents are the kernel's to remember:
-after a reboot the next ADD makes them again. Answers: when the kernel has the parent, or says why not.
+Messages: `Ensure` and `Look` from whoever does a CNI call; `Looked`, `Unseen`, `Made` and `Refused` from its own work.
+State: which parents are being made or wait for it, and who waits. Persists: nothing, parents are the kernel's to
+remember: after a reboot the next ADD makes them again. Answers: when the kernel has the parent, or says why not.
 
 A parent is shared by many pods, so nearly always it is there, and one look is enough: looks go on side by side.
-Changes go one after the other, over all parents of the node, for so are the rules: a link is the slave of one bond, a
-VLAN id is there once. While one agent replaces another, a change claims the parents from the other one. Pods that wait
-for the same parent are answered together.
+Changes that have something in common (`cni.parents.ParentPlan.shared`) go one after the other, in the order in which
+they came, for so are the rules: a link is the slave of one bond, a VLAN id is there once. Others go on side by side: a
+bond whose NICs take seconds to come up holds up nobody who wants a VLAN elsewhere. That is why it is one actor for all
+parents and not one for each: what two of them have in common is no parent. While one agent replaces another, a change
+claims the parents from the other one. Pods that wait for the same parent are answered together.
 
 What a crash leaves: a bond without some of its slaves, which the next ADD completes.
 """
@@ -51,18 +53,27 @@ class Looked(Struct, frozen=True, tag=True):
     differences: tuple[str, ...]
 
 
-class Made(Struct, frozen=True, tag=True):
-    """The parent that was being made is there."""
-
-
-class Failed(Struct, frozen=True, tag=True):
-    """A look has failed, or with `number` 0 a change."""
+class Unseen(Struct, frozen=True, tag=True):
+    """The look for a call has failed."""
 
     number: int
     error: Exception
 
 
-Message = Ensure | Look | Looked | Made | Failed
+class Made(Struct, frozen=True, tag=True):
+    """A parent that was being made is there."""
+
+    plan: ParentPlan
+
+
+class Refused(Struct, frozen=True, tag=True):
+    """A parent that was being made cannot be."""
+
+    plan: ParentPlan
+    error: Exception
+
+
+Message = Ensure | Look | Looked | Unseen | Made | Refused
 
 
 class _Call(Struct):
@@ -87,12 +98,12 @@ class ParentActor(Actor[Message]):
         self._looking: dict[int, _Call] = {}
         self._waiting: dict[ParentPlan, list[_Call]] = {}
         """In the order in which they came."""
-        self._making: list[_Call] = []
-        """Who gets the answer to the change that is under way."""
+        self._making: dict[ParentPlan, list[_Call]] = {}
+        """Who gets the answer to each change that is under way."""
         self._number = 0
 
     def __repr__(self) -> str:
-        making = self._making[0].plan.name if self._making else "nothing"
+        making = ", ".join(plan.name for plan in self._making) or "nothing"
         return f"<ParentActor makes {making}, {len(self._waiting)} wait>"
 
     def handle(self, message: Message, envelope: Envelope) -> object:
@@ -108,13 +119,12 @@ class ParentActor(Actor[Message]):
                 return None if plan is None else self._look(_Call(envelope, plan, invocation, makes=False))
             case Looked(number, differences):
                 self._judge(self._looking.pop(number), differences)
-            case Made():
-                self._finish(_answer)
-            case Failed(number, error):
-                if number:
-                    _fail(self._looking.pop(number), error)
-                else:
-                    self._finish(lambda call: _fail(call, error))
+            case Unseen(number, error):
+                _fail(self._looking.pop(number), error)
+            case Made(plan):
+                self._finish(plan, _answer)
+            case Refused(plan, error):
+                self._finish(plan, lambda call: _fail(call, error))
             case _:
                 assert_never(message)
         return None
@@ -126,7 +136,7 @@ class ParentActor(Actor[Message]):
         self.pipe(
             self._kernel.parent_differences(call.plan, asker(call.invocation)),
             lambda differences: Looked(number, tuple(differences)),
-            failed=lambda error: Failed(number, error),
+            failed=lambda error: Unseen(number, error),
             on_behalf=call.envelope,
         )
         return LATER
@@ -137,23 +147,27 @@ class ParentActor(Actor[Message]):
         elif not call.makes:
             msg = f"the parent {call.plan.name} is not what ADD found or made: {', '.join(differences)}"
             _fail(call, StateDiffers(msg, f"interfaces: {', '.join(call.plan.interfaces)}"))
-        elif self._making and self._making[0].plan == call.plan:
-            self._making.append(call)
+        elif call.plan in self._making:
+            self._making[call.plan].append(call)
         else:
             self._waiting.setdefault(call.plan, []).append(call)
             self._next()
 
     def _next(self) -> None:
-        if self._making or not self._waiting:
-            return
-        plan = next(iter(self._waiting))
-        self._making = self._waiting.pop(plan)
-        first = self._making[0]
+        """Begin what has nothing in common with what is under way, nor with what waits for longer."""
+        taken = {one for plan in self._making for one in plan.shared}
+        for plan in [*self._waiting]:
+            if taken.isdisjoint(plan.shared):
+                self._begin(plan, self._waiting.pop(plan))
+            taken |= plan.shared
+
+    def _begin(self, plan: ParentPlan, calls: list[_Call]) -> None:
+        self._making[plan] = calls
         self.pipe(
-            self._make(plan, asker(first.invocation)),
-            lambda _: Made(),
-            failed=lambda error: Failed(0, error),
-            on_behalf=first.envelope,
+            self._make(plan, asker(calls[0].invocation)),
+            lambda _: Made(plan),
+            failed=lambda error: Refused(plan, error),
+            on_behalf=calls[0].envelope,
         )
 
     async def _make(self, plan: ParentPlan, who: str) -> None:
@@ -161,9 +175,8 @@ class ParentActor(Actor[Message]):
             with traces.span("parent.make"):
                 await self._kernel.ensure_parent(plan, who)
 
-    def _finish(self, end: Callable[[_Call], None]) -> None:
-        made, self._making = self._making, []
-        for call in made:
+    def _finish(self, plan: ParentPlan, end: Callable[[_Call], None]) -> None:
+        for call in self._making.pop(plan):
             end(call)
         self._next()
 

@@ -5,16 +5,18 @@ import logging
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import assert_never
 
 from msgspec import Struct
 
 from cni.errors import CniError, InterfaceExists, KernelRefused
-from cni.netlink import bond, holders, kinds, link, message, route
+from cni.netlink import belongings, bond, holders, kinds, link, message, route
 from cni.netlink.message import attribute, nested, text, u32
 from cni.netlink.socket import Refusal, Request, RouteSocket, route_socket
 from cni.parents import (
     Activate,
+    DefaultRoute,
     Enslave,
     MakeBond,
     MakeVlan,
@@ -40,8 +42,10 @@ _ATTEMPTS = 4
 _HEADER = struct.Struct("=BxHiII")
 
 
-def look(sockets: RouteSocket, plan: ParentPlan) -> ParentView:
+def look(sockets: RouteSocket, plan: ParentPlan, *, to_change: bool = False) -> ParentView:
     """What of the node matters for a plan; `sockets` is in its namespace.
+
+    With `to_change` every namespace of the node is asked what stands on the slaves-to-be.
 
     Raises:
         KernelRefused: the kernel does not say.
@@ -51,17 +55,21 @@ def look(sockets: RouteSocket, plan: ParentPlan) -> ParentView:
     slaves: list[LinkState] = []
     state = None
     wanted: set[int] = set()
-    default: frozenset[int] = frozenset()
+    defaults: tuple[DefaultRoute, ...] = ()
+    carried: dict[int, str] = {}
     if plan.bond is not None:
         found = links.get(plan.bond.name)
         index = found.index if found is not None else 0
         if found is not None and found.kind == "bond":
             slaves = bond.slaves(sockets, index)
             state = bond.state(sockets, index, names={one.index: one.ifname for one in slaves})
-        free = [links[name] for name in plan.interfaces if name in links and links[name].master_index != index]
+        there = [links[name] for name in plan.interfaces if name in links]
+        free = [one for one in there if not index or one.master_index != index]
         wanted |= {one.master_index for one in free if one.master_index}
-        if free or not index:
-            default = frozenset({route.default_device(sockets)} - {0})
+        if free:
+            defaults = _defaults(sockets)
+        if free and to_change:
+            carried = _carried([one for one in free if not one.master_index])
     vlans = [one for one in link.listed(sockets, kind="vlan") if one.vlan_id == plan.vlan_id] if plan.vlan_id else []
     tagged = [one for one in (*vlans, *links.values()) if one.kind == "vlan" and one.parent_netns is None]
     wanted |= {one.parent_index for one in tagged}
@@ -72,7 +80,21 @@ def look(sockets: RouteSocket, plan: ParentPlan) -> ParentView:
         slaves=tuple(sorted(one.ifname for one in slaves)),
         vlans=tuple(vlans),
         others=others,
-        default=default,
+        defaults=defaults,
+        carried=carried,
+    )
+
+
+def _carried(slaves: Sequence[LinkState]) -> dict[int, str]:
+    words = {one.index: holders.described(one, where=holders.OWN) for one in slaves}
+    return {index: seen for index, seen in words.items() if seen}
+
+
+def _defaults(sockets: RouteSocket) -> tuple[DefaultRoute, ...]:
+    return tuple(
+        DefaultRoute(index=index, version=one.version, metric=one.metric, advertised=one.protocol == route.BY_ROUTER)
+        for index, one in route.everything(sockets, table=route.MAIN)
+        if one.is_default
     )
 
 
@@ -92,7 +114,7 @@ def ensure_parent(plan: ParentPlan, who: str) -> None:
         work = _Work(sockets, plan, who, undo)
         todo: Sequence[Step] = ()
         for _ in range(_ATTEMPTS):
-            todo = steps(plan, look(sockets, plan), who=who)
+            todo = steps(plan, look(sockets, plan, to_change=True), who=who)
             if not todo:
                 undo.pop_all()
                 return
@@ -116,14 +138,25 @@ class _Work(Struct, frozen=True):
     def do(self, todo: Sequence[Step]) -> None:
         """Carry out steps, up to one that somebody else has just done.
 
+        What the links have that are set down for it is read before the first step, and put back behind the last one
+        that is taken back: routes need the links that they go through.
+
         Raises:
             InterfaceExists: a pod has the VLAN id.
             KernelRefused: it does not want to.
         """
+        self._keep([name for step in todo if (name := _set_down_by(step))])
         with suppress(_Raced):
             for step in todo:
                 _log.info("ifacer: %s; for %s", step, self.who)
                 self._one(step)
+
+    def _keep(self, names: Sequence[str]) -> None:
+        if not names:
+            return
+        had = belongings.read(self.sockets, [found for name in names if (found := link.get(self.sockets, name))])
+        for request in reversed(belongings.requests(had)):
+            self._on_failure(partial(self.sockets.pipeline, [request]))
 
     def _one(self, step: Step) -> None:
         match step:
@@ -184,7 +217,12 @@ class _Work(Struct, frozen=True):
             self._on_failure(lambda: self._request(link.set_up_body(slave.index), doing=f"set {slave.ifname} up"))
         requests = bond.enslave(slave.index, bond=master.index, doing=doing)
         self._on_failure(lambda: self._free(slave, master))
-        self.sockets.pipeline(requests)
+        try:
+            self.sockets.pipeline(requests)
+        except KernelRefused as error:
+            has = holders.described(slave, where=holders.OWN)
+            error.details = "; ".join(filter(None, (error.details, has)))
+            raise
 
     def _free(self, slave: LinkState, master: LinkState) -> None:
         now = link.get_index(self.sockets, slave.index)
@@ -223,6 +261,17 @@ class _Work(Struct, frozen=True):
                 _log.warning("ifacer: could not be taken back: %s", error)
 
         self.undo.callback(attempt)
+
+
+def _set_down_by(step: Step) -> str:
+    """The link that a step sets down, if it does."""
+    match step:
+        case TakeBond(plan):
+            return plan.name
+        case Enslave(slave, _):
+            return slave
+        case _:
+            return ""
 
 
 def _attributes(plan: ParentPlan) -> dict[str, str]:

@@ -19,8 +19,10 @@ _BOOT = 3
 """What `ip route add` and Go's netlink use, shown by `ip route` as nothing."""
 _UNICAST = 1
 _UNIVERSE, _LINK, _NOWHERE = 0, 253, 255
-_BY_KERNEL = (2, 9)
-"""RTPROT_KERNEL, RTPROT_RA."""
+BY_ROUTER = 9
+"""RTPROT_RA: a router has told of it."""
+_BY_KERNEL = (2, BY_ROUTER)
+"""With RTPROT_KERNEL."""
 _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
 """No route, or one of type unreachable, prohibit or blackhole."""
 _NOT_THERE = (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EAFNOSUPPORT)

@@ -16,11 +16,14 @@ from pyroute2 import IPRoute
 
 from actors.agent import Agent
 from actors.node.disk import open_journal
+from cni.bond import BondPlan
 from cni.errors import CniError, InterfaceExists, InvalidConfig, KernelRefused, StateDiffers
 from cni.kernel import Kernel, LinuxKernel
 from cni.netlink.support import knows_link_kind
 from cni.parents import ParentPlan
+from cni.plan import LinkPlan
 from runtime.actor import System
+from tests.node.belongings import add_routes, belongings, settle
 from tests.node.conftest import Segment
 from tests.rules.test_cni_protocol import invoke
 from tests.simulation.node import MemoryKernel
@@ -28,6 +31,8 @@ from tests.simulation.node import MemoryKernel
 pytestmark = pytest.mark.node
 
 CONF: dict[str, Any] = {"cniVersion": "0.3.1", "name": "lan", "type": "ifacer"}
+BOND = ParentPlan(interfaces=("up0", "up1"), bond=BondPlan(name="sp_bond0", mode=1))
+ROUTER = 9
 EARLIER = {"interfaces": [{"name": "dummy0"}]}
 
 
@@ -64,6 +69,11 @@ async def change(ifname: str, **what: object) -> None:
             route.link("set", index=route.link_lookup(ifname=ifname)[0], **what)
 
     await asyncio.to_thread(work)
+
+
+def remove_route(what: dict[str, Any]) -> None:
+    with IPRoute() as route:
+        route.route("del", **what)
 
 
 async def test_a_call_from_its_json_to_its_answer(tmp_path: Path) -> None:
@@ -111,6 +121,42 @@ async def test_what_is_refused_leaves_nothing(tmp_path: Path, segment: Segment) 
                 await call(node, **conf)
             assert await states("up0", "up1", "lan") == before
     assert not any(name.startswith(("up0.", "sp_")) for _, name in socket.if_nameindex())
+
+
+async def test_a_slave_that_is_needed_is_refused(tmp_path: Path, segment: Segment) -> None:
+    await asyncio.to_thread(settle)
+    wanted: dict[str, Any] = {"interfaces": ["up0", "up1"], "bond": {"mode": 1, "options": "miimon=100"}}
+    before, had = await states("up0", "up1"), await belongings()
+    async with agent(tmp_path, LinuxKernel()) as node:
+
+        async def refused(kind: type[CniError], words: str) -> None:
+            with pytest.raises(kind, match=words):
+                await call(node, **wanted)
+            assert (await states("up0", "up1"), await belongings()) == (before, had)
+
+        pod, kernel = segment.container(), LinuxKernel()
+        await kernel.attach_link(LinkPlan(netns=str(pod.path), ifname="eth0", master="up1"))
+        has = rf"up1 has macvlan eth0 \(bridge\) in {pod.path}"
+        await refused(
+            InterfaceExists, rf"{has}; network lan, pod default/web-0 wants up1 in bond sp_bond0 .*faces\[1\]"
+        )
+        # A look does not ask all namespaces of the node: a hundred pods may look at once.
+        assert "bond sp_bond0" in (await kernel.parent_differences(BOND, "network lan"))[0]
+        assert await kernel.detach_link(str(pod.path), "eth0")
+
+        ways: dict[int, dict[str, Any]] = {
+            4: {"dst": "default", "gateway": "10.78.0.254"},
+            6: {"dst": "::/0", "gateway": "fd78::fe", "proto": ROUTER},
+        }
+        for version, way in ways.items():
+            await asyncio.to_thread(add_routes, "up1", way)
+            had = await belongings()
+            await refused(InvalidConfig, rf'interfaces\[1\]: "up1" has the node\'s IPv{version} default route, which')
+            await asyncio.to_thread(remove_route, way)
+        had = await belongings()
+        # Now it may be, if the kernel knows bonds.
+        seen = await kernel.parent_differences(BOND, "network lan")
+        assert seen[1:3] == ["up0 is no slave of sp_bond0", "up1 is no slave of sp_bond0"]
 
 
 async def test_a_look_changes_nothing(segment: Segment) -> None:

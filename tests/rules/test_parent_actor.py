@@ -1,4 +1,4 @@
-"""The actor of the node's parents: looks side by side, changes one after the other, one answer for all that wait."""
+"""The actor of the node's parents: what has something in common is made in turn, one answer for all that wait."""
 
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -35,7 +35,10 @@ class Node:
         self.looks = 0
         self.most_looks = 0
         self.most_makes = 0
-        self.fails = 0
+        self.making: set[str] = set()
+        self.overlaps: set[frozenset[str]] = set()
+        """Names of parents that were made at the same time."""
+        self.fails = -1
         """The VLAN id that cannot be made."""
         self.plans: list[ParentPlan] = []
 
@@ -56,9 +59,12 @@ class Node:
         self.makes += 1
         self.most_makes = max(self.most_makes, self.makes)
         self.plans.append(plan)
+        self.overlaps |= {frozenset({plan.name, other}) for other in self.making}
+        self.making.add(plan.name)
         self.said.append(f"make {plan.name} for {who}")
         await anyio.sleep(1.0)
         self.makes -= 1
+        self.making.discard(plan.name)
         if plan.vlan_id == self.fails:
             raise KernelRefused("no")
         self.parents.add(plan.name)
@@ -127,6 +133,76 @@ def test_who_waits_for_a_change_that_fails_is_told_and_the_next_one_is_made() ->
     node.run(work, vlan_id_once=False)
     assert node.parents == {"eth1.200"}
     assert not any(plan.vlan_id_once for plan in node.plans)
+
+
+def wanted(*interfaces: str, vlan_id: int = 0, bond: str = "") -> dict[str, Any]:
+    return {"interfaces": interfaces, "vlanID": vlan_id, "bond": {"name": bond} if bond else None}
+
+
+def made_together(*wishes: dict[str, Any], vlan_id_once: bool = True) -> Node:
+    """A node on which these are asked for at once, in this order."""
+    node = Node()
+
+    async def work(actor: Ref[Message]) -> None:
+        async def ask(question: Ensure) -> None:
+            await actor.ask(question, timeout=30)
+
+        async with anyio.create_task_group() as group:
+            for wish in wishes:
+                group.start_soon(ask, Ensure(invoke({**IFACER, **wish}, type="ifacer")))
+                await anyio.sleep(0.01)
+
+    node.run(work, vlan_id_once=vlan_id_once)
+    assert len(node.plans) == len(node.parents) == len(wishes)
+    return node
+
+
+SLOW = wanted("eth1", "eth2", bond="bond0")
+
+
+def test_a_slow_bond_holds_up_nobody_who_wants_another_parent() -> None:
+    node = made_together(SLOW, wanted("eth3", vlan_id=100), wanted("eth4", vlan_id=200))
+    assert node.overlaps == {
+        frozenset({"bond0", "eth3.100"}),
+        frozenset({"bond0", "eth4.200"}),
+        frozenset({"eth3.100", "eth4.200"}),
+    }
+
+
+SHARING: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (SLOW, wanted("eth2", vlan_id=100)),  # a slave
+    (SLOW, wanted("eth1", "eth2", bond="bond0", vlan_id=100)),  # the bond
+    (SLOW, wanted("bond0", vlan_id=100)),  # the bond, which is another's interface
+    (SLOW, wanted("eth3", "eth4", bond="bond1")),  # the default route: each takes links that the other counts on
+    (wanted("eth1", vlan_id=100), wanted("eth1", vlan_id=200)),
+    (wanted("eth1", vlan_id=100), wanted("eth2", vlan_id=100)),  # the VLAN's id, which the node has once
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SHARING)
+def test_what_has_something_in_common_is_made_in_turn(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert made_together(one, other).overlaps == set()
+
+
+def test_the_ids_of_vlans_are_no_matter_where_each_parent_has_its_own() -> None:
+    node = made_together(wanted("eth1", vlan_id=100), wanted("eth2", vlan_id=100), vlan_id_once=False)
+    assert node.overlaps == {frozenset({"eth1.100", "eth2.100"})}
+
+
+@pytest.mark.parametrize(("one", "other"), SHARING)
+def test_the_played_node_sees_those_that_are_not_made_in_turn(
+    one: dict[str, Any], other: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the test above proves nothing."""
+    monkeypatch.setattr(ParentPlan, "shared", frozenset())
+    assert made_together(one, other).overlaps
+
+
+def test_who_waits_is_not_overtaken_by_those_that_come_later() -> None:
+    # The second one waits for the first, the third for the second: it must not take eth3 away from under it.
+    second = wanted("eth2", "eth3", bond="bond1")
+    node = made_together(SLOW, second, wanted("eth3", vlan_id=100), wanted("eth4", vlan_id=200))
+    assert [plan.name for plan in node.plans] == ["bond0", "eth4.200", "bond1", "eth3.100"]
 
 
 def test_check_looks_and_makes_nothing() -> None:

@@ -11,6 +11,7 @@ from cni.bond import KNOWN, BondPlan, BondState, Value, bond_options, difference
 from cni.errors import CniError, InterfaceExists, InvalidConfig
 from cni.parents import (
     Activate,
+    DefaultRoute,
     Enslave,
     MakeBond,
     MakeVlan,
@@ -212,6 +213,52 @@ def test_a_vlan_on_a_bond() -> None:
     assert todo(plan, view(*slaves, bond, made, bond=STATE, slaves=BOTH, vlans=(made,))) == []
 
 
+def way(index: int, version: int = 4, **more: Any) -> DefaultRoute:
+    return DefaultRoute(index=index, version=version, **more)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "words"),
+    [
+        ((way(2),), r"interfaces\[0\]: \"eth1\" has the node's IPv4"),
+        ((way(3, 6, metric=1024),), r"interfaces\[1\]: \"eth2\" has the node's IPv6"),
+        # By a router, and no other link has heard of one.
+        ((way(9), way(3, 6, metric=1024, advertised=True)), r"\"eth2\" has the node's IPv6"),
+        ((way(9), *(way(one, 6, metric=1024, advertised=True) for one in (2, 3))), r"\"eth1\" has the node's IPv6"),
+        # Another link has one, but no such a good one; or somebody wants both.
+        ((way(9, metric=200), way(2, metric=100)), r"\"eth1\" has the node's IPv4"),
+        ((way(9, 6, metric=1024, advertised=True), way(3, 6, metric=512)), r"\"eth2\" has the node's IPv6"),
+        ((way(9), way(2)), r"\"eth1\" has the node's IPv4"),
+        ((way(2, 6), way(2)), r"\"eth1\" has the node's IPv4"),
+    ],
+)
+def test_a_link_that_the_node_s_default_route_depends_on(defaults: tuple[DefaultRoute, ...], words: str) -> None:
+    with pytest.raises(InvalidConfig, match=words):
+        todo(BONDED, view(link("eth1", 2), link("eth2", 3), defaults=defaults))
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        (),
+        (way(9), way(9, 6)),
+        (way(9, metric=100), way(2, metric=200), way(3, metric=300)),
+        # A NIC that is there for pods has heard the router, too.
+        (way(9, 6, metric=1024, advertised=True), way(2, 6, metric=1024, advertised=True)),
+        (way(9, 6, metric=1024), way(3, 6, metric=1024, advertised=True)),
+    ],
+)
+def test_links_that_the_node_can_do_without(defaults: tuple[DefaultRoute, ...]) -> None:
+    assert Enslave("eth1", "sp_bond0") in todo(BONDED, view(link("eth1", 2), link("eth2", 3), defaults=defaults))
+
+
+def test_slaves_that_are_there_are_asked_nothing() -> None:
+    slaves = link("eth1", 2, master_index=9), link("eth2", 3, master_index=9)
+    bond = link("sp_bond0", 9, kind="bond")
+    seen = view(*slaves, bond, bond=STATE, slaves=BOTH, defaults=(way(2),), carried={2: "eth1 has vlan x"})
+    assert todo(BONDED, seen) == []
+
+
 OTHERS = alias("network other, pod kube-system/x")
 
 
@@ -254,12 +301,20 @@ OTHERS = alias("network other, pod kube-system/x")
                 link("eth2", 3),
                 others={8: link("bond7", 8, kind="bond", alias=OTHERS)},
             ),
-            r"eth1 is a port of bond bond7 \(made for network other.*; network lan.* wants it in bond sp_bond0",
+            r"eth1 is a port of bond bond7 \(made for network other.*; network lan.* wants eth1 in bond sp_bond0",
         ),
         (
             BONDED,
-            view(link("eth1", 2), link("eth2", 3), default=frozenset({3})),
-            "interfaces: eth2 has the node's default route",
+            view(link("eth1", 2), link("eth2", 3), defaults=(way(3),)),
+            r"interfaces\[1\]: \"eth2\" has the node's IPv4 default route, which it would lose as a slave of sp_bond0",
+        ),
+        (
+            BONDED,
+            view(link("eth1", 2), link("eth2", 3), carried={2: "eth1 has macvlan eth0 (bridge) in /proc/7/ns/net"}),
+            (
+                r"ifacer: eth1 has macvlan eth0 \(bridge\) in /proc/7/ns/net; network lan, pod default/web-0 wants eth1"
+                r" in bond sp_bond0 \(interfaces\[0\]\)"
+            ),
         ),
         (
             BONDED,

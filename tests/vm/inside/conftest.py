@@ -9,10 +9,10 @@ import pytest
 from pyroute2 import IPRoute
 
 from tests.netns import Netns
-from tests.node.conftest import segment
+from tests.node.conftest import Segment, segment
 from tests.vm.inside.nics import PhysicalNic, wait_until
 
-__all__ = ["namespaces", "nic", "segment", "wire"]
+__all__ = ["namespaces", "nic", "segment", "uplink", "wire"]
 
 FUNCTIONS = 7
 """As many as an igb has."""
@@ -55,3 +55,14 @@ def wire() -> Iterator[str]:
     wait_until(lambda: "eth1" in (name for _, name in socket.if_nameindex()), SECONDS)
     with IPRoute() as route:
         route.link("set", index=route.link_lookup(ifname="eth1")[0], state="down")
+
+
+@pytest.fixture
+def uplink(nic: PhysicalNic, segment: Segment, wire: str) -> Iterator[PhysicalNic]:
+    """The same as `nic`, with the other end of its wire in the segment's bridge: its functions are on the segment."""
+    del segment
+    with IPRoute() as route:
+        index = route.link_lookup(ifname=wire)[0]
+        route.link("set", index=index, master=route.link_lookup(ifname="lan")[0])
+        yield nic
+        route.link("set", index=index, master=0)

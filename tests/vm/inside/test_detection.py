@@ -1,17 +1,25 @@
-"""Probing on links of the kinds ipvlan and vlan: siblings that share a MAC address, and segments within the segment."""
+"""Probing on links of the kinds ipvlan and vlan, siblings that share a MAC address and segments within the segment, and
+on virtual functions, which have a carrier only some time after they are set up.
+"""
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from pyroute2 import IPRoute
 
 from cni.detection import Conflict, Findings, ProbePlan
 from cni.kernel import LinuxKernel
 from cni.plan import AddressPlan, LinkPlan
+from cni.sriov import VfPlan, mark
+from cni.vfs import LinuxVfs
 from tests.netns import Netns
 from tests.node.conftest import Segment, segment
+from tests.vm.inside.nics import PhysicalNic, VirtualFunction
 
 __all__ = ("segment",)
 pytestmark = pytest.mark.node
@@ -102,6 +110,41 @@ async def test_a_vlan_is_a_segment_of_its_own(kernel: LinuxKernel, segment: Segm
     # The same host has this one outside the VLAN, and does not tell in there.
     segment.neighbour.run(lambda: Path("/proc/sys/net/ipv4/conf/all/arp_ignore").write_text("1"))
     assert await kernel.probe(plan(one, "10.77.0.1", budget=0.3)) == Findings(ifname="eth0")
+
+
+@asynccontextmanager
+async def lent(function: VirtualFunction, container: Netns) -> AsyncIterator[None]:
+    """A container has it as eth0, down, as an ADD has it before probing."""
+    vfs, plan = LinuxVfs(), VfPlan(netns=str(container.path), ifname="eth0", pci=function.address)
+    held = replace(await vfs.survey_vf(function.address), mark=mark(container.name, "eth0"), order=1)
+    made = await vfs.take_vf(plan, held)
+    assert made is not None and not made.up
+    try:
+        yield
+    finally:
+        await vfs.give_vf(plan.netns, held)
+
+
+async def test_who_is_there_for_a_virtual_function(kernel: LinuxKernel, uplink: PhysicalNic, segment: Segment) -> None:
+    """Strangers are another function, which the NIC itself connects, and a host beyond its wire, the gateway too."""
+    one, two = segment.container(), segment.container()
+    there = ("10.77.0.9", "fd77::9")
+    async with lent(uplink.functions[0], one):
+        async with lent(uplink.functions[1], two):
+            await kernel.configure(str(two.path), "eth0", AddressPlan(addresses=("10.77.0.9/24", "fd77::9/64")))
+            # Set up by this, and not waited for.
+            found = await kernel.probe(plan(one, *there, *BOTH))
+            far, near = segment.neighbour.run(lambda: _mac("host")), two.run(lambda: _mac("eth0"))
+            assert found == Findings(
+                ifname="eth0",
+                conflicts=(*(Conflict(address, near) for address in there), *(Conflict(one, far) for one in BOTH)),
+            )
+            assert await kernel.probe(plan(one, *FREE, gateways=BOTH, budget=0.3)) == Findings(ifname="eth0")
+        # Nobody has them any more; the gateway answers still, and then does not.
+        assert await kernel.probe(plan(one, *there, gateways=BOTH, budget=0.3)) == Findings(ifname="eth0")
+        segment.neighbour.run(lambda: _set_down("host"))
+        assert await kernel.probe(plan(one, gateways=BOTH, budget=0.3)) == Findings(ifname="eth0", silent=BOTH)
+        assert await kernel.probe(plan(one, *BOTH, budget=0.3)) == Findings(ifname="eth0")
 
 
 def _mac(ifname: str) -> str:

@@ -24,6 +24,10 @@ REQUESTS = {"match": "th dport 80", "reply": "th sport 80"}
 ANSWERS = {"match": f"th sport {PORT}", "reply": f"th dport {PORT}"}
 """Of a backend: what leaves are answers."""
 
+DEFAULTS = ("default", "::/0")
+OVERLAYS_TABLE = "100"
+"""Of a pod of an overlay: what its first NIC's address is looked up in."""
+
 BY_THE_PAIR = {("out", "veth0"), ("in", "veth0")}
 BY_ETH0 = {("out", "eth0"), ("in", "eth0")}
 
@@ -93,6 +97,12 @@ def test_a_pod_of_an_overlay_asks_by_its_first_nic_and_by_its_own_address(lan: W
             assert (told, peer) == ("near", BACKENDS["overlay"].addresses[version])
         assert watch.packets().keys() == BY_ETH0
         assert behind.packets().keys() == BY_THE_PAIR
+    overlay = lan.machines["overlay"]
+    with (
+        without_routes(overlay, *SERVICE_CIDRS.values(), *DEFAULTS),
+        without_routes(overlay, *DEFAULTS, table=OVERLAYS_TABLE),
+    ):
+        assert lan.silent("overlay", BACKENDS["near"].cluster_ips.values(), 80)
 
 
 @pytest.mark.parametrize("lan", ["ipvlan"], indirect=True)

@@ -54,6 +54,12 @@ def namespaces_in_use() -> set[str]:
 # ------------------------------------------------------------------ an ordinary CNI
 
 
+def reaches(cluster: Cluster, pod: str, address: str) -> None:
+    """Wait until it does: under the bridge plugin the kernel looks for doubles of an IPv6 address for a second."""
+    ping = ("ping", "-c", "1", "-W", "2", address)
+    cluster.wait(lambda: ", 0% packet loss" in cluster.exec(pod, *ping), 15, f"{pod} to reach {address}")
+
+
 def test_pods_of_both_nodes_become_ready_and_reach_each_other(bridge_cluster: Cluster) -> None:
     cluster = bridge_cluster
     cluster.apply(pod("one", node="n1"), pod("two", node="n2"), service("two", "IPv4"), service("two", "IPv6"))
@@ -61,7 +67,7 @@ def test_pods_of_both_nodes_become_ready_and_reach_each_other(bridge_cluster: Cl
     two = cluster.pod_ips("two")
     assert [":" in address for address in two] == [False, True]
     for address in two:
-        assert ", 0% packet loss" in cluster.exec("one", "ping", "-c", "1", "-W", "2", address)
+        reaches(cluster, "one", address)
         assert cluster.outside.get(url(address, 8080)) == "ok\n"
     assert fetched(cluster, "one", "two-ipv4") == fetched(cluster, "one", "two-ipv6") == "ok\n"
 
@@ -207,7 +213,7 @@ def test_the_reference_gives_pods_lan_addresses_that_everybody_reaches(reference
     cluster.wait_for_pods("one", "two")
     for address in cluster.pod_ips("one"):
         assert address.startswith(("10.89.1.", "fd00:89::1:"))
-        assert ", 0% packet loss" in cluster.exec("two", "ping", "-c", "1", "-W", "2", address)
+        reaches(cluster, "two", address)
         assert cluster.outside.get(url(address, 8080)) == "ok\n"
         assert cluster.node("n1").get(url(address, 8080)) == "ok\n"
     assert fetched(cluster, "one", "one-ipv4") == fetched(cluster, "two", "one-ipv4") == "ok\n"

@@ -1,6 +1,4 @@
-"""Probing on links of the kinds ipvlan and vlan, siblings that share a MAC address and segments within the segment, and
-on virtual functions, which have a carrier only some time after they are set up.
-"""
+"""Probing where only the guest can: ipvlan, whose siblings share a MAC address, vlan, and virtual functions."""
 
 import asyncio
 import socket
@@ -132,7 +130,7 @@ async def test_who_is_there_for_a_virtual_function(kernel: LinuxKernel, uplink: 
     async with lent(uplink.functions[0], one):
         async with lent(uplink.functions[1], two):
             await kernel.configure(str(two.path), "eth0", AddressPlan(addresses=("10.77.0.9/24", "fd77::9/64")))
-            # Set up by this, and not waited for.
+            # It sets the link up itself.
             found = await kernel.probe(plan(one, *there, *BOTH))
             far, near = segment.neighbour.run(lambda: _mac("host")), two.run(lambda: _mac("eth0"))
             assert found == Findings(

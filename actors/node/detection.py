@@ -185,6 +185,9 @@ class Detection:
         for plan in plans:
             if found[plan.ifname].skipped:
                 _log.debug("%s in %s: nothing was looked for: %s", plan.ifname, plan.netns, found[plan.ifname].skipped)
+            elif not found[plan.ifname].carrier:
+                words = "%s in %s has no carrier: nobody could say whether its addresses are free"
+                _log.warning(words, plan.ifname, plan.netns)
             else:
                 _addresses.inc(len(plan.addresses))
                 _gateways.inc(len(plan.gateways))

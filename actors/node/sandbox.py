@@ -283,11 +283,7 @@ class SandboxActor(Actor[Message]):
                 first_try = asking()
                 group.start_soon(first_try.run)
                 await self._make(nics)
-                try:
-                    await self._address(nics, wanting, first_try, asking)
-                except Exception:
-                    await first_try.ended()  # it is not to be cut short: what it is granted has to be given back
-                    raise
+                await self._address(nics, wanting, first_try, asking)
         except BaseExceptionGroup as failures:
             raise first(failures) from failures
 
@@ -330,17 +326,21 @@ class SandboxActor(Actor[Message]):
             take(answer)
             return answer
 
-        granted = await asking.granted()
-        take(granted)
-        for nic in nics:
-            if nic.failure is not None:
-                raise nic.failure
-        granted = await self._detection.settle(wanting, granted, again, recorded=first_try.answered)
-        self._cluster = granted.coordinator
-        await self._furnish(nics, granted)
-        await first_try.answered()
-        for nic in wanting:
-            nic.answered(doubtful=first_try.doubtful or asking.doubtful)
+        try:
+            granted = await asking.granted()
+            take(granted)
+            for nic in nics:
+                if nic.failure is not None:
+                    raise nic.failure
+            granted = await self._detection.settle(wanting, granted, again, recorded=first_try.answered)
+            self._cluster = granted.coordinator
+            await self._furnish(nics, granted)
+            await first_try.answered()
+        finally:
+            await first_try.ended()  # it is not to be cut short: what it is granted may have to be given back
+            for nic in wanting:
+                if nic.entry.addresses:
+                    nic.answered(doubtful=first_try.doubtful or asking.doubtful)
 
     async def _furnish(self, nics: Sequence[Nic], allocated: Allocated) -> None:
         """What needs a link, and the addresses of all."""

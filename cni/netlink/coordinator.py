@@ -49,6 +49,9 @@ def coordinate(plan: CoordinationPlan) -> None:
         if plan.makes_pair:
             with traces.span("netlink create veth", attributes={NETLINK_STEP: "newlink"}):
                 near = _create(node, plan, netns)
+                # Both ends know each other. The addresses would be looked for, and every pod of a node pays for those
+                # of the others: whoever lists the node's addresses has to pass over them.
+                node.pipeline([link.without_link_local(near)])
         else:
             near = _near(node, plan)
         try:
@@ -158,6 +161,7 @@ def _pod_requests(plan: CoordinationPlan, links: Links) -> list[Request]:
     requests = []
     if plan.makes_pair:
         alias = owner_alias(plan.container_id)
+        requests.append(link.without_link_local(far))
         requests.append(_change(far, link.settings_body(far.index, up=True, alias=alias, rp_filter=plan.rp_filter)))
     elif plan.overlay and plan.rp_filter >= 0:
         requests.append(_change(far, link.settings_body(far.index, rp_filter=plan.rp_filter)))

@@ -28,7 +28,9 @@ _INFO_KIND, _INFO_DATA = 1, 2
 _SKIP_STATS = 8
 _DOOMED = 0x73706964
 """A group that nobody else uses."""
-_AF_INET = 2
+_AF_INET, _AF_INET6 = 2, 10
+_ADDR_GEN_MODE, _NO_ADDRESS = 8, 1
+"""IFLA_INET6_ADDR_GEN_MODE of linux/if_link.h, and that there is to be none."""
 _INET_CONF = 1
 _RP_FILTER, _ARP_NOTIFY = 8, 22
 """IPV4_DEVCONF_* of linux/ip.h."""
@@ -279,6 +281,16 @@ def settings_body(
         conf = nested(_INET_CONF, attribute(_RP_FILTER, u32(rp_filter)))
         parts.append(nested(_IFLA_AF_SPEC, nested(_AF_INET, conf)))
     return b"".join(parts)
+
+
+def without_link_local(link: LinkState) -> Request:
+    """The request that keeps the kernel from giving a link that is not up yet an IPv6 link-local address."""
+    ipv6 = nested(_AF_INET6, attribute(_ADDR_GEN_MODE, bytes((_NO_ADDRESS,))))
+    body = _HEADER.pack(0, 0, link.index, 0, 0) + nested(_IFLA_AF_SPEC, ipv6)
+    # Where the kernel has no IPv6 there is nothing to keep it from.
+    return Request(
+        RTM_SETLINK, 0, body, f"change the settings of {link.ifname}", (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
+    )
 
 
 def _get(sockets: RouteSocket, body: bytes, name: str) -> LinkState | None:

@@ -27,15 +27,13 @@ from msgspec import Struct
 
 from actors.node.addressing import (
     HasNetworks,
-    Wanted,
-    allocate,
     as_cni,
     cluster_settings,
     holds_nothing,
     pod_ref,
 )
-from actors.node.asking import Asking
 from actors.node.conflict import disown
+from actors.node.construction import Construction
 from actors.node.controllers import Controllers
 from actors.node.detection import Detection
 from actors.node.disk import Journal
@@ -44,8 +42,7 @@ from actors.node.outbox import Message as OutboxMessage
 from actors.node.outbox import Owe, Recall, Settle
 from actors.node.pfs import PhysicalFunctions
 from actors.node.verification import verify
-from api.reasons import Explanation
-from api.wire import Allocate, Allocated, Coordination
+from api.wire import Coordination
 from cni.errors import CniError, TryAgainLater
 from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
@@ -214,7 +211,9 @@ class SandboxActor(Actor[Message]):
             await nic.look(self._kernel)
         await self._begin(nics)
         try:
-            await self._build(nics, begun=begun, disputed=any(disputed), meta=attach.meta)
+            granted = await self._construction().build(nics, begun=begun, disputed=any(disputed), meta=attach.meta)
+            if granted is not None:
+                self._cluster = granted.coordinator
             await self._put_all([nic.complete(changed_ns=self._wall_ns()) for nic in nics])
         except HasNetworks:
             # Nothing was granted, whoever took the request: what stands is a link and no more.
@@ -230,6 +229,16 @@ class SandboxActor(Actor[Message]):
         for nic in nics:
             self._pfs.announce(nic.entry)
         return tuple(nic.result for nic in nics)
+
+    def _construction(self) -> Construction:
+        return Construction(
+            kernel=self._kernel,
+            pfs=self._pfs,
+            controllers=self._controllers,
+            detection=self._detection,
+            clock=self.system.clock,
+            note=self._put,
+        )
 
     async def _begin(self, nics: Sequence[Nic]) -> None:
         """Note what is going to be there, and of a virtual function what it is now. Nothing is built yet."""
@@ -260,96 +269,6 @@ class SandboxActor(Actor[Message]):
             ):
                 results.append(entry.result)
         return tuple(results) if len(results) == len(invocations) else None
-
-    async def _build(self, nics: Sequence[Nic], *, begun: int, disputed: bool, meta: bool) -> None:
-        """Links and addresses at the same time, then what needs both, one interface after the other."""
-        wanting = [nic for nic in nics if nic.wants_addresses]
-
-        async def request() -> Allocate:
-            wanted = [
-                Wanted(invocation=nic.invocation, masters=await nic.masters(self._kernel, self._pfs)) for nic in wanting
-            ]
-            return allocate(wanted, begun=begun, disputed=disputed, meta=meta)
-
-        def asking() -> Asking:
-            return Asking(request, controllers=self._controllers, clock=self.system.clock)
-
-        try:
-            async with anyio.create_task_group() as group:
-                if not wanting:
-                    await self._make(nics)
-                    await self._furnish(nics, Allocated((), (), Explanation(), ""))
-                    return
-                first_try = asking()
-                group.start_soon(first_try.run)
-                await self._make(nics)
-                await self._address(nics, wanting, first_try, asking)
-        except BaseExceptionGroup as failures:
-            raise first(failures) from failures
-
-    async def _make(self, nics: Sequence[Nic]) -> None:
-        """The links. One that cannot be made knows why.
-
-        They are made at the same time, but for one whose parent is an interface of the pod that comes before it.
-        """
-        if len(nics) == 1:
-            await nics[0].make(self._kernel, self._pfs)
-            return
-        made = {nic.ifname: anyio.Event() for nic in nics}
-
-        async def make(nic: Nic, before: frozenset[str]) -> None:
-            if nic.parent_inside in before:
-                await made[nic.parent_inside].wait()
-            await nic.make(self._kernel, self._pfs)
-            made[nic.ifname].set()
-
-        async with anyio.create_task_group() as group:
-            for at, nic in enumerate(nics):
-                group.start_soon(make, nic, frozenset(one.ifname for one in nics[:at]))
-
-    async def _address(
-        self, nics: Sequence[Nic], wanting: Sequence[Nic], first_try: Asking, another: Callable[[], Asking]
-    ) -> None:
-        """Give the interfaces what is granted, and return when that is the answer, too."""
-        asking = first_try
-
-        def take(granted: Allocated) -> None:
-            together = frozenset(nic.ifname for nic in wanting)
-            for nic in wanting:
-                nic.take(granted, first=nic is wanting[0], together=together)
-
-        async def again() -> Allocated:
-            nonlocal asking
-            asking = another()
-            await asking.run()
-            answer = await asking.answered()
-            take(answer)
-            return answer
-
-        try:
-            granted = await asking.granted()
-            take(granted)
-            for nic in nics:
-                if nic.failure is not None:
-                    raise nic.failure
-            granted = await self._detection.settle(wanting, granted, again, recorded=first_try.answered)
-            self._cluster = granted.coordinator
-            await self._furnish(nics, granted)
-            await first_try.answered()
-        finally:
-            await first_try.ended()  # it is not to be cut short: what it is granted may have to be given back
-            for nic in wanting:
-                if nic.entry.addresses:
-                    nic.answered(doubtful=first_try.doubtful or asking.doubtful)
-
-    async def _furnish(self, nics: Sequence[Nic], allocated: Allocated) -> None:
-        """What needs a link, and the addresses of all."""
-        for nic in nics:
-            if nic.failure is not None:
-                raise nic.failure
-            await nic.configure(self._kernel)
-            await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics, note=self._put)
-            await nic.limit(self._kernel, self._pfs, allocated.bandwidth)
 
     async def _coordinate(self, invocation: Invocation, known: JournalEntry | None) -> Results:
         """The chained plugin: the way between the pod and its node for an interface that others have made."""

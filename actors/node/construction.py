@@ -90,22 +90,22 @@ class Construction:
     async def _make(self, nics: Sequence[Nic]) -> None:
         """The links. One that cannot be made knows why.
 
-        They are made at the same time, but for one whose parent is an interface of the pod that comes before it.
+        They are made at the same time, but for one whose parent is another one of them.
         """
         if len(nics) == 1:
             await nics[0].make(self._kernel, self._pfs)
             return
         made = {nic.ifname: anyio.Event() for nic in nics}
 
-        async def make(nic: Nic, before: frozenset[str]) -> None:
-            if nic.parent_inside in before:
-                await made[nic.parent_inside].wait()
+        async def make(nic: Nic, parent: str) -> None:
+            if parent:
+                await made[parent].wait()
             await nic.make(self._kernel, self._pfs)
             made[nic.ifname].set()
 
         async with anyio.create_task_group() as group:
-            for at, nic in enumerate(nics):
-                group.start_soon(make, nic, frozenset(one.ifname for one in nics[:at]))
+            for nic in nics:
+                group.start_soon(make, nic, _awaited(nic, nics))
 
     async def _address(
         self, nics: Sequence[Nic], wanting: Sequence[Nic], first_try: Asking, another: Callable[[], Asking]
@@ -150,3 +150,18 @@ class Construction:
             await nic.configure(self._kernel)
             await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics, note=self._note)
             await nic.limit(self._kernel, self._pfs, allocated.bandwidth)
+
+
+def _awaited(nic: Nic, nics: Sequence[Nic]) -> str:
+    """The interface of the call that has to be there before this one; empty for none, and for those in a circle.
+
+    Where each is the parent of another the kernel says of the first that its parent is missing.
+    """
+    parents = {one.ifname: one.parent_inside for one in nics}
+    passed, at = {nic.ifname}, nic.parent_inside
+    while at in parents:
+        if at in passed:
+            return ""
+        passed.add(at)
+        at = parents[at]
+    return nic.parent_inside if nic.parent_inside in parents else ""

@@ -43,6 +43,8 @@ def wide(lab: Lab, cni_binaries: CniBinaries, tmp_path_factory: pytest.TempPathF
         "lan-b": [{"type": "macvlan", "master": "n1-up", "mode": "bridge", "ipam": ours}, coordinator],
         "lan-c": [{"type": "macvlan", "master": "n1-up", "ipam": ours}],
         "inside": [{"type": "macvlan", "master": "net1", "linkInContainer": True, "ipam": ours}],
+        "below": [{"type": "macvlan", "master": "net2", "linkInContainer": True, "ipam": ours}],
+        "above": [{"type": "macvlan", "master": "net1", "linkInContainer": True, "ipam": ours}],
         "foreign": [{"type": "bridge", "bridge": "br-foreign", "ipam": local}],
         "mixed": [{"type": "bridge", "bridge": "br-foreign", "ipam": ours}],
         "broken": [{"type": "macvlan", "master": "nothing0", "ipam": ours}],
@@ -182,8 +184,9 @@ def test_the_first_interface_is_made_once(wide: Lab, runtime: Any) -> None:
     pod.gone()
 
 
-def test_an_interface_on_another_one_of_the_pod(wide: Lab, runtime: Any) -> None:
-    pod = runtime(networks="lan-b,inside")
+@pytest.mark.parametrize("networks", ["lan-b,inside@net2", "inside@net2,lan-b@net1"])
+def test_an_interface_on_another_one_of_the_pod(wide: Lab, runtime: Any, networks: str) -> None:
+    pod = runtime(networks=networks)
     pod.call("ADD")
     assert pod.inside() == ["eth0", "lo", "net1", "net2", "veth0"]
     assert set(pod.records().values()) == {"eth0", "net1", "net2"}
@@ -222,7 +225,7 @@ def test_other_peoples_plugins(wide: Lab, runtime: Any) -> None:
         ("lan-b,broken", "master: .*nothing0"),
         ("lan-b,absent", "no plugin .*no-such-plugin"),
         ("foreign,lan-b,missing", "missing"),
-        ("inside@net5,lan-b@net1", "master: .*net1"),
+        ("below,above", "master: .*net"),
         ("lan-b,foreign@eth0", "eth0"),
     ],
 )

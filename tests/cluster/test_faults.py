@@ -15,7 +15,7 @@ from tests.cluster.lab.pods import pod
 from tests.cluster.product import AGENT, CONTROLLER, Product, is_ready, pools
 from tests.cluster.workload import Deployment, sandbox_failures
 
-SCALE = int(os.environ.get("SPIDERPOOL_TEST_WAVE", "30"))
+SCALE = int(os.environ.get("SPIDERPOOL_TEST_WAVE", "16"))
 """Pods of a wave: a quarter of them is Ready when something happens, the rest is under way."""
 MIRROR = f"{CORE}/namespaces/default/pods?fieldSelector=metadata.name%3Dmirror-n1"
 

@@ -21,7 +21,7 @@ from tests.cluster.workload import Deployment, fetch, sandbox_failures
 
 pytestmark = pytest.mark.timeout(300)
 
-REPLICAS = 20
+REPLICAS = 10
 
 
 @pytest.fixture(scope="module")

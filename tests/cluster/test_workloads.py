@@ -20,7 +20,7 @@ from tests.cluster.workload import Deployment, StatefulSet, fetch, sandbox_failu
 
 pytestmark = pytest.mark.timeout(500)
 
-SCALE: Final = int(os.environ.get("SPIDERPOOL_TEST_ROLL", "40"))
+SCALE: Final = int(os.environ.get("SPIDERPOOL_TEST_ROLL", "30"))
 ROLLS: Final = 3
 ROOM: Final = SCALE * 11 // 10
 """Addresses of the pool that the rolled Deployment has. Its surge, by default a quarter, does not find room."""

@@ -1,7 +1,6 @@
 """Probing on the real kernel: who answers, what is on the wire, and that nothing is left."""
 
 import asyncio
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from cni.netlink import address
 from cni.plan import AddressPlan, LinkPlan
 from tests.netns import Netns
 from tests.node.conftest import Segment, talk
+from tests.node.descriptors import descriptors, until_closed
 
 pytestmark = pytest.mark.node
 
@@ -159,16 +159,17 @@ async def test_nothing_is_left(kernel: LinuxKernel, segment: Segment) -> None:
         container = _container(segment, plan)
         if crowded:
             container.run(_overlay)
-        before = container.run(_dump), _descriptors()
+        before = container.run(_dump), descriptors()
         seen = await kernel.probe(plan)
         assert [conflict.address for conflict in seen.conflicts] == ["10.77.0.1"]
         assert container.run(_neighbours) == set()
-        after = container.run(_dump), _descriptors()
+        after = container.run(_dump), descriptors()
         assert [after[0][1:], after[1]] == [before[0][1:], before[1]]
         # The link is up, with the link-local address that the kernel gave it, and no other.
         assert after[0][0] - before[0][0] == {("eth0", True)}
         assert container.run(_link_local) == 1
         await kernel.detach_link(plan.netns, "eth0")
+        await until_closed(before[1])
 
 
 async def test_what_was_down_goes_down_again(kernel: LinuxKernel, segment: Segment) -> None:
@@ -185,11 +186,11 @@ async def test_what_was_down_goes_down_again(kernel: LinuxKernel, segment: Segme
 async def test_a_cancelled_one_leaves_nothing(kernel: LinuxKernel, segment: Segment) -> None:
     plan = await pod(kernel, segment, addresses=FREE, budget=60.0)
     container = _container(segment, plan)
-    before = container.run(_dump), _descriptors()
+    before = container.run(_dump), descriptors()
     with anyio.move_on_after(0.1) as scope:
         await kernel.probe(plan)
     assert scope.cancelled_caught
-    after = container.run(_dump), _descriptors()
+    after = container.run(_dump), descriptors()
     assert (after[0][1:], after[1]) == (before[0][1:], before[1])
     assert container.run(_neighbours) == set()
 
@@ -317,10 +318,6 @@ def _icmp6(frames: list[bytes], kind: int) -> list[bytes]:
 def _container(segment: Segment, plan: ProbePlan) -> Netns:
     path = Path(plan.netns)
     return Netns(path.parent, path.name)
-
-
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the folder changes under a slower look
 
 
 def _mac() -> str:

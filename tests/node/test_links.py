@@ -22,6 +22,7 @@ from cni.netlink.support import knows_link_kind
 from cni.plan import AddressPlan, LinkPlan
 from tests.netns import Netns
 from tests.node.conftest import Segment, talk
+from tests.node.descriptors import descriptors, until_closed
 
 pytestmark = pytest.mark.node
 
@@ -180,12 +181,13 @@ async def test_a_neighbour_forgets_the_former_holder(kernel: LinuxKernel, segmen
 
 async def test_nothing_is_left(kernel: LinuxKernel, segment: Segment) -> None:
     container = segment.container()
-    before = container.run(_dump), await asyncio.to_thread(_dump), _descriptors()
+    before, opened = (container.run(_dump), await asyncio.to_thread(_dump)), descriptors()
     await attach(kernel, container, FIRST)
     assert container.run(_dump) != before[0]
     assert await kernel.detach_link(str(container.path), "eth0")
     assert not await kernel.detach_link(str(container.path), "eth0")
-    assert (container.run(_dump), await asyncio.to_thread(_dump), _descriptors()) == before
+    assert (container.run(_dump), await asyncio.to_thread(_dump)) == before
+    await until_closed(opened)
 
 
 async def test_deleting_what_is_not_there_is_fine(kernel: LinuxKernel, segment: Segment, tmp_path: Path) -> None:
@@ -371,7 +373,7 @@ async def test_a_kind_that_the_kernel_lacks(kernel: LinuxKernel, segment: Segmen
 
 async def test_many_at_once_each_in_its_own_namespace(kernel: LinuxKernel, segment: Segment) -> None:
     containers = [segment.container() for _ in range(16)]
-    before = _descriptors()
+    before = descriptors()
     await asyncio.gather(
         *(
             attach(kernel, container, AddressPlan(addresses=(f"10.77.0.{n + 10}/24", f"fd77::{n + 10}/64")))
@@ -384,9 +386,7 @@ async def test_many_at_once_each_in_its_own_namespace(kernel: LinuxKernel, segme
         assert sorted(seen.addresses) == [f"10.77.0.{n + 10}/24", f"fd77::{n + 10}/64"]
     assert talk(containers[3], containers[9], "fd77::13") == b"fd77::19"
     assert all(await asyncio.gather(*(kernel.detach_link(str(one.path), "eth0") for one in containers)))
-    async with asyncio.timeout(5):
-        while _descriptors() != before:  # noqa: ASYNC110 - until the kernel has acknowledged that they are gone
-            await asyncio.sleep(0.01)
+    await until_closed(before)
 
 
 async def test_a_cancelled_caller_is_released_when_the_kernel_is_done(kernel: LinuxKernel) -> None:
@@ -473,15 +473,6 @@ def _dump() -> list[str]:
         routes = [one for one in routes if not one.startswith("fe80:")]
         rules = [str(one["table"]) for one in route.get_rules()]
     return sorted(filter(None, links + addresses + routes + rules))
-
-
-def _descriptors() -> list[str]:
-    """Namespaces and sockets that this process has open."""
-    found = []
-    for path in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):
-            found.append(str(path.readlink()).partition(":")[0])
-    return sorted(one for one in found if one in {"net", "socket"})
 
 
 async def test_a_deleted_link_is_gone_before_the_kernel_acknowledges_it(kernel: LinuxKernel, segment: Segment) -> None:

@@ -1,4 +1,4 @@
-"""Three controllers and ten agents under five hundred dual-stack pods, while everything that can fail does.
+"""Three controllers and ten agents under hundreds of dual-stack pods, while everything that can fail does.
 
 The pools fit exactly, so a single address that leaks keeps a pod from starting. When all pods run they are restarted at
 random until the last fault is over: every fault meets claims and releases. Then three accounts of the addresses are
@@ -27,12 +27,12 @@ from tests.processes.lab import IPPOOLS
 from tests.servers import ControlPlane, Proxy
 from tests.servers.proxy import Request
 
-PODS = int(os.environ.get("SPIDERPOOL_TEST_PODS", "500"))
+PODS = int(os.environ.get("SPIDERPOOL_TEST_PODS", "300"))
 IN_FLIGHT = 10
 """ADDs and DELs of one kubelet at a time."""
 HUNG_SECONDS = 20.0
 PATIENCE_SECONDS = 240.0
-"""A run takes a quarter of it."""
+"""A run takes a quarter of it, one of a thousand pods on a busy machine half."""
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def read(fleet: Fleet, pods: list[Sandbox]) -> Accounts:
 
 @pytest.mark.blocking
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_no_duplicate_and_no_leak_whatever_fails(fleet: Fleet, proxy: Proxy, terminal: Callable[[str], None]) -> None:
     seed = int(os.environ.get("SPIDERPOOL_TEST_SEED") or Random().randrange(2**32))
     terminal(f"\nmany agents: SPIDERPOOL_TEST_SEED={seed}")
@@ -243,7 +243,7 @@ def test_no_duplicate_and_no_leak_whatever_fails(fleet: Fleet, proxy: Proxy, ter
     the_audit_sees(read(fleet, kubelets.pods))
 
     asyncio.run(kubelets.stop())
-    fleet.wait_for(lambda: not fleet.records(), seconds=90)
+    fleet.wait_for(lambda: not fleet.records(), seconds=180)
     fleet.wait_for(lambda: not fleet.endpoints(), seconds=ECHO_SECONDS + 20)
     for node in fleet.nodes:
         # What was granted in doubt is released once more when no late write can land any more.

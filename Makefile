@@ -19,7 +19,7 @@ test: ## everything that proves the project, phase by phase; TESTS='rules lint' 
 	@tools/bootstrap --timed
 	@$(PYTHON) -m tests.phases $(TESTS)
 
-test-vm: setup ## tests on the newest kernel in a QEMU guest, with SR-IOV NICs; TESTS='tests/node/test_links.py -k traffic' any others
+test-vm: setup shim ## tests on the newest kernel in a QEMU guest, with SR-IOV NICs; TESTS='tests/node/test_links.py -k traffic' any others
 	@$(PYTHON) -m tests.vm test $(TESTS)
 
 lint: setup ## ruff, mypy, import-linter and the drift of generated files

@@ -25,6 +25,6 @@ def give_back_big_blocks() -> bool:
 def read_tls_in_small_blocks() -> None:
     """From now on. asyncio asks for 256 KiB whenever it reads what a peer has sent, most of the time for some hundreds.
 
-    In blocks of their own, which `give_back_big_blocks` makes of them, those cost a quarter of a controller's CPU.
+    In blocks of their own, which `give_back_big_blocks` makes of them, those cost a tenth of a controller's CPU.
     """
     sslproto.SSLProtocol.max_size = _RECORDS

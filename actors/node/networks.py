@@ -86,8 +86,11 @@ class Dissolve(Question[None], frozen=True, tag=True):
     """As it was judged. While one agent replaces another, the other may have gone on with it since."""
 
 
-class Announce(Struct, frozen=True, tag=True):
-    """Have the pod's annotation show the networks that an agent before attached; it may have died before it did."""
+class Announce(Question[None], frozen=True, tag=True):
+    """Have the pod's annotation show the networks that an agent before attached; it may have died before it did.
+
+    Answered when that has been tried, so that not all pods of a node are announced at once.
+    """
 
     entry: JournalEntry
 
@@ -177,6 +180,8 @@ class NetworksActor(Actor[Message]):
         self._provide = provide
         self._entries = entries
         self._turn = Turn(self)
+        self._announcing: list[Envelope] = []
+        """Who waits for an annotation."""
         self._news: JournalEntry | None = None
         """What the message in hand has attached."""
 
@@ -196,8 +201,9 @@ class NetworksActor(Actor[Message]):
             case Dissolve(entry):
                 work = self._dissolve(entry)
             case Announce(entry):
+                self._announcing.append(envelope)
                 self.pipe(self._announce(entry), _announced, on_behalf=envelope)
-                return None
+                return LATER
             case Finished(result, error):
                 asker = self._turn.end(result, error)
                 news, self._news = self._news, None
@@ -205,6 +211,10 @@ class NetworksActor(Actor[Message]):
                     self.pipe(self._announce(news), _announced, on_behalf=asker)
                 return None
             case Announced():
+                waiting, self._announcing = self._announcing, []
+                for asker in waiting:
+                    if asker.reply is not None:
+                        asker.reply.resolve(None)
                 return None
             case _:
                 assert_never(message)

@@ -464,7 +464,7 @@ class NodeActor(Actor[Message]):
                 try:
                     if entry.state is State.ADDED and await self._stands(entry):
                         if entry.part == NETWORKS:
-                            self._networks_of(entry.container_id).tell(Announce(entry))
+                            await self._networks_of(entry.container_id).ask(Announce(entry), timeout=_CALL_SECONDS)
                         return entry.container_id
                     if entry.part == NETWORKS:
                         await self._networks_of(entry.container_id).ask(Dissolve(entry), timeout=_CALL_SECONDS)

@@ -87,7 +87,7 @@ def by_link(sockets: RouteSocket, *, index: int = 0) -> list[tuple[int, str]]:
 def _decode(body: memoryview) -> tuple[int, str] | None:
     _, length, _, scope, index = _HEADER.unpack_from(body)
     if scope >= _SCOPE_LINK:
-        return None  # a node has one for each of its pods
+        return None  # of these a node has many: one for each end of somebody else's pairs
     found = message.attributes(body[8:])
     address = message.read_ip(found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS))
     return index, f"{address}/{length}" if address else ""

@@ -36,9 +36,6 @@ from telemetry.recorder import SpanRecorder
 _log = logging.getLogger(__name__)
 
 VERSION = version("spiderpool")
-_TURN_SECONDS = 0.0005
-"""After so long a thread that computes lets another one go on. With the interpreter's own 5 ms, an event loop waits for
-each of eight threads that have something to decode."""
 
 
 class Arguments(Struct, frozen=True):
@@ -137,7 +134,6 @@ def run(
 
     give_back_big_blocks()
     read_tls_in_small_blocks()
-    sys.setswitchinterval(_TURN_SECONDS)
 
     async def main() -> int:
         health = HealthTree(name)

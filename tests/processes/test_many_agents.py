@@ -202,7 +202,7 @@ def read(fleet: Fleet, pods: list[Sandbox]) -> Accounts:
 
 @pytest.mark.blocking
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(400)
 def test_no_duplicate_and_no_leak_whatever_fails(fleet: Fleet, proxy: Proxy, terminal: Callable[[str], None]) -> None:
     seed = int(os.environ.get("SPIDERPOOL_TEST_SEED") or Random().randrange(2**32))
     terminal(f"\nmany agents: SPIDERPOOL_TEST_SEED={seed}")
@@ -243,7 +243,7 @@ def test_no_duplicate_and_no_leak_whatever_fails(fleet: Fleet, proxy: Proxy, ter
     the_audit_sees(read(fleet, kubelets.pods))
 
     asyncio.run(kubelets.stop())
-    fleet.wait_for(lambda: not fleet.records(), seconds=180)
+    fleet.wait_for(lambda: not fleet.records(), seconds=90)
     fleet.wait_for(lambda: not fleet.endpoints(), seconds=ECHO_SECONDS + 20)
     for node in fleet.nodes:
         # What was granted in doubt is released once more when no late write can land any more.

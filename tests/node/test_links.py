@@ -479,13 +479,16 @@ async def test_a_deleted_link_is_gone_before_the_kernel_acknowledges_it(kernel: 
     container = segment.container()
     path = str(container.path)
     before = descriptors()
-    unacknowledged = 0
-    for _ in range(5):
+    for _ in range(100):
         await attach(kernel, container, FIRST)  # its name and its addresses can be used at once
         assert await kernel.detach_link(path, "eth0")
-        unacknowledged += descriptors() != before  # who asked for it still waits
+        unacknowledged = descriptors() != before  # who asked for it still waits
         assert names(container) == ["lo"]
-    assert unacknowledged
+        if unacknowledged:  # a busy machine may come here only after the acknowledgement, but not every time
+            break
+        await until_closed(before)
+    else:
+        pytest.fail("a removal was answered only when it had been acknowledged, a hundred times")
     await until_closed(before)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.servers import CniBinaries, ControlPlane, JaegerServer
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
-ROOMS: Final = ("api", "ipam", "telemetry", "runtime", "cni", "actors", "simulation", "ctl")
+ROOMS: Final = ("api", "ipam", "telemetry", "runtime", "cni", "admission", "actors", "simulation", "ctl")
 SERVER_FIXTURES: Final = frozenset({"control_plane", "jaeger", "namespace", "cni_binaries"})
 LOGS: Final = CHECKOUT / "build" / "logs"
 """Has a folder for each of those that hold tests: several may run at once."""

@@ -15,7 +15,7 @@ MAX_START_SECONDS = 1.5
 IMPORT_ALL = """
 import importlib, pkgutil
 count = 0
-for room in ("api", "ipam", "telemetry", "runtime", "cni", "actors", "simulation", "ctl"):
+for room in ("api", "ipam", "telemetry", "runtime", "cni", "admission", "actors", "simulation", "ctl"):
     for module in pkgutil.walk_packages(importlib.import_module(room).__path__, room + "."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)

@@ -14,7 +14,7 @@ from typing import Final
 
 from tests.servers.provide import CHECKOUT, cache_folder
 
-ROOMS: Final = ("api", "ipam", "telemetry", "runtime", "cni", "actors", "simulation", "ctl", "tests")
+ROOMS: Final = ("api", "ipam", "telemetry", "runtime", "cni", "admission", "actors", "simulation", "ctl", "tests")
 _PREFIX: Final = "PYTHONPYCACHEPREFIX"
 _SILENT: Final = "PYTHONDONTWRITEBYTECODE"
 

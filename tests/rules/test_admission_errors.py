@@ -29,6 +29,9 @@ def test_a_long_value_is_cut() -> None:
 
 def test_all_that_is_wrong_is_one_sentence() -> None:
     one, two = required("spec.a"), forbidden("spec.b", "no")
-    assert summary("SpiderIPPool", "p", [one]) == "SpiderIPPool 'p' is invalid: spec.a: Required value"
-    both = "SpiderIPPool 'p' is invalid: [spec.a: Required value, spec.b: Forbidden: no]"
+    assert (
+        summary("SpiderIPPool", "p", [one])
+        == 'SpiderIPPool.spiderpool.spidernet.io "p" is invalid: spec.a: Required value'
+    )
+    both = 'SpiderIPPool.spiderpool.spidernet.io "p" is invalid: [spec.a: Required value, spec.b: Forbidden: no]'
     assert summary("SpiderIPPool", "p", [one, two]) == both

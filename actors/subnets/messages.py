@@ -1,4 +1,4 @@
-"""What is asked of the owner of a SpiderSubnet: an automatic pool and its subnet change together, so one actor writes both."""
+"""What is asked of the owner of a SpiderSubnet: automatic pool and subnet change together, so one actor writes both."""
 
 from msgspec import Struct
 
@@ -28,7 +28,7 @@ class Provide(Struct, frozen=True, tag=True):
 
 
 class Discard(Struct, frozen=True, tag=True):
-    """Delete this automatic pool. Answered with `Discarded`; its addresses are the subnet's when no pod has one any more."""
+    """Delete this automatic pool. Answered with `Discarded`; its addresses come back when no pod has one any more."""
 
     subnet: str
     pool: str

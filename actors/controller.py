@@ -11,6 +11,7 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       collector    gives up records that nobody needs any more
       peers        one channel per other replica
       rpc          the connections of agents and of other replicas
+      bundle       keeps the webhook configurations to the certificate's authority
       webhooks     what the API server asks before it stores an object
 """
 
@@ -49,6 +50,7 @@ from actors.replica.cluster import Cluster
 from actors.replica.lookups import Lookups, Scene
 from actors.replica.replicas import PeerReplicas, Replicas, named
 from actors.webhooks import server as webhooks
+from actors.webhooks.bundle import BundleActor
 from admission.ippool import IPPoolRules
 from admission.reservedip import ReservedIPRules
 from admission.rulebook import Rulebook
@@ -420,6 +422,16 @@ def main(argv: list[str] | None = None) -> int:
         root.add_supervisor(connections)
         root.add_service("replicas", lambda: _follow_peers(system, controller, settings, store, connections))
         root.add_service("rpc", lambda: _rpc(system, controller, settings, store))
+        root.add_actor(
+            "bundle",
+            lambda: BundleActor(
+                store,
+                name=settings.controller_name,
+                ca_file=Path(settings.controller_ca_file),
+                mine=lambda: controller.peers.mine("webhooks"),
+            ),
+            capacity=BundleActor.capacity,
+        )
         book = rules(controller, settings)
         root.add_service(
             "webhooks",

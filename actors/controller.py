@@ -379,7 +379,7 @@ def rules(controller: Controller, settings: ControllerSettings) -> Rulebook:
     families = [version for version, on in ((4, config.enable_ipv4), (6, config.enable_ipv6)) if on]
     guard = config.enable_validating_resources_deleted_webhook
     book = Rulebook()
-    book.add(IPPOOL, IPPoolRules(controller.pools.atlas, families=families, guard_deletion=guard))
+    book.add(IPPOOL, IPPoolRules(controller.pools.atlas, families=families, guard_deletion=guard, finalizer=False))
     book.add(RESERVEDIP, ReservedIPRules(families=families))
     return book
 
@@ -427,7 +427,7 @@ def main(argv: list[str] | None = None) -> int:
             lambda: BundleActor(
                 store,
                 name=settings.controller_name,
-                ca_file=Path(settings.controller_ca_file),
+                authority=anyio.Path(settings.controller_ca_file).read_bytes,
                 mine=lambda: controller.peers.mine("webhooks"),
             ),
             capacity=BundleActor.capacity,
@@ -437,7 +437,7 @@ def main(argv: list[str] | None = None) -> int:
             "webhooks",
             lambda: webhooks.serve(
                 book,
-                controller.cluster,
+                ready=controller.cluster.synced,
                 port=settings.webhook_port,
                 cert_file=Path(settings.tls_server_cert),
                 key_file=Path(settings.tls_server_key),

@@ -34,6 +34,7 @@ from api.annotations import (
     APP_NAMESPACE,
     OWNER_APPLICATION_NAME,
     POOL_CIDR,
+    cidr_label,
 )
 from api.ippool import IPPoolSpec, SpiderIPPool
 from api.meta import FINALIZER, LabelSelector, ObjectMeta
@@ -47,8 +48,6 @@ _NAMED: Final = 3
 _SHARED: Final = 5
 """Other pools that are named."""
 _APPLICATION: Final = frozenset({APP_API_GROUP, APP_API_VERSION, APP_KIND, APP_NAMESPACE, APP_NAME})
-_DOTS, _COLONS = 3, 7
-"""So many of them the label has dashes for, as the original's programs write it."""
 
 
 class IPPoolRules:
@@ -117,7 +116,7 @@ class IPPoolRules:
             errors += outside_errors("spec.excludeIPs", new.spec.exclude_ips, within)
             if new.spec.gateway is not None:
                 errors += gateway_errors(new.spec.gateway, within, given)
-            errors += route_errors(new.spec.routes, within)
+            errors += route_errors(new.spec.routes or (), within)
             errors += self._overlap_errors(new, within, given, old)
         errors += affinity_errors(new.metadata, new.spec)
         if old is not None:
@@ -157,11 +156,6 @@ class IPPoolRules:
         if not self._guard_deletion or (not count and pool.status.allocated_ips is None):
             return ()
         return (forbidden("status.allocatedIPCount", f"{count} addresses are in use"),)
-
-
-def cidr_label(subnet: str) -> str:
-    """The value of the label by which the original's programs find the pools of a subnet."""
-    return subnet.replace(".", "-", _DOTS).replace(":", "-", _COLONS).replace("/", "-")
 
 
 def affinity_errors(meta: ObjectMeta, spec: IPPoolSpec) -> list[FieldError]:

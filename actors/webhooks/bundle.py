@@ -14,11 +14,9 @@ What a crash leaves: one of the two configurations written and the other not; th
 
 import base64
 import logging
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, assert_never
 
-import anyio
 from msgspec import Struct
 
 from api.kinds import MUTATINGWEBHOOK, VALIDATINGWEBHOOK, Kind
@@ -64,18 +62,20 @@ class BundleActor(Actor[Message]):
 
     capacity = 16
 
-    def __init__(self, store: Store, *, name: str, ca_file: Path, mine: Callable[[], bool]) -> None:
+    def __init__(
+        self, store: Store, *, name: str, authority: Callable[[], Awaitable[bytes]], mine: Callable[[], bool]
+    ) -> None:
         """Say what is kept to what.
 
         Args:
             store: where the configurations are.
             name: of both of them.
-            ca_file: PEM of the authority.
+            authority: reads it, PEM; raises OSError where there is none.
             mine: whether it is for this replica to do; two that do it at once conflict and do no harm.
         """
         self._store = store
         self._name = name
-        self._ca_file = ca_file
+        self._authority = authority
         self._mine = mine
         self._problem = ""
 
@@ -113,9 +113,9 @@ class BundleActor(Actor[Message]):
     async def _compare(self) -> str:
         """Returns what is wrong, or nothing."""
         try:
-            authority = base64.b64encode(await anyio.Path(self._ca_file).read_bytes()).decode()
+            authority = base64.b64encode(await self._authority()).decode()
         except OSError as error:
-            return f"webhooks: no authority in {self._ca_file}: {error.strerror}"
+            return f"webhooks: no authority of a certificate: {error.strerror}: {error.filename}"
         problems = []
         for kind in _KINDS:
             try:
@@ -134,4 +134,4 @@ class BundleActor(Actor[Message]):
         if after is not None:
             version = found.metadata.resource_version
             await self._store.patch(kind, self._name, {"webhooks": after}, resource_version=version)
-            _log.info("%s %s trusts the authority of %s", kind.kind, self._name, self._ca_file)
+            _log.info("%s %s trusts the authority that is served", kind.kind, self._name)

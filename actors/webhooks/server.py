@@ -7,7 +7,7 @@ It is served from when the cluster has been seen once; until then the replica is
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from prometheus_client import Counter, Histogram
 
-from actors.replica.cluster import Cluster
 from admission.exchange import MUTATE, VALIDATE, NoReview, Outcome, answer
 from admission.rulebook import Rulebook
 from api.kinds import Kind
@@ -55,12 +54,12 @@ def routes(book: Rulebook, clock: Clock) -> Mapping[str, Route]:
 
 
 async def serve(
-    book: Rulebook, cluster: Cluster, *, port: int, cert_file: Path, key_file: Path, system: System
+    book: Rulebook, *, ready: Callable[[], Awaitable[None]], port: int, cert_file: Path, key_file: Path, system: System
 ) -> None:
-    """Serve until cancelled. Raises `CredentialError` and OSError when it cannot begin."""
+    """Serve until cancelled, from when `ready` returns. Raises `CredentialError` and OSError when it cannot begin."""
     health = system.health or HealthTree("nobody asks")
     health.report(_TREE, State.BLOCKED, "the cluster has not been seen yet")
-    await cluster.synced()
+    await ready()
     certificate = ServerCertificate(cert_file, key_file)
     server = HttpServer(
         "",

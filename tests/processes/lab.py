@@ -4,6 +4,7 @@ What is missing of a cluster is played: nodes and pods are objects that the test
 runs the shim, the token volume is a file. Everything runs in the test run's own network namespace.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -427,10 +428,18 @@ class Lab:
             path = f"/apis/admissionregistration.k8s.io/v1/{kind}/spiderpool-controller"
             self.control_plane.request("DELETE", path, check=False)
 
-    def add_webhooks(self) -> None:
-        """Have them back."""
-        self.control_plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(self.webhooks))
-        self.wait_admission()
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """No webhooks for a while."""
+        wrong = {**POOL_TYPE, "metadata": {"name": "asked"}, "spec": {"subnet": "nonsense"}}
+        self.remove_webhooks()
+        try:
+            process = self.processes[self.controllers[0]]
+            process.wait_until(lambda: self.control_plane.request("POST", DRY, wrong, check=False).status < 400)
+            yield
+        finally:
+            self.control_plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(self.webhooks))
+            self.wait_admission()
 
     def wait_admission(self) -> None:
         """Until every controller serves, and what the API server would store has been seen by one."""
@@ -439,8 +448,8 @@ class Lab:
         pool = {**POOL_TYPE, "metadata": {"name": "asked"}, "spec": {"subnet": "192.0.2.0/30"}}
 
         def seen() -> bool:
-            answer = self.control_plane.request("POST", f"{IPPOOLS}?dryRun=All", pool, check=False)
-            return "finalizers" in answer.body.get("metadata", ())
+            answer = self.control_plane.request("POST", DRY, pool, check=False)
+            return "labels" in answer.body.get("metadata", ())
 
         self.processes[self.controllers[0]].wait_until(seen, seconds=30)
 
@@ -564,6 +573,7 @@ class Lab:
 
 _FALLBACK = {"SPIDERPOOL_AGENT_FALLBACK_ENABLED": "true", "SPIDERPOOL_AGENT_FALLBACK_AFTER": "1"}
 IPPOOLS = "/apis/spiderpool.spidernet.io/v2beta1/spiderippools"
+DRY = f"{IPPOOLS}?dryRun=All"
 POOL_TYPE = {"apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": "SpiderIPPool"}
 
 

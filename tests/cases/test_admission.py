@@ -51,7 +51,7 @@ def test_all_that_is_wrong_is_said_at_once(lab: Lab) -> None:
 
 def test_kubectl_shows_it(lab: Lab) -> None:
     manifest = {**POOL_TYPE, "metadata": {"name": "shown"}, "spec": {"subnet": "10.6.0.0/16", "ips": ["10.7.0.1"]}}
-    with pytest.raises(CommandFailed, match="outside of spec.subnet 10.6.0.0/16"):
+    with pytest.raises(CommandFailed, match=r"outside of spec\.subnet 10\.6\.0\.0/16"):
         lab.control_plane.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
 
 

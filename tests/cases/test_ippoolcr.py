@@ -36,7 +36,7 @@ def test_D00001_overlapping_pools(world: World) -> None:
     for version in (4, 6):
         first = world.pool(4, version=version)
         shared = world.pools[first][2:]
-        spec = {"subnet": str(world.subnet(version)), "ips": [f"{shared[0]}-{shared[1]}"]}
+        spec: dict[str, Any] = {"subnet": str(world.subnet(version)), "ips": [f"{shared[0]}-{shared[1]}"]}
         (said,) = world.wait(lambda spec=spec: refused(world, **spec), "the replicas see it")  # type: ignore[misc]
         assert said == f'spec.ips: Invalid value: "{shared[0]}-{shared[1]}": SpiderIPPool {first} has these addresses'
         assert refused(world, **{**spec, "ips": []}) == []

@@ -441,6 +441,8 @@ def main(argv: list[str] | None = None) -> int:
                 port=settings.webhook_port,
                 cert_file=Path(settings.tls_server_cert),
                 key_file=Path(settings.tls_server_key),
+                ca_file=Path(settings.controller_ca_file),
+                name=f"{settings.controller_name}.{settings.pod_namespace}.svc",
                 system=system,
             ),
         )

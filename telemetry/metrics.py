@@ -522,6 +522,11 @@ ADMISSION_REVIEW_SECONDS = histogram(
     labels=("way", "kind"),
     buckets=IO_SECONDS,
 )
+CERTIFICATE_EXPIRY = gauge(
+    "spiderpool_certificate_expiry_timestamp_seconds",
+    "When the certificate expires that agents and the API server are shown, Unix time",
+    program=Program.CONTROLLER,
+)
 RPC_CONNECTIONS = gauge(
     "spiderpool_rpc_connections",
     "Open connections between agent and controller",

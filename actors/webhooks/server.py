@@ -13,14 +13,16 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
+import anyio
 from prometheus_client import Counter, Histogram
 
+from actors.webhooks.certificate import watch
 from admission.exchange import MUTATE, VALIDATE, NoReview, Outcome, answer
 from admission.rulebook import Rulebook
 from api.kinds import Kind
 from runtime.actor import System
 from runtime.clock import Clock
-from runtime.transport.credentials import ServerCertificate
+from runtime.transport.credentials import ServerCertificate, Trust, served_until
 from telemetry import attributes, metrics, traces
 from telemetry.health import HealthTree, State
 from telemetry.http import Ask, HttpServer, Response, Route
@@ -54,13 +56,24 @@ def routes(book: Rulebook, clock: Clock) -> Mapping[str, Route]:
 
 
 async def serve(
-    book: Rulebook, *, ready: Callable[[], Awaitable[None]], port: int, cert_file: Path, key_file: Path, system: System
+    book: Rulebook,
+    *,
+    ready: Callable[[], Awaitable[None]],
+    port: int,
+    cert_file: Path,
+    key_file: Path,
+    ca_file: Path,
+    name: str,
+    system: System,
 ) -> None:
-    """Serve until cancelled, from when `ready` returns. Raises `CredentialError` and OSError when it cannot begin."""
+    """Serve until cancelled, from when `ready` returns. Raises `CredentialError` and OSError when it cannot begin.
+
+    `ca_file` and `name` are what clients verify the certificate by.
+    """
     health = system.health or HealthTree("nobody asks")
     health.report(_TREE, State.BLOCKED, "the cluster has not been seen yet")
     await ready()
-    certificate = ServerCertificate(cert_file, key_file)
+    certificate, trust = ServerCertificate(cert_file, key_file), Trust(ca_file)
     server = HttpServer(
         "",
         port,
@@ -69,13 +82,14 @@ async def serve(
         idle=_IDLE_SECONDS,
         connections=_CONNECTIONS,
     )
-    async with server:
-        _log.info("serving webhooks on port %d", server.port)
-        health.report(_TREE, State.OK)
-        try:
-            await certificate.follow(_CERTIFICATE_SECONDS)
-        finally:
-            health.report(_TREE, State.BLOCKED, "not served")
+    try:
+        async with server, anyio.create_task_group() as group:
+            _log.info("serving webhooks on port %d", server.port)
+            health.report(_TREE, State.OK)
+            group.start_soon(certificate.follow, _CERTIFICATE_SECONDS)
+            group.start_soon(watch, lambda: served_until("127.0.0.1", server.port, trust=trust, name=name), system)
+    finally:
+        health.report(_TREE, State.BLOCKED, "not served")
 
 
 def _asked(book: Rulebook, clock: Clock, way: str, kind: Kind[Any]) -> Any:

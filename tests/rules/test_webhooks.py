@@ -5,6 +5,7 @@ import base64
 import json
 import logging
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import anyio
 import pytest
 
+from actors.webhooks import certificate
 from actors.webhooks.bundle import LOOK_SECONDS, BundleActor, trusting
+from actors.webhooks.certificate import watch
 from actors.webhooks.server import HEALTH, path, serve
 from admission.exchange import MUTATE, VALIDATE
 from admission.ippool import IPPoolRules
@@ -26,6 +29,7 @@ from runtime.actor import System
 from runtime.store.memory import MemoryStore
 from runtime.supervision import Supervisor
 from runtime.testing import VirtualClock, run
+from runtime.transport.credentials import Trust, served_until
 from telemetry import traces
 from telemetry.health import HealthTree, State
 from tests.rules.test_admission_exchange import POOL, review
@@ -72,6 +76,8 @@ async def serving(folder: Path) -> AsyncIterator[Served]:
                 port=served.port,
                 cert_file=pair.certificate,
                 key_file=pair.key,
+                ca_file=authority.ca_file,
+                name=HOST,
                 system=system,
             )
         )
@@ -117,6 +123,48 @@ async def test_whatever_is_sent_is_answered_and_nothing_breaks(
         assert (await served.ask("/mutate-nothing", whole))[0] == 404
         assert (await served.ask(path(VALIDATE, IPPOOL), whole))[0] == 200
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+# -- the certificate
+
+
+async def test_what_a_client_would_say_of_the_certificate_is_said(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        ca, other = Trust(tmp_path / "pki" / "ca.crt"), CertificateAuthority(tmp_path / "other")
+        until = await served_until("127.0.0.1", served.port, trust=ca, name=HOST)
+        assert 29 < (until - time.time()) / 86400 < 31
+        for trust, name in ((ca, "other.svc"), (Trust(other.ca_file), HOST)):
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await served_until("127.0.0.1", served.port, trust=trust, name=name)
+        assert "certificate  ok" in served.health.render()
+
+
+def test_a_certificate_that_expires_soon_or_is_refused_shows() -> None:
+    health, found = HealthTree("x"), list[float | OSError]([0.0])
+
+    async def expiry() -> float:
+        if isinstance(found[0], OSError):
+            raise found[0]
+        return found[0]
+
+    async def story() -> None:
+        system = System(clock=VirtualClock(), random=Random(1), health=health)
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch, expiry, system)
+            await anyio.sleep(1)
+            for days, words in (
+                (15.0, "ok"),
+                (3.0, "expires in 3 days"),
+                (-1.0, "expires in -1 days"),
+                (None, "refuses"),
+            ):
+                found[:] = [OSError("no") if days is None else system.clock.wall() + days * 86400 + 60]
+                await anyio.sleep(certificate.LOOK_SECONDS)
+                assert words in health.render()
+                assert health.status() is (State.OK if words == "ok" else State.DEGRADED)
+            group.cancel_scope.cancel()
+
+    run(story, seed=1)
 
 
 # -- trust

@@ -143,11 +143,11 @@ class IPPoolRules:
                 for cidr, other in atlas.crossing(within.version, within.span)[:_SHARED]
             ]
         added = given.difference(_given(old.spec, within.version)) if old is not None else given
-        shared = atlas.shared(added, but=pool.metadata.name)
+        shared = atlas.shared(added, but=pool.metadata.name, most=_SHARED)
         if shared is not None:
             errors += [
                 invalid("spec.ips", ",".join(addresses.format()), f"SpiderIPPool {other} has these addresses")
-                for other, addresses in shared.shares[:_SHARED]
+                for other, addresses in shared.shares
             ]
         return errors
 

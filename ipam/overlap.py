@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from api.ippool import SpiderIPPool
 from api.meta import Condition
-from ipam.addresses import BITS, format_address
+from ipam.addresses import format_address
 from ipam.ranges import Ranges
 from ipam.spans import Spans
 from ipam.territory import PoolError, Territory, territory
@@ -52,13 +52,15 @@ class Overlap(Struct, frozen=True):
 class Atlas:
     """The addresses of all pools, as far as they can be read. A pool is parsed again only when its spec has changed."""
 
-    __slots__ = ("_known", "_networks", "_spans")
+    __slots__ = ("_known", "_networks", "_pools", "_spans")
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[tuple[str, int], Territory | None]] = {}
         self._spans = {4: Spans(), 6: Spans()}
-        self._networks: dict[tuple[int, int, int], set[str]] = {}
-        """By version, first and last address: the pools of that network."""
+        self._networks = {4: Spans(), 6: Spans()}
+        """Each network once, by its CIDR."""
+        self._pools: dict[str, set[str]] = {}
+        """Of each network."""
 
     def __repr__(self) -> str:
         return f"<Atlas of {len(self._known)} pools>"
@@ -90,14 +92,17 @@ class Atlas:
         mine = self._known[name][1] if name in self._known else None
         return self.shared(mine.addresses, but=name) if mine is not None else None
 
-    def shared(self, addresses: Ranges, *, but: str) -> Overlap | None:
+    def shared(self, addresses: Ranges, *, but: str, most: int | None = None) -> Overlap | None:
         """What a set of addresses shares with pools of other names; None when it is nothing.
 
-        O(log n) for each interval of the set, of n that all pools have.
+        O(log n) for each interval of the set, of n that all pools have, and what is found. With `most` it does not go
+        on once it has found so many pools, and may not have found all that they share.
         """
         found: dict[str, list[tuple[int, int]]] = {}
         for first, last in addresses.spans:
             for begin, end, owner in self._spans[addresses.version].touching(first, last):
+                if len(found) == most:
+                    break
                 if owner != but:
                     found.setdefault(owner, []).append((max(first, begin), min(last, end)))
         shares = tuple((owner, Ranges.of(addresses.version, found[owner])) for owner in sorted(found))
@@ -105,18 +110,20 @@ class Atlas:
 
     def crossing(self, version: int, network: tuple[int, int]) -> tuple[tuple[str, str], ...]:
         """Networks that share addresses with this one and are not the same: the CIDR, and one pool that has it."""
-        first, last = network
         return tuple(
-            (f"{format_address(begin, version)}/{BITS[version] - (end - begin).bit_length()}", min(names))
-            for (family, begin, end), names in sorted(self._networks.items())
-            if family == version and begin <= last and first <= end and (begin, end) != network
+            (cidr, min(self._pools[cidr]))
+            for first, last, cidr in sorted(self._networks[version].touching(*network))
+            if (first, last) != network
         )
 
     def _note(self, name: str, version: tuple[str, int], found: Territory | None) -> None:
         self._known[name] = (version, found)
         if found is not None:
             self._spans[found.version].add(name, found.addresses.spans)
-            self._networks.setdefault((found.version, *found.network), set()).add(name)
+            cidr = _cidr(found)
+            if cidr not in self._pools:
+                self._networks[found.version].add(cidr, [found.network])
+            self._pools.setdefault(cidr, set()).add(name)
 
     def _forget(self, name: str) -> bool:
         if name not in self._known:
@@ -124,11 +131,16 @@ class Atlas:
         _, found = self._known.pop(name)
         if found is not None:
             self._spans[found.version].remove(name, found.addresses.spans)
-            network = (found.version, *found.network)
-            self._networks[network].discard(name)
-            if not self._networks[network]:
-                del self._networks[network]
+            cidr = _cidr(found)
+            self._pools[cidr].discard(name)
+            if not self._pools[cidr]:
+                del self._pools[cidr]
+                self._networks[found.version].remove(cidr, [found.network])
         return True
+
+
+def _cidr(found: Territory) -> str:
+    return f"{format_address(found.network[0], found.version)}/{found.prefix}"
 
 
 def _read(pool: SpiderIPPool) -> Territory | None:

@@ -49,6 +49,7 @@ class World:
         self.name = f"{name}-{self._number}"
         self._names = count()
         self._given: dict[tuple[int, int], int] = {}
+        lab.wait_admission()  # the case before may have killed a controller
         self.namespace = self.create_namespace()
 
     def __repr__(self) -> str:

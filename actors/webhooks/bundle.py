@@ -6,8 +6,9 @@ replicas trust as well, is compared with them every few seconds, and what differ
 
 Messages: `Look` from its timer, `Looked` and `LookFailed` from its own work. State: what was last wrong. Persists:
 `clientConfig.caBundle` of each webhook, with the resourceVersion that was read; after a conflict the next look reads
-again. Answers: nothing; what is wrong is in the log once, and in `/healthz` as long as it is. It makes no replica
-unready: agents are served all the same.
+again. Answers: nothing; what is wrong is in the log once, and in `/healthz` as long as it is. For the first
+seconds a replica is not ready while configurations are there and not right, so that who waits for an installation can
+write objects after it; later it makes none unready, for agents are served all the same.
 
 What a crash leaves: one of the two configurations written and the other not; the next life writes that.
 """
@@ -28,6 +29,9 @@ from telemetry.health import State
 _log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 0.5
+"""At first, while something is not right."""
+_FIRST_LOOKS: Final = 60
 _KINDS: Final[tuple[Kind[Any], ...]] = (MUTATINGWEBHOOK, VALIDATINGWEBHOOK)
 
 
@@ -40,6 +44,8 @@ class Looked(Struct, frozen=True, tag=True):
 
     problem: str = ""
     """What could not be done; empty when all is well."""
+    wrong: bool = False
+    """Whether a configuration is there and not right."""
 
 
 class LookFailed(Struct, frozen=True, tag=True):
@@ -78,12 +84,14 @@ class BundleActor(Actor[Message]):
         self._authority = authority
         self._mine = mine
         self._problem = ""
+        self._first = _FIRST_LOOKS
 
     def __repr__(self) -> str:
         return f"<BundleActor {self._name} {self._problem or 'well'}>"
 
     def started(self) -> None:
         """Look at once."""
+        self._report(State.BLOCKED, "not looked at yet")
         self.timers.start("look", 0.0, Look())
 
     def handle(self, message: Message, envelope: Envelope) -> object:  # noqa: ARG002 - the kernel's signature
@@ -91,42 +99,48 @@ class BundleActor(Actor[Message]):
         match message:
             case Look():
                 if self._mine():
-                    self.pipe(self._compare(), Looked, failed=LookFailed)
+                    self.pipe(self._compare(), lambda looked: looked, failed=LookFailed)
                 else:
-                    self._next("")
-            case Looked(problem):
-                self._next(problem)
+                    self._next("", wrong=False)
+            case Looked(problem, wrong):
+                self._next(problem, wrong=wrong)
             case LookFailed(error):
-                self._next(f"{type(error).__name__}: {error}")
+                self._next(f"{type(error).__name__}: {error}", wrong=True)
             case _:
                 assert_never(message)
         return None
 
-    def _next(self, problem: str) -> None:
+    def _next(self, problem: str, *, wrong: bool) -> None:
+        self._first = self._first - 1 if wrong and self._first else 0
         if problem and problem != self._problem:
             _log.warning("%s", problem)
         self._problem = problem
-        if self.system.health is not None:
-            self.system.health.report(f"{self.ref.name}/trust", State.DEGRADED if problem else State.OK, problem)
-        self.timers.start("look", LOOK_SECONDS, Look())
+        self._report((State.BLOCKED if self._first else State.DEGRADED) if problem else State.OK, problem)
+        self.timers.start("look", AGAIN_SECONDS if self._first else LOOK_SECONDS, Look())
 
-    async def _compare(self) -> str:
-        """Returns what is wrong, or nothing."""
+    def _report(self, state: State, detail: str) -> None:
+        if self.system.health is not None:
+            self.system.health.report(f"{self.ref.name}/trust", state, detail)
+
+    async def _compare(self) -> Looked:
         try:
             authority = base64.b64encode(await self._authority()).decode()
         except OSError as error:
-            return f"webhooks: no authority of a certificate: {error.strerror}: {error.filename}"
+            return Looked(f"webhooks: no authority of a certificate: {error.strerror}: {error.filename}")
         problems = []
+        wrong = False
         for kind in _KINDS:
             try:
                 await self._write(kind, authority)
             except Conflict:
                 problems.append(f"{kind.kind} {self._name}: somebody else wrote it at the same moment")
+                wrong = True
             except NotFound:
                 problems.append(f"{kind.kind} {self._name}: there is none: objects are written unseen")
             except StoreError as error:
                 problems.append(f"{kind.kind} {self._name}: {error}")
-        return "; ".join(problems)
+                wrong = True
+        return Looked("; ".join(problems), wrong)
 
     async def _write(self, kind: Kind[Any], authority: str) -> None:
         found = await self._store.get(kind, self._name)

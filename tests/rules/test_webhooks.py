@@ -27,6 +27,7 @@ from api.kinds import IPPOOL, MUTATINGWEBHOOK, VALIDATINGWEBHOOK
 from api.meta import ObjectMeta
 from runtime.actor import System
 from runtime.store.memory import MemoryStore
+from runtime.store.port import Denied
 from runtime.supervision import Supervisor
 from runtime.testing import VirtualClock, run
 from runtime.transport.credentials import Trust, served_until
@@ -179,6 +180,44 @@ def test_nothing_else_of_a_configuration_changes() -> None:
     after = trusting(configured(), "Y2E=")
     assert after == [{**it, "clientConfig": {**it["clientConfig"], "caBundle": "Y2E="}} for it in configured()]
     assert trusting(after, "Y2E=") is None
+
+
+class Refusing(MemoryStore):
+    """Lets nobody patch, until it does."""
+
+    refuses = True
+
+    async def patch(self, *given: Any, **named: Any) -> Any:
+        if self.refuses:
+            raise Denied("not yours")
+        return await super().patch(*given, **named)
+
+
+def test_a_replica_is_not_ready_before_it_is_trusted_nor_waits_for_ever() -> None:
+    async def story(seconds: float, refuses: bool) -> State:
+        store, health = Refusing(), HealthTree("x")
+        meta = ObjectMeta(name=NAME)
+        await store.create(MUTATINGWEBHOOK, MutatingWebhookConfiguration(metadata=meta, webhooks=configured()))
+        await store.create(VALIDATINGWEBHOOK, ValidatingWebhookConfiguration(metadata=meta, webhooks=configured()))
+
+        async def read() -> bytes:
+            return b"one"
+
+        supervisor = Supervisor("controller", System(clock=VirtualClock(), random=Random(1), health=health))
+        supervisor.add_actor("bundle", lambda: BundleActor(store, name=NAME, authority=read, mine=lambda: True))
+        async with anyio.create_task_group() as group:
+            group.start_soon(supervisor.run)
+            await anyio.sleep(3)
+            assert health.status() is State.BLOCKED
+            store.refuses = refuses
+            await anyio.sleep(seconds)
+            status = health.status()
+            await supervisor.stop()
+        return status
+
+    assert run(lambda: story(1, False), seed=1) is State.OK
+    assert run(lambda: story(10, True), seed=1) is State.BLOCKED
+    assert run(lambda: story(60, True), seed=1) is State.DEGRADED
 
 
 def test_the_configurations_follow_the_file() -> None:

@@ -16,7 +16,6 @@ from admission.patch import patch
 from admission.review import Judgement, Operation, Review
 from admission.rulebook import Rulebook
 from api.kinds import Kind
-from api.meta import GROUP
 
 API_VERSION: Final = "admission.k8s.io/v1"
 KIND: Final = "AdmissionReview"
@@ -160,5 +159,5 @@ def _status(kind: Kind[Any], name: str, errors: tuple[FieldError, ...]) -> dict[
         "message": summary(kind.kind, name, errors),
         "reason": "Invalid",
         "code": int(HTTPStatus.UNPROCESSABLE_ENTITY),
-        "details": {"name": name, "group": GROUP, "kind": kind.kind, "causes": causes},
+        "details": {"name": name, "group": kind.group, "kind": kind.kind, "causes": causes},
     }

@@ -8,7 +8,8 @@ import pytest
 
 from tests.cases.refusals import causes
 from tests.cases.world import World
-from tests.processes.lab import DRY, POOL_TYPE, Lab
+from tests.processes.lab import Lab
+from tests.processes.webhooks import DRY, POOL_TYPE
 from tests.rules.test_admission_ippool import REFUSED
 from tests.servers import CommandFailed
 from tests.servers.control_plane import Answer

@@ -7,7 +7,7 @@ import pytest
 from tests.cases.refusals import causes
 from tests.cases.workloads import default_network, ippool, ippools, networks, pod, workload
 from tests.cases.world import World
-from tests.processes.lab import DRY, IPPOOLS, POOL_TYPE
+from tests.processes.webhooks import DRY, IPPOOLS, POOL_TYPE
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
@@ -50,7 +50,7 @@ def test_D00001_overlapping_pools(world: World) -> None:
 def test_D00001_addresses_in_two_pools(world: World) -> None:
     first = world.pool(4)
     shared = world.pools[first][2:]
-    with world.lab.unseen():  # as two replicas would admit them at the same moment
+    with world.lab.admission.unseen():  # as two replicas would admit them at the same moment
         second = world.pool(2, ips=[f"{shared[0]}-{shared[1]}"])
     world.pools[second] = ()
     for number in range(3):

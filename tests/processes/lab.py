@@ -4,7 +4,6 @@ What is missing of a cluster is played: nodes and pods are objects that the test
 runs the shim, the token volume is a file. Everything runs in the test run's own network namespace.
 """
 
-import contextlib
 import json
 import os
 import secrets
@@ -15,7 +14,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +23,7 @@ import yaml
 from pyroute2 import IPRoute
 
 from tests.netns import Netns
+from tests.processes.webhooks import IPPOOLS, POOL_TYPE, Webhooks
 from tests.servers import ControlPlane, ServerProcess, free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -184,7 +184,7 @@ class Lab:
         Agents of the nodes in `fallback`, the first one excepted, may allocate by themselves.
         """
         self._fallback = tuple(fallback)
-        self._webhooks = webhooks
+        self.webhooks: Webhooks | None = Webhooks(self) if webhooks else None
         self.nodes = tuple(nodes)
         self.controllers = tuple(f"controller-{number}" if number else "controller" for number in range(controllers))
         self._apart = apart
@@ -216,8 +216,8 @@ class Lab:
             for node in self.nodes:
                 self.start_agent(node)
             self.wait_ready()
-            if self._webhooks:
-                self.wait_admission()
+            if self.webhooks is not None:
+                self.webhooks.wait()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -226,8 +226,8 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._webhooks:
-            self.remove_webhooks()
+        if self.webhooks is not None:
+            self.webhooks.remove()
         for process in self.processes.values():
             process.stop()
         if kind is not None:
@@ -296,14 +296,8 @@ class Lab:
         self.certificate, self.key = pair.certificate, pair.key
         for number, name in enumerate(self.controllers):
             self._publish(number, name)
-        if self._webhooks:
-            self.webhooks = [d for d in everything if d["kind"].endswith("WebhookConfiguration")]
-            services = [
-                d for d in everything if d["kind"] == "Service" and d["metadata"]["name"].endswith("controller")
-            ]
-            for service in services:
-                del service["spec"]["selector"]  # its endpoints are played
-            self.control_plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all([*services, *self.webhooks]))
+        if self.webhooks is not None:
+            self.webhooks.install(everything)
 
     def _publish(self, number: int, name: str) -> None:
         """What the controller's Service makes of a ready replica; the ports differ, for they share an address."""
@@ -422,43 +416,19 @@ class Lab:
         """kill -9 of a program."""
         self.processes[name].stop(kill=True)
 
-    def remove_webhooks(self) -> None:
-        """Have objects written unseen, as in a cluster without them."""
-        for kind in ("mutatingwebhookconfigurations", "validatingwebhookconfigurations"):
-            path = f"/apis/admissionregistration.k8s.io/v1/{kind}/spiderpool-controller"
-            self.control_plane.request("DELETE", path, check=False)
-
-    @contextlib.contextmanager
-    def unseen(self) -> Iterator[None]:
-        """No webhooks for a while."""
-        wrong = {**POOL_TYPE, "metadata": {"name": "asked"}, "spec": {"subnet": "nonsense"}}
-        self.remove_webhooks()
-        try:
-            process = self.processes[self.controllers[0]]
-            process.wait_until(lambda: self.control_plane.request("POST", DRY, wrong, check=False).status < 400)
-            yield
-        finally:
-            self.control_plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(self.webhooks))
-            self.wait_admission()
-
-    def wait_admission(self) -> None:
-        """Until every controller serves, and what the API server would store has been seen by one."""
-        for name in self.controllers:
-            self._wait_readiness(name)
-        pool = {**POOL_TYPE, "metadata": {"name": "asked"}, "spec": {"subnet": "192.0.2.0/30"}}
-
-        def seen() -> bool:
-            answer = self.control_plane.request("POST", DRY, pool, check=False)
-            return "labels" in answer.body.get("metadata", ())
-
-        self.processes[self.controllers[0]].wait_until(seen, seconds=30)
+    @property
+    def admission(self) -> Webhooks:
+        """Of a lab that has them."""
+        assert self.webhooks is not None
+        return self.webhooks
 
     def wait_ready(self) -> None:
         """Until every agent says that an ADD would be served."""
         for node in self.nodes:
-            self._wait_readiness(node)
+            self.wait_readiness(node)
 
-    def _wait_readiness(self, *names: str) -> None:
+    def wait_readiness(self, *names: str) -> None:
+        """Until these programs say that they are ready."""
         for node in names:
             url = f"http://127.0.0.1:{self.health_ports[node]}/v1/runtime/readiness"
 
@@ -572,9 +542,6 @@ class Lab:
 
 
 _FALLBACK = {"SPIDERPOOL_AGENT_FALLBACK_ENABLED": "true", "SPIDERPOOL_AGENT_FALLBACK_AFTER": "1"}
-IPPOOLS = "/apis/spiderpool.spidernet.io/v2beta1/spiderippools"
-DRY = f"{IPPOOLS}?dryRun=All"
-POOL_TYPE = {"apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": "SpiderIPPool"}
 
 
 def _v4(number: int) -> str:

@@ -43,9 +43,9 @@ class Looked(Struct, frozen=True, tag=True):
     """It has been compared, and written where it differed."""
 
     problem: str = ""
-    """What could not be done; empty when all is well."""
-    wrong: bool = False
-    """Whether a configuration is there and not right."""
+    """What is not as it should be; empty when all is well."""
+    state: State = State.OK
+    """How bad it is: OK also where there are no configurations, BLOCKED where one is there and not right."""
 
 
 class LookFailed(Struct, frozen=True, tag=True):
@@ -101,21 +101,21 @@ class BundleActor(Actor[Message]):
                 if self._mine():
                     self.pipe(self._compare(), lambda looked: looked, failed=LookFailed)
                 else:
-                    self._next("", wrong=False)
-            case Looked(problem, wrong):
-                self._next(problem, wrong=wrong)
+                    self._next("", State.OK)
+            case Looked(problem, state):
+                self._next(problem, state)
             case LookFailed(error):
-                self._next(f"{type(error).__name__}: {error}", wrong=True)
+                self._next(f"{type(error).__name__}: {error}", State.BLOCKED)
             case _:
                 assert_never(message)
         return None
 
-    def _next(self, problem: str, *, wrong: bool) -> None:
-        self._first = self._first - 1 if wrong and self._first else 0
+    def _next(self, problem: str, state: State) -> None:
+        self._first = self._first - 1 if state is State.BLOCKED and self._first else 0
         if problem and problem != self._problem:
             _log.warning("%s", problem)
         self._problem = problem
-        self._report((State.BLOCKED if self._first else State.DEGRADED) if problem else State.OK, problem)
+        self._report(State.DEGRADED if state is State.BLOCKED and not self._first else state, problem)
         self.timers.start("look", AGAIN_SECONDS if self._first else LOOK_SECONDS, Look())
 
     def _report(self, state: State, detail: str) -> None:
@@ -126,21 +126,22 @@ class BundleActor(Actor[Message]):
         try:
             authority = base64.b64encode(await self._authority()).decode()
         except OSError as error:
-            return Looked(f"webhooks: no authority of a certificate: {error.strerror}: {error.filename}")
+            problem = f"webhooks: no authority of a certificate: {error.strerror}: {error.filename}"
+            return Looked(problem, State.DEGRADED)
         problems = []
-        wrong = False
+        state = State.OK
         for kind in _KINDS:
             try:
                 await self._write(kind, authority)
             except Conflict:
                 problems.append(f"{kind.kind} {self._name}: somebody else wrote it at the same moment")
-                wrong = True
+                state = State.BLOCKED
             except NotFound:
                 problems.append(f"{kind.kind} {self._name}: there is none: objects are written unseen")
             except StoreError as error:
                 problems.append(f"{kind.kind} {self._name}: {error}")
-                wrong = True
-        return Looked("; ".join(problems), wrong)
+                state = State.BLOCKED
+        return Looked("; ".join(problems), state)
 
     async def _write(self, kind: Kind[Any], authority: str) -> None:
         found = await self._store.get(kind, self._name)

@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 _HEAD_LIMIT = 16 * 1024
 _BODY_LIMIT = 64 * 1024
 """Of a body that nobody asked for. Nothing of it is kept; a client that sends more has another server in mind."""
+_HELD_LIMIT = 64 * 1024 * 1024
+"""Bytes of all bodies that are under way: whoever reaches the port may send, and the program's memory is limited."""
 _IDLE_SECONDS = 60.0
 _CONNECTIONS = 64
 _HANDSHAKE_SECONDS = 5.0
@@ -125,6 +127,7 @@ class HttpServer:
         self._tls = tls
         self._idle = idle
         self._most = connections
+        self._held = 0
         self._server: asyncio.Server | None = None
         self._unix_server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -216,12 +219,26 @@ class HttpServer:
         path, _, query = target.partition("?")
         route = self._routes.get(path)
         limit = route.limit if isinstance(route, Ask) else _BODY_LIMIT
-        sent = await _body(reader, headers, limit)
+        sent = await self._body(reader, headers, limit)
         unread = isinstance(sent, Response)
         keep = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close" and not unread
         answer = sent if isinstance(sent, Response) else await self._answer(method, path, query, sent)
         await _send(writer, answer, keep=keep, body=method != "HEAD")
         return keep
+
+    async def _body(self, reader: asyncio.StreamReader, headers: Mapping[str, str], limit: int) -> bytes | Response:
+        """What was sent, or a refusal: then something of it is left, so that the connection is of no more use."""
+        length = _length(headers, limit)
+        if isinstance(length, Response):
+            return length
+        if self._held + length > _HELD_LIMIT:
+            return Response(b"too much is being sent at once\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        self._held += length
+        try:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                return await reader.readexactly(length)
+        finally:
+            self._held -= length
 
     async def _answer(self, method: str, path: str, query: str, sent: bytes) -> Response:
         route = self._routes.get(path)
@@ -241,8 +258,8 @@ class HttpServer:
         return Response(body=body, content_type=metrics.CONTENT_TYPE)
 
 
-async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str], limit: int) -> bytes | Response:
-    """What was sent, or a refusal: then something of it is left, so that the connection is of no more use."""
+def _length(headers: Mapping[str, str], limit: int) -> int | Response:
+    """Bytes of the body, or a refusal."""
     if "transfer-encoding" in headers:
         return Response(b"a body needs a Content-Length\n", HTTPStatus.LENGTH_REQUIRED)
     length = headers.get("content-length", "0")
@@ -250,8 +267,7 @@ async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str], limit:
         return Response(f"Content-Length: {length[:20]!r} is no number\n".encode(), HTTPStatus.BAD_REQUEST)
     if len(length) > 9 or int(length) > limit:
         return Response(f"a body of more than {limit} bytes\n".encode(), HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-    async with asyncio.timeout(_IDLE_SECONDS):
-        return await reader.readexactly(int(length))
+    return int(length)
 
 
 def _any_address(port: int) -> socket.socket:

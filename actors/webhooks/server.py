@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 _audit = logging.getLogger("spiderpool.audit")
 
 HEALTH: Final = "/webhook-health-check"
-_LONGEST: Final = 16 << 20
-"""Bytes: two objects of what etcd holds at most, and escaped."""
+_LONGEST: Final = 8 << 20
+"""Bytes: two objects as big as the API server takes them (3 MiB), and their envelope."""
 _IDLE_SECONDS: Final = 120.0
 """Longer than the API server keeps an idle connection (90 s): it closes, so it never sends into one that we closed."""
 _CONNECTIONS: Final = 1024

@@ -59,6 +59,13 @@ class Served:
         head_of, _, rest = answer.partition(b"\r\n\r\n")
         return int(head_of.split()[1]), rest
 
+    async def announce(self, target: str, length: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Begin a request whose body does not come."""
+        streams = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls, server_hostname=HOST)
+        streams[1].write(f"POST {target} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode())
+        await asyncio.sleep(0.02)
+        return streams
+
 
 @asynccontextmanager
 async def serving(folder: Path) -> AsyncIterator[Served]:
@@ -122,6 +129,13 @@ async def test_whatever_is_sent_is_answered_and_nothing_breaks(
             assert status == 400 or json.loads(answer)["response"]["uid"] == "u1"
         assert (await served.ask(path(MUTATE, IPPOOL), method="GET"))[0] == 405
         assert (await served.ask("/mutate-nothing", whole))[0] == 404
+        # Nine that announce all that one may send: together they would be more than the program has room for.
+        streams = [await served.announce(path(VALIDATE, IPPOOL), 8 << 20) for _ in range(9)]
+        assert (await streams[-1][0].read()).split()[1] == b"503"
+        streams.append(await served.announce(path(VALIDATE, IPPOOL), 9 << 20))
+        assert (await streams[-1][0].read()).split()[1] == b"413"
+        for _, writer in streams:
+            writer.close()
         assert (await served.ask(path(VALIDATE, IPPOOL), whole))[0] == 200
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 

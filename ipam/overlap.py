@@ -12,7 +12,9 @@ from msgspec import Struct
 
 from api.ippool import SpiderIPPool
 from api.meta import Condition
+from ipam.addresses import format_address
 from ipam.ranges import Ranges
+from ipam.spans import Spans
 from ipam.territory import PoolError, Territory, territory
 from ipam.withheld import rfc3339
 
@@ -50,10 +52,15 @@ class Overlap(Struct, frozen=True):
 class Atlas:
     """The addresses of all pools, as far as they can be read. A pool is parsed again only when its spec has changed."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_known", "_networks", "_pools", "_spans")
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[tuple[str, int], Territory | None]] = {}
+        self._spans = {4: Spans(), 6: Spans()}
+        self._networks = {4: Spans(), 6: Spans()}
+        """Each network once, by its CIDR."""
+        self._pools: dict[str, set[str]] = {}
+        """Of each network."""
 
     def __repr__(self) -> str:
         return f"<Atlas of {len(self._known)} pools>"
@@ -66,11 +73,12 @@ class Atlas:
         """
         changed = False
         for name in gone:
-            changed |= self._known.pop(name, None) is not None
+            changed |= self._forget(name)
         for pool in pools:
             name, version = pool.metadata.name, (pool.metadata.uid, pool.metadata.generation)
             if name not in self._known or self._known[name][0] != version:
-                self._known[name] = (version, _read(pool))
+                self._forget(name)
+                self._note(name, version, _read(pool))
                 changed = True
         return changed
 
@@ -82,25 +90,57 @@ class Atlas:
     def overlap(self, name: str) -> Overlap | None:
         """What the pool of that name shares with others; None when it is not known, or shares nothing."""
         mine = self._known[name][1] if name in self._known else None
-        if mine is None or not mine.addresses:
-            return None
-        shares = [
-            (other, mine.addresses.intersection(theirs.addresses))
-            for other, (_, theirs) in sorted(self._known.items())
-            if other != name and theirs is not None and _near(mine, theirs)
-        ]
-        shared = tuple((other, ranges) for other, ranges in shares if ranges)
-        return Overlap(shared) if shared else None
+        return self.shared(mine.addresses, but=name) if mine is not None else None
+
+    def shared(self, addresses: Ranges, *, but: str, most: int | None = None) -> Overlap | None:
+        """What a set of addresses shares with pools of other names; None when it is nothing.
+
+        O(log n) for each interval of the set, of n that all pools have, and what is found. With `most` it does not go
+        on once it has found so many pools, and may not have found all that they share.
+        """
+        found: dict[str, list[tuple[int, int]]] = {}
+        for first, last in addresses.spans:
+            for begin, end, owner in self._spans[addresses.version].touching(first, last):
+                if len(found) == most:
+                    break
+                if owner != but:
+                    found.setdefault(owner, []).append((max(first, begin), min(last, end)))
+        shares = tuple((owner, Ranges.of(addresses.version, found[owner])) for owner in sorted(found))
+        return Overlap(shares) if shares else None
+
+    def crossing(self, version: int, network: tuple[int, int]) -> tuple[tuple[str, str], ...]:
+        """Networks that share addresses with this one and are not the same: the CIDR, and one pool that has it."""
+        return tuple(
+            (cidr, min(self._pools[cidr]))
+            for first, last, cidr in sorted(self._networks[version].touching(*network))
+            if (first, last) != network
+        )
+
+    def _note(self, name: str, version: tuple[str, int], found: Territory | None) -> None:
+        self._known[name] = (version, found)
+        if found is not None:
+            self._spans[found.version].add(name, found.addresses.spans)
+            cidr = _cidr(found)
+            if cidr not in self._pools:
+                self._networks[found.version].add(cidr, [found.network])
+            self._pools.setdefault(cidr, set()).add(name)
+
+    def _forget(self, name: str) -> bool:
+        if name not in self._known:
+            return False
+        _, found = self._known.pop(name)
+        if found is not None:
+            self._spans[found.version].remove(name, found.addresses.spans)
+            cidr = _cidr(found)
+            self._pools[cidr].discard(name)
+            if not self._pools[cidr]:
+                del self._pools[cidr]
+                self._networks[found.version].remove(cidr, [found.network])
+        return True
 
 
-def _near(mine: Territory, theirs: Territory) -> bool:
-    """Whether it is worth to look closer."""
-    if mine.version != theirs.version or not theirs.addresses:
-        return False
-    return (
-        mine.addresses.spans[0][0] <= theirs.addresses.spans[-1][1]
-        and theirs.addresses.spans[0][0] <= mine.addresses.spans[-1][1]
-    )
+def _cidr(found: Territory) -> str:
+    return f"{format_address(found.network[0], found.version)}/{found.prefix}"
 
 
 def _read(pool: SpiderIPPool) -> Territory | None:

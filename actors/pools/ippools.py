@@ -10,7 +10,7 @@ from actors.pools.ippool import IPPoolActor, Message, Reconsider
 from actors.pools.survey import Survey
 from actors.pools.terms import Terms, Witnesses
 from api.ippool import SpiderIPPool
-from ipam.overlap import conditions
+from ipam.overlap import Atlas, conditions
 from ipam.withheld import withheld_now
 from runtime.actor import Ref, System
 from runtime.errors import ActorError
@@ -75,6 +75,10 @@ class IPPools:
                 capacity=IPPoolActor.capacity,
             )
         return ref
+
+    def atlas(self) -> Atlas:
+        """Where all pools lie, as the snapshot shows them now."""
+        return self._survey.atlas()
 
     def measure(self) -> None:
         """Set the gauges of the byte budget and of what is withheld."""

@@ -67,6 +67,19 @@ class Trust:
         return self._context
 
 
+async def served_until(host: str, port: int, *, trust: Trust, name: str) -> float:
+    """When the certificate of a server expires, Unix seconds, by a connection that accepts it for `name`.
+
+    Raises `CredentialError` for our own file, OSError when there is no connection; `ssl.SSLError` is one.
+    """
+    _, writer = await asyncio.open_connection(host, port, ssl=await trust.context(), server_hostname=name)
+    try:
+        shown = writer.get_extra_info("peercert")
+        return float(ssl.cert_time_to_seconds(shown["notAfter"]))
+    finally:
+        writer.close()
+
+
 class ServerCertificate:
     """A server's certificate and key. Connections that are up keep the one they began with."""
 

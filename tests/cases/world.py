@@ -14,7 +14,8 @@ from cni.journal import Journal, State
 from tests.cases.audit import findings
 from tests.cases.kubelet import Held, Kubelets
 from tests.cases.workloads import RESOURCES, path_of
-from tests.processes.lab import IPPOOLS, POOL_TYPE, Lab
+from tests.processes.lab import Lab
+from tests.processes.webhooks import IPPOOLS, POOL_TYPE
 from tests.servers import ControlPlane
 
 SETTLE_SECONDS: Final = 75.0
@@ -49,6 +50,7 @@ class World:
         self.name = f"{name}-{self._number}"
         self._names = count()
         self._given: dict[tuple[int, int], int] = {}
+        lab.admission.wait()  # the case before may have killed a controller
         self.namespace = self.create_namespace()
 
     def __repr__(self) -> str:

@@ -23,6 +23,7 @@ import yaml
 from pyroute2 import IPRoute
 
 from tests.netns import Netns
+from tests.processes.webhooks import IPPOOLS, POOL_TYPE, Webhooks
 from tests.servers import ControlPlane, ServerProcess, free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -174,12 +175,16 @@ class Lab:
         nodes: Sequence[str] = NODES,
         apart: bool = False,
         fallback: Sequence[str] = (),
+        webhooks: bool = False,
     ) -> None:
-        """`environment` is added to that of every program. Controllers that are `apart` do not know of each other.
+        """With `webhooks` the API server asks the controllers for admission: of everything, so one such lab at a time.
+
+        `environment` is added to that of every program. Controllers that are `apart` do not know of each other.
 
         Agents of the nodes in `fallback`, the first one excepted, may allocate by themselves.
         """
         self._fallback = tuple(fallback)
+        self.webhooks: Webhooks | None = Webhooks(self) if webhooks else None
         self.nodes = tuple(nodes)
         self.controllers = tuple(f"controller-{number}" if number else "controller" for number in range(controllers))
         self._apart = apart
@@ -188,6 +193,7 @@ class Lab:
         self.namespace = control_plane.create_namespace()
         self.plugins = self.folder / "bin"
         self.rpc_ports = {name: free_port() for name in self.controllers}
+        self.webhook_ports = {name: free_port() for name in self.controllers}
         self.health_ports = {name: free_port() for name in (*self.controllers, *self.nodes)}
         self.metric_ports = {name: free_port() for name in (*self.controllers, *self.nodes)}
         self._environment = dict(environment or {})
@@ -210,6 +216,8 @@ class Lab:
             for node in self.nodes:
                 self.start_agent(node)
             self.wait_ready()
+            if self.webhooks is not None:
+                self.webhooks.wait()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -218,6 +226,8 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.webhooks is not None:
+            self.webhooks.remove()
         for process in self.processes.values():
             process.stop()
         if kind is not None:
@@ -261,7 +271,8 @@ class Lab:
         values = ("--set", "spiderpoolAgent.fallback.enabled=true") if self._fallback else ()
         rendered = self.control_plane.helm("template", "spiderpool", str(CHART), "--namespace", self.namespace, *values)
         kinds = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
-        documents = [d for d in yaml.safe_load_all(rendered) if d and d["kind"] in kinds]
+        everything = [d for d in yaml.safe_load_all(rendered) if d]
+        documents = [d for d in everything if d["kind"] in kinds]
         for document in documents:
             document["metadata"].setdefault("labels", {})["lab"] = self.namespace
             if document["kind"].startswith("Cluster"):
@@ -285,6 +296,8 @@ class Lab:
         self.certificate, self.key = pair.certificate, pair.key
         for number, name in enumerate(self.controllers):
             self._publish(number, name)
+        if self.webhooks is not None:
+            self.webhooks.install(everything)
 
     def _publish(self, number: int, name: str) -> None:
         """What the controller's Service makes of a ready replica; the ports differ, for they share an address."""
@@ -302,7 +315,10 @@ class Lab:
                 },
                 "addressType": "IPv4",
                 "endpoints": [endpoint],
-                "ports": [{"name": "rpc", "port": self.rpc_ports[name], "protocol": "TCP"}],
+                "ports": [
+                    {"name": "rpc", "port": self.rpc_ports[name], "protocol": "TCP"},
+                    {"name": "webhook", "port": self.webhook_ports[name], "protocol": "TCP"},
+                ],
             },
         )
 
@@ -339,6 +355,7 @@ class Lab:
                 "KUBECONFIG": str(kubeconfig),
                 "SPIDERPOOL_POD_NAME": pod,
                 "SPIDERPOOL_RPC_PORT": str(self.rpc_ports[name]),
+                "SPIDERPOOL_WEBHOOK_PORT": str(self.webhook_ports[name]),
                 "SPIDERPOOL_CONTROLLER_TOKEN_FILE": str(self.token(name)),
                 "SPIDERPOOL_CONTROLLER_CA_FILE": str(self.control_plane.ca_file),
                 **alone,
@@ -399,9 +416,20 @@ class Lab:
         """kill -9 of a program."""
         self.processes[name].stop(kill=True)
 
+    @property
+    def admission(self) -> Webhooks:
+        """Of a lab that has them."""
+        assert self.webhooks is not None
+        return self.webhooks
+
     def wait_ready(self) -> None:
         """Until every agent says that an ADD would be served."""
         for node in self.nodes:
+            self.wait_readiness(node)
+
+    def wait_readiness(self, *names: str) -> None:
+        """Until these programs say that they are ready."""
+        for node in names:
             url = f"http://127.0.0.1:{self.health_ports[node]}/v1/runtime/readiness"
 
             def ready(url: str = url) -> bool:
@@ -514,8 +542,6 @@ class Lab:
 
 
 _FALLBACK = {"SPIDERPOOL_AGENT_FALLBACK_ENABLED": "true", "SPIDERPOOL_AGENT_FALLBACK_AFTER": "1"}
-IPPOOLS = "/apis/spiderpool.spidernet.io/v2beta1/spiderippools"
-POOL_TYPE = {"apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": "SpiderIPPool"}
 
 
 def _v4(number: int) -> str:

@@ -23,7 +23,7 @@ from actors.node.outbox import ECHO_SECONDS
 from tests.conftest import kept_logs
 from tests.processes.audit import Accounts, findings
 from tests.processes.fleet import Fleet, Sandbox
-from tests.processes.lab import IPPOOLS
+from tests.processes.webhooks import IPPOOLS
 from tests.servers import ControlPlane, Proxy
 from tests.servers.proxy import Request
 

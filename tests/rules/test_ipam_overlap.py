@@ -108,3 +108,25 @@ def test_a_long_overlap_is_told_in_short() -> None:
     text = str(Overlap(tuple((f"p{at}", many) for at in range(9))))
     assert text.endswith("; and 4 more pools")
     assert "10.0.0.8,... with p0" in text
+
+
+def test_a_network_is_known_until_its_last_pool_has_gone() -> None:
+    atlas = Atlas()
+    atlas.replace([pool("a", subnet="10.0.0.0/16"), pool("b", subnet="10.0.0.0/16"), pool("c", subnet="10.0.0.0/24")])
+    whole, half = (10 << 24, (10 << 24) + 0xFFFF), (10 << 24, (10 << 24) + 0x7FFF)
+    assert atlas.crossing(4, whole) == (("10.0.0.0/24", "c"),)
+    assert atlas.crossing(4, half) == (("10.0.0.0/24", "c"), ("10.0.0.0/16", "a"))
+    atlas.learn([], gone=["a", "c"])
+    assert atlas.crossing(4, half) == (("10.0.0.0/16", "b"),)
+    atlas.learn([], gone=["b"])
+    assert atlas.crossing(4, half) == ()
+
+
+def test_who_needs_a_few_does_not_look_at_all() -> None:
+    atlas = Atlas()
+    atlas.replace([pool(f"p{number}", f"10.0.0.{number}") for number in range(9)])
+    everything = parse_ranges(["10.0.0.0-10.0.0.255"], 4)
+    few = atlas.shared(everything, but="p1", most=3)
+    assert few is not None and few.pools == ("p0", "p2", "p3")
+    all_of_them = atlas.shared(everything, but="p1")
+    assert all_of_them is not None and len(all_of_them.shares) == 8

@@ -16,6 +16,8 @@ type MTU = Annotated[int, Meta(ge=0, extra_json_schema={"format": "int32"})]
 """0 means what the kernel gives."""
 type Rate = Annotated[int, Meta(ge=0, extra_json_schema={"format": "int32"})]
 """Mbit/s, 0 means no limit."""
+type Priority = Annotated[int, Meta(ge=0, le=7, extra_json_schema={"format": "int32"})]
+"""Of IEEE 802.1p."""
 
 
 class SpiderpoolPools(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -89,6 +91,16 @@ class SriovConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """Highest transmit rate in Mbit/s, 0 for no limit."""
     rdma_isolation: bool = False
     """Whether the pod gets the RDMA device of the virtual function for itself."""
+    spoofchk: Literal["on", "off"] | None = None
+    """Whether the device drops what the pod sends with another MAC address than its own. Absent leaves it alone."""
+    trust: Literal["on", "off"] | None = None
+    """Whether the pod may change the MAC address and receive what is not for it. Absent leaves it alone."""
+    link_state: Literal["auto", "enable", "disable"] | None = None
+    """State of the virtual function's link; auto follows the device's. Absent leaves it alone."""
+    vlan_qos: Priority | None = field(default=None, name="vlanQoS")
+    """Priority in the VLAN's tag; needs vlanID."""
+    vlan_proto: Literal["802.1q", "802.1ad"] | None = None
+    """Protocol of the VLAN's tag; needs vlanID. Absent means 802.1q."""
     ippools: SpiderpoolPools | None = None
     """The pools of these NICs."""
 

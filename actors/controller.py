@@ -94,7 +94,7 @@ class Controller:
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
         self.cluster = Cluster(store, system, coordinator=settings.coordinator_name, service_cidr=settings.service_cidr)
         reflectors = Supervisor(f"{path}/cluster", system, intensity=Intensity(failures=50, seconds=10.0))
-        self.cluster.supervise(reflectors, multusconfigs=settings.multus_config_enabled)
+        self.cluster.supervise(reflectors, multusconfigs=settings.multus_config_enabled and pods_exist)
         self.supervisor.add_supervisor(reflectors)
         self._notices = Notices(
             self._make_events(settings.pod_name) if pods_exist else None, pool=self.cluster.pools.snapshot.get
@@ -122,7 +122,7 @@ class Controller:
         self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools)
         self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
         self.supervisor.add_service("overlaps", lambda: self.pools.watch(lambda n: self.peers.mine(pool_key(n))))
-        if settings.multus_config_enabled:
+        if settings.multus_config_enabled and pods_exist:
             self._make_attachments()
         endpoints = Endpoints(store)
         self._workloads = Workloads(

@@ -34,6 +34,7 @@ from api.networkattachment import NetworkAttachmentDefinition
 from runtime.actor import Actor
 from runtime.envelope import Envelope
 from runtime.store.port import AlreadyExists, Ambiguous, Conflict, Invalid, NotFound, Store
+from telemetry import metrics
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,10 @@ _REPAIRS = 4
 """Of one definition in a row that are done at once."""
 _QUIET_SECONDS = 120.0
 """After which a repair is the first one again."""
+
+_created, _rewritten, _removed = (
+    metrics.NETWORK_DEFINITION_WRITES.labels(change) for change in ("created", "rewritten", "removed")
+)
 
 
 class Look(Struct, frozen=True, tag=True):
@@ -284,10 +289,12 @@ class AttachmentsActor(Actor[Message]):
                     await self._store.create(NETWORKATTACHMENT, item)
                 except NotFound:
                     return await self._nowhere(meta.namespace)
+                _created.inc()
             case Rewrite(change, version):
                 await self._store.patch(
                     NETWORKATTACHMENT, meta.name, change, namespace=meta.namespace, resource_version=version
                 )
+                _rewritten.inc()
             case Leave():
                 written = False
             case Wait():
@@ -336,6 +343,7 @@ class AttachmentsActor(Actor[Message]):
                 await self._store.delete(
                     NETWORKATTACHMENT, other, namespace=namespace, uid=found.metadata.uid, resource_version=version
                 )
+                _removed.inc()
             except NotFound:
                 continue
             _log.info("%s/%s is removed: SpiderMultusConfig %s makes %s", namespace, other, config.metadata.name, name)

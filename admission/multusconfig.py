@@ -26,22 +26,12 @@ from api.attachments import CNI_VERSIONS, attachment_name, injected_resource, po
 from api.coordinator import CoordinatorSpec
 from api.kinds import MULTUSCONFIG
 from api.meta import ObjectMeta
-from api.multusconfig import MultusConfigSpec, SpiderMultusConfig
+from api.multusconfig import BLOCKS, MultusConfigSpec, SpiderMultusConfig
 from api.networkattachment import NetworkAttachmentDefinition
 from cni.config import decode_config
 from cni.conflist import read_conflist
 from cni.errors import CniError
 
-BLOCKS: Final = {
-    "macvlan": "macvlan",
-    "ipvlan": "ipvlan",
-    "vlan": "vlan",
-    "sriov": "sriov",
-    "ovs": "ovs",
-    "ib-sriov": "ibsriov",
-    "ipoib": "ipoib",
-}
-"""By `cniType`: the field that has to be there, and no other one of these may be."""
 INJECT: Final = (RDMA_RESOURCE_INJECT, NETWORK_RESOURCE_INJECT)
 """Annotations that are copied to labels, by which a pod's are looked up."""
 _NOTES: Final = (MULTUS_CR_NAME, MULTUS_CNI_VERSION, CNI_CONFIG_NAME, *INJECT)

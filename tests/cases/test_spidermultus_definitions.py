@@ -226,14 +226,36 @@ def test_M00014_adopted(definitions: Definitions) -> None:
     assert [owner["uid"] for owner in meta["ownerReferences"]] == [config["metadata"]["uid"]]
 
 
-def test_M00015_type_and_block_that_do_not_fit(definitions: Definitions) -> None:
-    with pytest.raises(ApiRefused, match=r"spec\.cniType: Unsupported value"):
-        definitions.create({"cniType": "token-ring"})
-    definitions.create({"cniType": "ipvlan", "macvlan": {"master": ["eth0"]}})
-    (event,) = definitions.until(lambda: definitions.events("InvalidNetwork"), "it is said")
-    assert "spec.macvlan: Forbidden: cniType is ipvlan" in event["message"]
-    assert "spec.ipvlan: Required value: cniType is ipvlan" in event["message"]
-    assert definitions.found() == {}
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"cniType": "token-ring"}, r"spec\.cniType: Unsupported value"),
+        ({"cniType": "ipvlan", "macvlan": {"master": ["eth0"]}}, "ipvlan goes with cniType ipvlan, and with no other"),
+        (
+            {"cniType": "ipvlan", "macvlan": {"master": ["eth0"]}},
+            "macvlan goes with cniType macvlan, and",
+        ),
+        ({"cniType": "ib-sriov"}, "ibsriov goes with cniType ib-sriov, and with no other"),
+        ({"macvlan": {"master": ["eth0"]}}, "macvlan goes with cniType macvlan"),
+        ({**macvlan(), "customCNI": "{}"}, "customCNI goes with cniType custom"),
+        (macvlan(master=[]), "master names at least one interface"),
+        (macvlan(master=["eth0", "eth1"]), "several masters need a bond"),
+        ({"cniType": "sriov", "sriov": {"resourceName": ""}}, "resourceName is what the device plugin calls them"),
+        (
+            {"cniType": "sriov", "sriov": {"resourceName": "a/b", "minTxRateMbps": 9, "maxTxRateMbps": 8}},
+            "minTxRateMbps is larger",
+        ),
+    ],
+)
+def test_M00015_type_and_block_that_do_not_fit(definitions: Definitions, spec: dict[str, Any], said: str) -> None:
+    """The API server says so by itself, with or without a webhook."""
+    with pytest.raises(ApiRefused, match=said):
+        definitions.create(spec)
+
+
+def test_M00040_automatic_vlan_with_an_id(definitions: Definitions) -> None:
+    with pytest.raises(ApiRefused, match="vlanID comes with the address where vlanMode is auto"):
+        definitions.create({"cniType": "vlan", "vlan": {"master": ["eth0"], "vlanMode": "auto", "vlanID": 5}})
 
 
 @pytest.mark.parametrize("vlan", [-1, 4095])

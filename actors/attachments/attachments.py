@@ -119,6 +119,9 @@ class Followed(Protocol):
     def former(self, namespace: str, uid: str) -> tuple[str, ...]:
         """The names of the definitions in a namespace that an object owns, as last seen."""
 
+    def owns(self, key: str) -> bool:
+        """Whether an object is this replica's now."""
+
     def begin(self) -> None:
         """The actor knows of nothing: it is to be told of everything that is not as it should be."""
 
@@ -184,7 +187,7 @@ class AttachmentsActor(Actor[Message]):
         if entry is not None and entry.repairs >= _REPAIRS:
             now = self.system.clock.now()
             if now - entry.last < _QUIET_SECONDS:
-                wait = min(_LONGEST_PAUSE, 2.0 ** (entry.repairs - _REPAIRS)) - (now - entry.last)
+                wait = min(_LONGEST_PAUSE, 2.0 ** min(entry.repairs - _REPAIRS, 16)) - (now - entry.last)
                 if wait > 0:
                     if not self.timers.running(key):
                         self.timers.start(key, wait, Again(key))
@@ -195,12 +198,22 @@ class AttachmentsActor(Actor[Message]):
         for key in [key for key in self._queue if key not in self._busy][: _IN_HAND - len(self._busy)]:
             del self._queue[key]
             self.timers.cancel(key)
+            if not self._followed.owns(key):
+                self._forget(key)
+                continue
             self._busy.add(key)
             self.pipe(
                 self._settle(key),
                 partial(Settled, key),
                 failed=partial(NotSettled, key),
             )
+
+    def _forget(self, key: str) -> None:
+        """It is another replica's by now."""
+        self._entries.pop(key, None)
+        self._absent.pop(key, None)
+        if self._absent:
+            self._probe_later()
 
     def _settled(self, key: str, outcome: Outcome) -> None:
         entry = self._entries.setdefault(key, _Entry())

@@ -63,6 +63,10 @@ class Following:
             if one.metadata.namespace == namespace and _owner_uid(one) == uid
         )
 
+    def owns(self, key: str) -> bool:
+        """Whether an object is this replica's now."""
+        return self._mine(config_key(key))
+
     def begin(self) -> None:
         """The actor knows of nothing: everything that is not as it should be is told again."""
         self._owned = set()

@@ -334,6 +334,26 @@ def test_replicas_share_the_work_and_take_over() -> None:
     play(Stage(("c1", "c2", "c3")), scene)
 
 
+def test_who_no_longer_owns_an_object_leaves_it_alone() -> None:
+    """What it waited for is the new owner's business."""
+
+    async def scene(stage: Stage) -> None:
+        stage.members = {"c1"}
+        stage.store.known = False
+        await stage.config("lan")
+        await anyio.sleep(10)
+        stage.members = {"somebody"}
+        await anyio.sleep(10)
+        stage.store.known = True
+        await anyio.sleep(60)
+        assert stage.made() == {}
+        stage.members = {"c2"}
+        await anyio.sleep(5)
+        assert stage.made() == {"lan": "eth0"}
+
+    play(Stage(("c1", "c2")), scene)
+
+
 def test_nobody_who_owns_none_writes() -> None:
     """The control of the one above."""
 

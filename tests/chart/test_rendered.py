@@ -551,6 +551,16 @@ def test_networks_are_made_of_multusconfigs_unless_switched_off(render: Render) 
     assert set(verbs()) - set(verbs(off)) == {"create", "delete", "patch"}
 
 
+def test_the_network_of_first_nics_is_made_by_value(render: Render) -> None:
+    def made(*values: str) -> list[str]:
+        pod = render(*values, hooks=True)["Pod", "spiderpool-init"]
+        return [str(each) for each in initial.load(environment(pod)).objects]
+
+    named = "multus.multusCNI.defaultCniCRName=lan"
+    assert made(named)[-1] == "SpiderMultusConfig net/lan"
+    assert made(named, "multus.enableMultusConfig=false") == made() == ["SpiderCoordinator default"]
+
+
 def test_the_kind_of_networks_is_brought_by_value(render: Render) -> None:
     def hook(*values: str) -> tuple[list[str], str]:
         rendered = render(*values, hooks=True)

@@ -8,6 +8,7 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       history      who had which address when; its last pages are written when all below have ended
       ippools      one actor per pool that this replica owns, made when first asked for
       allocator    selection, and claims on pools, all or nothing
+      attachments  the NetworkAttachmentDefinitions of this replica's SpiderMultusConfigs
       collector    gives up records that nobody needs any more
       peers        one channel per other replica
       rpc          the connections of agents and of other replicas
@@ -35,6 +36,8 @@ from actors.allocation.grants import Early, Grants, Policy
 from actors.allocation.networks import Isolation, Networks
 from actors.allocation.returns import Returns
 from actors.allocation.workloads import Workloads
+from actors.attachments.attachments import AttachmentsActor
+from actors.attachments.following import Following
 from actors.collection.collecting import Collecting
 from actors.events.notices import Notices
 from actors.events.recorder import EventsActor
@@ -98,7 +101,7 @@ class Controller:
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
         self.cluster = Cluster(store, system, coordinator=settings.coordinator_name, service_cidr=settings.service_cidr)
         reflectors = Supervisor(f"{path}/cluster", system, intensity=Intensity(failures=50, seconds=10.0))
-        self.cluster.supervise(reflectors)
+        self.cluster.supervise(reflectors, multusconfigs=settings.multus_config_enabled and pods_exist)
         self.supervisor.add_supervisor(reflectors)
         self._notices = Notices(
             self._make_events(settings.pod_name) if pods_exist else None, pool=self.cluster.pools.snapshot.get
@@ -126,6 +129,8 @@ class Controller:
         self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools)
         self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
         self.supervisor.add_service("overlaps", lambda: self.pools.watch(lambda n: self.peers.mine(pool_key(n))))
+        if settings.multus_config_enabled and pods_exist:
+            self._make_attachments()
         endpoints = Endpoints(store)
         self._workloads = Workloads(
             store,
@@ -171,6 +176,16 @@ class Controller:
             lambda: EventsActor(store=self.store, component=NAME, host=replica),
             capacity=EventsActor.capacity,
         )
+
+    def _make_attachments(self) -> None:
+        """See to the NetworkAttachmentDefinitions of this replica's SpiderMultusConfigs."""
+        following = Following(self.cluster.multusconfigs, self.cluster.attachments, mine=self.peers.mine)
+        ref = self.supervisor.add_actor(
+            "attachments",
+            lambda: AttachmentsActor(self.store, followed=following, say=self._notices.network),
+            capacity=AttachmentsActor.capacity,
+        )
+        self.supervisor.add_service("multusconfigs", lambda: following.run(ref))
 
     def _noted(self, pool: str, changes: tuple[Change, ...]) -> None:
         self.throughput.noted(pool, changes)

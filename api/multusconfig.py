@@ -3,12 +3,26 @@
 A NetworkAttachmentDefinition is made of it. Exactly the block that matches `cniType` is given.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct, field
 
 from api.coordinator import CoordinatorSpec
 from api.meta import API_VERSION, ObjectMeta
+
+
+def _asked(*rules: tuple[str, str]) -> Meta:
+    """What the API server itself asks of an object: expressions (CEL), each with what it says when one is false."""
+    return Meta(
+        extra_json_schema={"x-kubernetes-validations": [{"rule": rule, "message": text} for rule, text in rules]}
+    )
+
+
+_MASTERS = (
+    ("self.master.size() > 0", "master names at least one interface of the node"),
+    ("self.master.size() < 2 || has(self.bond)", "several masters need a bond"),
+)
+_RESOURCE = ("self.resourceName != ''", "resourceName is what the device plugin calls them, as example.com/nic")
 
 type VlanID = Annotated[int, Meta(ge=0, le=4094, extra_json_schema={"format": "int32"})]
 """0 means none."""
@@ -16,6 +30,8 @@ type MTU = Annotated[int, Meta(ge=0, extra_json_schema={"format": "int32"})]
 """0 means what the kernel gives."""
 type Rate = Annotated[int, Meta(ge=0, extra_json_schema={"format": "int32"})]
 """Mbit/s, 0 means no limit."""
+type Priority = Annotated[int, Meta(ge=0, le=7, extra_json_schema={"format": "int32"})]
+"""Of IEEE 802.1p."""
 
 
 class SpiderpoolPools(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -89,6 +105,16 @@ class SriovConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """Highest transmit rate in Mbit/s, 0 for no limit."""
     rdma_isolation: bool = False
     """Whether the pod gets the RDMA device of the virtual function for itself."""
+    spoofchk: Literal["on", "off"] | None = None
+    """Whether the device drops what the pod sends with another MAC address than its own. Absent leaves it alone."""
+    trust: Literal["on", "off"] | None = None
+    """Whether the pod may change the MAC address and receive what is not for it. Absent leaves it alone."""
+    link_state: Literal["auto", "enable", "disable"] | None = None
+    """State of the virtual function's link; auto follows the device's. Absent leaves it alone."""
+    vlan_qos: Priority | None = field(default=None, name="vlanQoS")
+    """Priority in the VLAN's tag; needs vlanID."""
+    vlan_proto: Literal["802.1q", "802.1ad"] | None = None
+    """Protocol of the VLAN's tag; needs vlanID. Absent means 802.1q."""
     ippools: SpiderpoolPools | None = None
     """The pools of these NICs."""
 
@@ -145,22 +171,35 @@ class OvsConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """The pools of these NICs."""
 
 
+_AUTOMATIC = (
+    "!has(self.vlanMode) || self.vlanMode != 'auto' || !has(self.vlanID)",
+    "vlanID comes with the address where vlanMode is auto",
+)
+_RATES = (
+    (
+        "!has(self.minTxRateMbps) || !has(self.maxTxRateMbps) || self.maxTxRateMbps == 0"
+        " || self.minTxRateMbps <= self.maxTxRateMbps"
+    ),
+    "minTxRateMbps is larger than maxTxRateMbps",
+)
+
+
 class MultusConfigSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """The attachment."""
 
     cni_type: Literal["macvlan", "ipvlan", "vlan", "sriov", "ovs", "ib-sriov", "ipoib", "custom"] | None = "custom"
     """Which block below describes the NIC."""
-    macvlan: MacvlanConfig | None = None
+    macvlan: Annotated[MacvlanConfig, _asked(*_MASTERS)] | None = None
     """For cniType macvlan."""
-    ipvlan: IPvlanConfig | None = None
+    ipvlan: Annotated[IPvlanConfig, _asked(*_MASTERS)] | None = None
     """For cniType ipvlan."""
-    vlan: VlanConfig | None = None
+    vlan: Annotated[VlanConfig, _asked(*_MASTERS, _AUTOMATIC)] | None = None
     """For cniType vlan."""
-    sriov: SriovConfig | None = None
+    sriov: Annotated[SriovConfig, _asked(_RESOURCE, _RATES)] | None = None
     """For cniType sriov."""
     ovs: OvsConfig | None = None
     """For cniType ovs."""
-    ibsriov: IBSriovConfig | None = None
+    ibsriov: Annotated[IBSriovConfig, _asked(_RESOURCE)] | None = None
     """For cniType ib-sriov."""
     ipoib: IpoibConfig | None = None
     """For cniType ipoib."""
@@ -176,10 +215,31 @@ class MultusConfigSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """Further CNI plugins to run after the main one, each as JSON."""
 
 
+BLOCKS: Final = {
+    "macvlan": "macvlan",
+    "ipvlan": "ipvlan",
+    "vlan": "vlan",
+    "sriov": "sriov",
+    "ovs": "ovs",
+    "ib-sriov": "ibsriov",
+    "ipoib": "ipoib",
+}
+"""By `cniType`: the field that has to be there, and no other one of these may be."""
+
+_BLOCK_RULES = [
+    (f"(self.cniType == '{kind}') == has(self.{field})", f"{field} goes with cniType {kind}, and with no other")
+    for kind, field in BLOCKS.items()
+]
+_CUSTOM = (
+    "self.cniType == 'custom' || !has(self.customCNI) || self.customCNI == ''",
+    "customCNI goes with cniType custom",
+)
+
+
 class SpiderMultusConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """A kind of NIC that pods can have: type, master interface, VLAN, address pools."""
 
     api_version: str = API_VERSION
     kind: str = "SpiderMultusConfig"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
-    spec: MultusConfigSpec = field(default_factory=MultusConfigSpec)
+    spec: Annotated[MultusConfigSpec, _asked(*_BLOCK_RULES, _CUSTOM)] = field(default_factory=MultusConfigSpec)

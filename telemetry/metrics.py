@@ -453,6 +453,12 @@ EVENTS_DROPPED = counter(
     labels=("why",),
 )
 
+NETWORK_DEFINITION_WRITES = counter(
+    "spiderpool_network_definition_writes_total",
+    "Writes of NetworkAttachmentDefinitions for SpiderMultusConfigs: created, rewritten, removed",
+    program=Program.CONTROLLER,
+    labels=("change",),
+)
 HISTORY_WRITES = counter(
     "spiderpool_history_writes_total",
     "Writes of a pool's history by what became of them: written, conflict, failed",

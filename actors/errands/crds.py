@@ -3,7 +3,8 @@
 Helm installs the files of a chart's `crds` folder once and never looks at them again, so the chart runs this before
 every install and upgrade. It adopts kinds that are there, the original's for example (`api.definitions` says how), by
 server-side apply. All definitions are read and merged before the first is written: where one cannot be adopted, none is
-touched.
+touched. NetworkAttachmentDefinition is another group's kind: with `--networks` it is created where it is missing, and
+never changed.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import anyio
 import yaml
 
 from actors import program
-from actors.errands import errand
+from actors.errands import errand, networkkind
 from actors.errands.errand import CannotBeDone, say
 from api.definitions import Document, Merged, Refusal, merge
 from api.kinds import CUSTOMRESOURCEDEFINITION as DEFINITION
@@ -38,13 +39,20 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog=NAME, description="Make the cluster serve Spiderpool's kinds.")
     parser.add_argument("--from", dest="folder", type=Path, default=Path(FOLDER), metavar="DIR", help="of YAML files")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="until they must be served")
+    parser.add_argument("--networks", action="store_true", help="create the kind NetworkAttachmentDefinition, too")
     given = parser.parse_args(argv)
     try:
         ours = load(given.folder)
     except SettingsError as error:
         program.refuse(NAME, error)
     kubeconfig = program.environment().get("KUBECONFIG", "")
-    return errand.run(NAME, lambda store: bring(store, ours, seconds=given.timeout), kubeconfig=kubeconfig)
+
+    async def work(store: KubernetesStore) -> None:
+        await bring(store, ours, seconds=given.timeout)
+        if given.networks:
+            await bring_networks(store, seconds=given.timeout)
+
+    return errand.run(NAME, work, kubeconfig=kubeconfig)
 
 
 def load(folder: Path) -> list[Document]:
@@ -77,6 +85,18 @@ async def bring(store: KubernetesStore, ours: Sequence[Document], *, seconds: fl
     for document in ours:
         await _established(store, document["metadata"]["name"], until=until)
     say(f"{len(ours)} kinds are served")
+
+
+async def bring_networks(store: KubernetesStore, *, seconds: float) -> None:
+    """Create the kind of networks where there is none. Raises `CannotBeDone`, `StoreError`."""
+    until = anyio.current_time() + seconds
+    ours = networkkind.document()
+    name = ours["metadata"]["name"]
+    there = await errand.persistently(lambda: read(store.server, DEFINITION, name), until=until)
+    if there is None:
+        await errand.persistently(lambda: apply(store.server, DEFINITION, ours, manager=MANAGER), until=until)
+    say(f"{name}: {'created' if there is None else 'already there, left as it is'}")
+    await _established(store, name, until=until)
 
 
 async def _merged(store: KubernetesStore, ours: Document) -> tuple[Document | None, Merged]:

@@ -7,6 +7,7 @@ there. What is there is the user's: it stays as it is, and the log says where it
 import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import anyio
 import msgspec
@@ -18,7 +19,7 @@ from actors.errands.errand import CannotBeDone, say
 from actors.errands.initial import Initial, Wanted, load
 from api.configfile import SettingsError
 from api.core import SERVICE_LABEL, EndpointSlice
-from api.kinds import ENDPOINTSLICE
+from api.kinds import ENDPOINTSLICE, Kind
 from runtime.store.port import AlreadyExists, NotFound, Store
 
 NAME = "spiderpool-init"
@@ -84,16 +85,26 @@ def readiness(slices: Sequence[EndpointSlice]) -> str:
 
 async def _created(store: Store, wanted: Wanted) -> str:
     """Create one object; says what happened. An answer that was lost on the way counts as somebody else's creation."""
+    if wanted.unless is not None and await _is_there(store, wanted.unless, wanted):
+        return f"there is a {wanted.unless.kind} of this name already; {wanted.kind.kind} is not needed"
     try:
         await store.create(wanted.kind, wanted.item)
     except AlreadyExists:
         try:
-            found = await store.get(wanted.kind, wanted.name)
+            found = await store.get(wanted.kind, wanted.name, namespace=wanted.namespace)
         except NotFound:
             return await _created(store, wanted)
         other = differing(found.spec, wanted.item.spec)
         return f"already there, left as it is{'; not as the values say: ' + ', '.join(other) if other else ''}"
     return "created"
+
+
+async def _is_there(store: Store, kind: Kind[Any], wanted: Wanted) -> bool:
+    try:
+        await store.get(kind, wanted.name, namespace=wanted.namespace)
+    except NotFound:
+        return False
+    return True
 
 
 def differing(found: Struct, wanted: Struct) -> list[str]:

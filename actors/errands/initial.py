@@ -13,13 +13,15 @@ import msgspec
 from msgspec import Struct
 
 from admission.ippool import IPPoolRules
+from admission.names import subdomain_problem
 from admission.review import Review
 from api.configfile import SettingsError, did_you_mean, shown
 from api.coordinator import CoordinatorSpec, SpiderCoordinator
 from api.environment import is_injected
 from api.ippool import IPPoolSpec, SpiderIPPool
-from api.kinds import COORDINATOR, IPPOOL, SUBNET, Kind
+from api.kinds import COORDINATOR, IPPOOL, MULTUSCONFIG, NETWORKATTACHMENT, SUBNET, Kind
 from api.meta import ObjectMeta
+from api.multusconfig import MultusConfigSpec, SpiderMultusConfig
 from api.route import Route
 from api.settings import KNOWN
 from api.subnet import SpiderSubnet, SubnetSpec
@@ -35,7 +37,8 @@ _ELSEWHERE = {
 }
 """Names whose switch is somewhere else now."""
 
-_NOT_THERE = ("SPIDERPOOL_INIT_ENABLE_MULTUS_CONFIG", "SPIDERPOOL_INIT_INSTALL_MULTUS")
+_MULTUS = "SPIDERPOOL_INIT_INSTALL_MULTUS"
+_NETWORK = "SPIDERPOOL_INIT_DEFAULT_CNI"
 
 
 class Wanted(Struct, frozen=True):
@@ -44,6 +47,8 @@ class Wanted(Struct, frozen=True):
     kind: Kind[Any]
     item: Any
     """A Struct of `kind.type`."""
+    unless: Kind[Any] | None = None
+    """Not made where an object of this kind has its name: it would be taken over."""
 
     @property
     def name(self) -> str:
@@ -51,8 +56,14 @@ class Wanted(Struct, frozen=True):
         metadata: ObjectMeta = self.item.metadata
         return metadata.name
 
+    @property
+    def namespace(self) -> str:
+        """Of the object; empty for one of the whole cluster."""
+        metadata: ObjectMeta = self.item.metadata
+        return metadata.namespace
+
     def __str__(self) -> str:
-        return f"{self.kind.kind} {self.name}"
+        return f"{self.kind.kind} {f'{self.namespace}/' if self.namespace else ''}{self.name}"
 
 
 class Initial(Struct, frozen=True, kw_only=True):
@@ -80,17 +91,16 @@ def load(environ: Mapping[str, str]) -> Initial:
         if _boolean(given, name):
             message = f"{name}={shown(given[name])}: not a matter of the coordinator here, set {where}"
             raise SettingsError(message)
-    for name in _NOT_THERE:
-        if _boolean(given, name):
-            message = f"{name}={shown(given[name])}: there is no default SpiderMultusConfig yet, leave it out"
-            raise SettingsError(message)
+    if _boolean(given, _MULTUS):
+        message = f"{_MULTUS}={shown(given[_MULTUS])}: Multus does not come with Spiderpool, leave it out"
+        raise SettingsError(message)
     namespace = given.get("SPIDERPOOL_NAMESPACE") or given.get("SPIDERPOOL_POD_NAMESPACE", "")
     if not namespace:
         raise SettingsError("SPIDERPOOL_NAMESPACE is missing: the namespace of the release")
     return Initial(
         namespace=namespace,
         controller=given.get("SPIDERPOOL_CONTROLLER_NAME") or "spiderpool-controller",
-        objects=(*_coordinator(given), *_family(given, 4), *_family(given, 6)),
+        objects=(*_coordinator(given), *_family(given, 4), *_family(given, 6), *_network(given, namespace)),
     )
 
 
@@ -183,6 +193,22 @@ def _routes(given: Mapping[str, str], name: str) -> list[Route]:
         message = f'{name}={shown(text)}: expected JSON as in [{{"dst": "10.0.0.0/8", "gw": "10.6.0.1"}}]'
         raise SettingsError(message)
     return routes
+
+
+# ---------------------------------------------------------------- network
+
+
+def _network(given: Mapping[str, str], namespace: str) -> tuple[Wanted, ...]:
+    """The network of pods' first NICs under a name: what it is stands in the node's CNI configuration of that name."""
+    name = given.get(f"{_NETWORK}_NAME", "")
+    if not _boolean(given, "SPIDERPOOL_INIT_ENABLE_MULTUS_CONFIG") or not name:
+        return ()
+    if problem := subdomain_problem(name):
+        message = f"{_NETWORK}_NAME={shown(name)}: {problem}"
+        raise SettingsError(message)
+    meta = ObjectMeta(name=name, namespace=given.get(f"{_NETWORK}_NAMESPACE") or namespace)
+    spec = MultusConfigSpec(cni_type="custom", enable_coordinator=False)
+    return (Wanted(MULTUSCONFIG, SpiderMultusConfig(metadata=meta, spec=spec), unless=NETWORKATTACHMENT),)
 
 
 # ---------------------------------------------------------------- pools

@@ -1,4 +1,4 @@
-"""What a controller replica has to say about pods and pools, as events (`actors.events.recorder`).
+"""What a controller replica has to say about pods, pools and networks, as events (`actors.events.recorder`).
 
 Called from the path of an allocation: a call costs a message, and where the events' mailbox is full it is counted and
 forgotten. Without Kubernetes there is nobody who would read events: then nothing is said.
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from actors.events.recorder import Message, Say
 from api.core import ObjectReference, Pod
 from api.ippool import SpiderIPPool
-from api.kinds import IPPOOL
+from api.kinds import IPPOOL, MULTUSCONFIG
+from api.multusconfig import SpiderMultusConfig
 from api.reasons import Reason
 from api.wire import Disown, Rejected
 from ipam.overlap import Overlap
@@ -60,6 +61,18 @@ class Notices:
             for one, another in ((pool, other), (other, pool)):
                 text = f"addresses that lie in two pools are granted by neither: {Overlap(((another, ranges),))}"
                 self._say(Say(POOL_OVERLAP, text, about=self._of_pool(one), key=another))
+
+    def network(self, config: SpiderMultusConfig, reason: str, text: str) -> None:
+        """A SpiderMultusConfig has no definition, or not the one that it describes."""
+        meta = config.metadata
+        about = ObjectReference(
+            api_version=MULTUSCONFIG.api_version,
+            kind=MULTUSCONFIG.kind,
+            namespace=meta.namespace,
+            name=meta.name,
+            uid=meta.uid,
+        )
+        self._say(Say(reason, text, about=about, key=reason))
 
     def _say(self, say: Say) -> None:
         if self._events is None:

@@ -7,13 +7,14 @@ from msgspec import structs
 
 from actors.allocation.callers import View
 from actors.replica.coordinator import coordination, looked_up
-from api.annotations import NETWORK_RESOURCE
+from api.attachments import copied
 from api.coordinator import SpiderCoordinator
 from api.core import Namespace, Node, Pod, ServiceCIDR, StatefulSet
 from api.ippool import SpiderIPPool
 from api.kinds import (
     COORDINATOR,
     IPPOOL,
+    MULTUSCONFIG,
     NAMESPACE,
     NETWORKATTACHMENT,
     NODE,
@@ -25,6 +26,7 @@ from api.kinds import (
 )
 from api.kubevirt import VirtualMachine
 from api.meta import ObjectMeta
+from api.multusconfig import SpiderMultusConfig
 from api.networkattachment import NetworkAttachmentDefinition
 from api.reservedip import SpiderReservedIP
 from api.wire import Coordination, FoundCoordinator
@@ -61,9 +63,13 @@ class Cluster:
             store, NETWORKATTACHMENT, random=system.random, transform=_bare_attachment
         )
         """None where nobody has installed the definition of that kind."""
+        self.multusconfigs: Reflector[SpiderMultusConfig] = Reflector(store, MULTUSCONFIG, random=system.random)
+        """Followed where definitions are made of them."""
 
-    def supervise(self, supervisor: Supervisor) -> None:
-        """Make every reflector a child of `supervisor`."""
+    def supervise(self, supervisor: Supervisor, *, multusconfigs: bool = False) -> None:
+        """Make every reflector a child of `supervisor`, that of `multusconfigs` only where it is wanted."""
+        if multusconfigs:
+            supervisor.add_service("multusconfigs", self.multusconfigs.run)
         for name, reflector in (
             ("ippools", self.pools),
             ("pods", self.pods),
@@ -153,8 +159,8 @@ def _bare_machine(item: VirtualMachine) -> VirtualMachine:
 
 def _bare_attachment(item: NetworkAttachmentDefinition) -> NetworkAttachmentDefinition:
     """Without the copy of itself that kubectl leaves among the annotations."""
-    resource = item.metadata.annotations.get(NETWORK_RESOURCE)
-    meta = structs.replace(_bare(item.metadata), annotations={NETWORK_RESOURCE: resource} if resource else {})
+    owners = item.metadata.owner_references
+    meta = structs.replace(_bare(item.metadata), annotations=copied(item.metadata.annotations), owner_references=owners)
     return NetworkAttachmentDefinition(metadata=meta, spec=item.spec)
 
 

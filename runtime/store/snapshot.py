@@ -55,6 +55,11 @@ class Snapshot[T]:
         """All objects by key, a live view."""
         return MappingProxyType(self._objects)
 
+    @property
+    def waiting(self) -> int:
+        """How many subscribers wait for the next change."""
+        return len(self._waiters)
+
     def __len__(self) -> int:
         return len(self._objects)
 
@@ -87,7 +92,12 @@ class Snapshot[T]:
         while self._revision <= since:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
-            await waiter
+            try:
+                await waiter
+            finally:
+                if waiter.cancelled() and waiter in self._waiters:
+                    # Who waits with a time limit comes again and again, and nothing may change for days.
+                    self._waiters.remove(waiter)
         return self._revision
 
     def put(self, key: str, item: T) -> None:

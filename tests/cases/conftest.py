@@ -10,6 +10,7 @@ from tests.cases import kubevirt
 from tests.cases.kubelet import Kubelets
 from tests.cases.world import World
 from tests.conftest import kept_logs
+from tests.processes import networks
 from tests.processes.lab import Lab
 from tests.servers import ControllerManager, ControlPlane
 
@@ -20,6 +21,7 @@ SETTINGS = {
     "SPIDERPOOL_GC_NODE_GRACE": "2",
     # Nor ten for an address that somebody had.
     "SPIDERPOOL_IP_QUARANTINE_DURATION": "5",
+    "SPIDERPOOL_MULTUS_CONFIG_ENABLED": "true",
 }
 
 
@@ -29,6 +31,7 @@ def lab(request: pytest.FixtureRequest, control_plane: ControlPlane) -> Iterator
     if os.geteuid() != 0:
         pytest.skip("needs root, or: unshare --map-root-user --net --mount")
     kubevirt.install(control_plane)
+    networks.install_kind(control_plane)
     with Lab(control_plane, controllers=CONTROLLERS, nodes=NODES, environment=SETTINGS, webhooks=True) as running:
         for node in NODES:
             # Admission taints a new node; who takes that off again does not run here.

@@ -187,6 +187,31 @@ def test_M00033_mtu_of_macvlan(made: Networks) -> None:
         made.attach(made.define("large", made.macvlan(mtu=9000), COORDINATOR))
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_M00036_M00037_networks_as_json_over_a_multusconfig(made: Networks, indent: int | None) -> None:
+    """Compact and pretty; the definition is the controller's."""
+    name, lab = f"json-{made.tag}-{indent or 0}", made.lab
+    body = {
+        "apiVersion": "spiderpool.spidernet.io/v2beta1",
+        "kind": "SpiderMultusConfig",
+        "metadata": {"name": name},
+        "spec": {
+            "cniType": "macvlan",
+            "macvlan": {"master": [f"{NODE}-up"], "ippools": {"ipv4": [f"second-{made.tag}"]}},
+        },
+    }
+    configs = f"/apis/spiderpool.spidernet.io/v2beta1/namespaces/{lab.namespace}/spidermultusconfigs"
+    lab.control_plane.request("POST", configs, body)
+    path = f"/apis/k8s.cni.cncf.io/v1/namespaces/{lab.namespace}/network-attachment-definitions/{name}"
+    lab.wait_for(lambda: lab.control_plane.request("GET", path, check=False).body.get("kind") != "Status")
+    asked = json.dumps([{"name": name, "namespace": lab.namespace, "interface": "lan2"}], indent=indent)
+    netns = made.attach(asked)
+    (address,) = netns.run(address_of("lan2"))
+    assert address.startswith(SECOND)
+    assert netns.run(address_of("eth0"))[0].startswith(FIRST)
+    lab.control_plane.request("DELETE", f"{configs}/{name}")
+
+
 def test_V00007_the_definition_wins_over_the_cluster(made: Networks) -> None:
     name = made.define("tuned", made.macvlan(), {**COORDINATOR, "hijackCIDR": ["198.18.0.0/15"], "txQueueLen": 77})
     netns = made.attach(name)

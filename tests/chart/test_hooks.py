@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.timeout(240)]
 RELEASE, NAMESPACE = "sp", "hooks"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 API = "/apis/spiderpool.spidernet.io/v2beta1"
+NETWORKS = "network-attachment-definitions.k8s.cni.cncf.io"
 CRDS, INIT, CLEAN = "spiderpool-controller-crds", "spiderpool-init", "spiderpool-controller-hook-pre-delete"
 LAN = ("clusterDefaultPool.installIPv4IPPool=true", "clusterDefaultPool.ipv4Subnet=10.6.0.0/16")
 
@@ -79,15 +80,21 @@ def test_kinds_of_the_original_are_adopted_and_no_field_goes(cluster: ControlPla
         "spiderippools.spiderpool.spidernet.io: changed; taken over from helm; new: v2beta1 status.withheldIPs; "
         "kept, though not of this release: v2beta1 spec.vlan"
     ) in lines
-    assert lines[-1] == "6 kinds are served"
+    assert lines[-2:] == ["6 kinds are served", f"{NETWORKS}: created"]
     cluster.request("PATCH", f"{API}/spiderippools/old", {"spec": {"disable": True}})
     cluster.request("PATCH", f"{API}/spiderippools/old/status", {"status": {"withheldIPs": "{}"}})
     stored = cluster.request("GET", f"{API}/spiderippools/old").body
     assert stored["spec"]["vlan"] == 7
     assert stored["status"]["withheldIPs"] == "{}"
 
+    # The kind of networks may be another program's: it is not looked at, only missed.
+    networks = cluster.request("PATCH", f"{DEFINITIONS}/{NETWORKS}", {"metadata": {"labels": {"theirs": "x"}}}).body
     helm(cluster, "upgrade")
-    assert hooks.last(CRDS).output.count(": unchanged") == 6
+    output = hooks.last(CRDS).output
+    assert output.count(": unchanged") == 6
+    assert f"{NETWORKS}: already there, left as it is" in output
+    after = cluster.request("GET", f"{DEFINITIONS}/{NETWORKS}").body
+    assert after["metadata"]["resourceVersion"] == networks["metadata"]["resourceVersion"]
     cluster.helm("rollback", RELEASE, "1", "--namespace", NAMESPACE)
     assert cluster.request("GET", f"{API}/spiderippools/old").body["spec"]["vlan"] == 7
 

@@ -581,3 +581,39 @@ def test_the_network_of_first_nics_is_the_original_s_value(render: Render) -> No
     _, controller = settings(render, "multus.multusCNI.defaultCniCRName=lan", "multus.multusCNI.install=false")
     assert controller.multus_cluster_network == "net/lan"
     assert settings(render)[1].multus_cluster_network == ""
+
+
+def test_networks_are_made_of_multusconfigs_unless_switched_off(render: Render) -> None:
+    def verbs(*values: str) -> list[str]:
+        rules = render(*values)["ClusterRole", "spiderpool-admin"]["rules"]
+        return next(rule["verbs"] for rule in rules if "network-attachment-definitions" in rule["resources"])
+
+    off = "multus.enableMultusConfig=false"
+    assert settings(render)[1].multus_config_enabled
+    assert not settings(render, off)[1].multus_config_enabled
+    assert set(verbs()) - set(verbs(off)) == {"create", "delete", "patch"}
+
+
+def test_the_network_of_first_nics_is_made_by_value(render: Render) -> None:
+    def made(*values: str) -> list[str]:
+        pod = render(*values, hooks=True)["Pod", "spiderpool-init"]
+        return [str(each) for each in initial.load(environment(pod)).objects]
+
+    named = "multus.multusCNI.defaultCniCRName=lan"
+    assert made(named)[-1] == "SpiderMultusConfig net/lan"
+    assert made(named, "multus.enableMultusConfig=false") == made() == ["SpiderCoordinator default"]
+
+
+def test_the_kind_of_networks_is_brought_by_value(render: Render) -> None:
+    def hook(*values: str) -> tuple[list[str], str]:
+        rendered = render(*values, hooks=True)
+        name = f"{CONTROLLER}-crds"
+        args: list[str] = rendered["Pod", name]["spec"]["containers"][0]["args"]
+        return args, json.dumps(rendered["ClusterRole", name]["rules"])
+
+    args, rules = hook()
+    assert args == ["crds", "--networks"]
+    assert "network-attachment-definitions" in rules
+    args, rules = hook("multus.installNetworkAttachmentDefinition=false")
+    assert args == ["crds"]
+    assert "network-attachment-definitions" not in rules

@@ -12,7 +12,9 @@ import pytest
 
 from api.core import Pod
 from api.ippool import SpiderIPPool
-from api.kinds import IPPOOL, POD
+from api.kinds import IPPOOL, NETWORKATTACHMENT, POD
+from api.meta import ObjectMeta
+from api.networkattachment import NetworkAttachmentDefinition
 from runtime.store.apiserver import Call
 from runtime.store.credentials import Credentials, FileToken, FixedToken
 from runtime.store.kubernetes import KubernetesStore
@@ -319,3 +321,18 @@ def sockets() -> set[str]:
             if str(entry.readlink()).startswith("socket:"):
                 found.add(entry.name)
     return found
+
+
+async def test_a_kind_that_the_server_does_not_know(backend: Backend) -> None:
+    """Whoever is told that an object is not there, and finds no collection of its kind either, knows why."""
+    kind = msgspec.structs.replace(NETWORKATTACHMENT, group="nobody.example.com")
+    item = NetworkAttachmentDefinition(
+        api_version=kind.api_version, metadata=ObjectMeta(name="lan", namespace=backend.namespace)
+    )
+    with pytest.raises(NotFound):
+        await backend.store.create(kind, item)
+    with pytest.raises(NotFound):
+        await backend.store.get(kind, "lan", namespace=backend.namespace)
+    with pytest.raises(NotFound):
+        await backend.store.list(kind, namespace=backend.namespace)
+    assert (await backend.store.list(POD, namespace="no-such-namespace")).items == []

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from actors.attachments import attachments
 from actors.events import notices
 from actors.node import installer, residence
 from api import retirement, settings
@@ -55,6 +56,7 @@ def test_every_event_has_its_row() -> None:
     said = {
         *(notices.FAILED_ALLOCATE, notices.IP_CONFLICT, notices.POOL_EXHAUSTED, notices.POOL_OVERLAP),
         *(installer.SHADOWED, installer.FAILED, installer.LACKS, installer.RESTORED, installer.BACK),
+        *(attachments.INVALID, attachments.TAKEN, attachments.FAILED),
         *(retirement.WITHDRAWN, retirement.LEFT, residence.NO_CONTROLLER),
     }
     assert rows == said

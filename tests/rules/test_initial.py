@@ -12,8 +12,10 @@ from actors.errands.initial import load
 from api.coordinator import CoordinatorSpec
 from api.core import EndpointConditions, EndpointSlice, SliceEndpoint
 from api.ippool import IPPoolSpec
-from api.kinds import COORDINATOR, ENDPOINTSLICE, IPPOOL, SUBNET
+from api.kinds import COORDINATOR, ENDPOINTSLICE, IPPOOL, MULTUSCONFIG, NETWORKATTACHMENT, SUBNET
 from api.meta import ObjectMeta
+from api.multusconfig import MultusConfigSpec
+from api.networkattachment import NetworkAttachmentDefinition
 from api.route import Route
 from api.settings import SettingsError
 from runtime.store.memory import MemoryStore
@@ -22,6 +24,8 @@ from runtime.testing.loop import run
 NEEDED = {"SPIDERPOOL_NAMESPACE": "net"}
 C = "SPIDERPOOL_INIT_DEFAULT_COORDINATOR_"
 V4, V6 = "SPIDERPOOL_INIT_DEFAULT_IPV4_", "SPIDERPOOL_INIT_DEFAULT_IPV6_"
+N = "SPIDERPOOL_INIT_DEFAULT_CNI"
+NETWORK = {"SPIDERPOOL_INIT_ENABLE_MULTUS_CONFIG": "true", f"{N}_NAME": "overlay"}
 POOL4 = {f"{V4}IPPOOL_NAME": "lan", f"{V4}IPPOOL_SUBNET": "10.6.0.0/16"}
 
 
@@ -87,7 +91,8 @@ def test_subnets_come_before_their_pools_and_both_families_are_had() -> None:
         ({f"{C}NAME": "d", f"{C}POLICY_ROUTES": '[{"dst":"10.0.0.0/8","gw":"fd00::1"}]'}, "expected JSON as in"),
         ({f"{C}NAME": "d", f"{C}VETH_LINK_ADDRESS": "link"}, "'link' is no IP address"),
         ({f"{C}DETECT_GATEWAY": "true"}, "set enableGatewayDetection of conf.yml"),
-        ({"SPIDERPOOL_INIT_ENABLE_MULTUS_CONFIG": "true"}, "there is no default SpiderMultusConfig yet"),
+        ({"SPIDERPOOL_INIT_INSTALL_MULTUS": "true"}, "Multus does not come with Spiderpool, leave it out"),
+        (NETWORK | {f"{N}_NAME": "a_b"}, f"{N}_NAME='a_b': expected lower case letters"),
         ({f"{V4}IPPOOL_NAME": "lan"}, f"{V4}IPPOOL_SUBNET is missing: lan needs a CIDR such as 10.6.0.0/16"),
         (POOL4 | {f"{V4}IPPOOL_SUBNET": "10.6.0.0"}, f"{V4}IPPOOL_SUBNET='10.6.0.0'"),
         (
@@ -166,6 +171,33 @@ def test_created_once_and_never_overwritten(capsys: pytest.CaptureFixture[str]) 
         'values "overlay")'
     )
     assert 'spec.gateway (absent, values "10.6.0.1")' in lines[5]
+
+
+def test_the_network_of_first_nics_is_made_where_nobody_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty definition means the node's own configuration; one that is there is not taken over by it."""
+    assert wanted(**NETWORK) == {
+        ("SpiderMultusConfig", "overlay"): MultusConfigSpec(cni_type="custom", enable_coordinator=False)
+    }
+    assert wanted(**NETWORK | {f"{N}_NAME": ""}) == wanted(**{f"{N}_NAME": "overlay"}) == {}
+
+    async def main() -> None:
+        for there in (False, True):
+            store = MemoryStore()
+            await store.create(ENDPOINTSLICE, controller(ready=True))
+            if there:
+                meta = ObjectMeta(name="overlay", namespace="kube-system")
+                await store.create(NETWORKATTACHMENT, NetworkAttachmentDefinition(metadata=meta))
+            initial = load(NEEDED | NETWORK | {f"{N}_NAMESPACE": "kube-system"})
+            for _ in range(2):
+                await create(store, initial, seconds=5)
+            made = [item.metadata.namespace for item in (await store.list(MULTUSCONFIG)).items]
+            assert made == ([] if there else ["kube-system"])
+
+    run(main, seed=1)
+    first, again, not_needed, _ = capsys.readouterr().out.splitlines()
+    assert first == "SpiderMultusConfig kube-system/overlay: created"
+    assert again.endswith("already there, left as it is")
+    assert "there is a NetworkAttachmentDefinition of this name already" in not_needed
 
 
 def test_waits_for_the_controller_and_says_what_for(capsys: pytest.CaptureFixture[str]) -> None:

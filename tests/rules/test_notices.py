@@ -7,6 +7,7 @@ from actors.events.recorder import Message, Say
 from api.core import ObjectReference, Pod
 from api.ippool import IPPoolSpec, SpiderIPPool
 from api.meta import ObjectMeta
+from api.multusconfig import SpiderMultusConfig
 from api.reasons import Reason
 from api.wire import Disown, PodRef, Rejected
 from ipam.overlap import Overlap
@@ -74,6 +75,26 @@ def test_each_notice_says_what_and_about_whom() -> None:
         ]
         assert one.message.endswith("10.6.0.1-10.6.0.5 with b")
         assert other.message.endswith("10.6.0.1-10.6.0.5 with a")
+
+    run(main, seed=1)
+
+
+def test_a_notice_of_a_network() -> None:
+    async def main() -> None:
+        notices, mailbox = said()
+        config = SpiderMultusConfig(metadata=ObjectMeta(name="lan", namespace="default", uid="u-2"))
+        notices.network(config, "NetworkTaken", "it is Operator op's")
+        notices.network(config, "NetworkTaken", "it is Operator other's")
+        one, other = taken(mailbox)
+        assert (one.reason, one.message, one.warning) == ("NetworkTaken", "it is Operator op's", True)
+        assert one.about == ObjectReference(
+            api_version="spiderpool.spidernet.io/v2beta1",
+            kind="SpiderMultusConfig",
+            namespace="default",
+            name="lan",
+            uid="u-2",
+        )
+        assert (one.about, one.key) == (other.about, other.key), "one event, with the latest words"
 
     run(main, seed=1)
 

@@ -79,6 +79,23 @@ def test_waiting_for_a_snapshot_ends_with_the_next_change() -> None:
     run(main, seed=1)
 
 
+def test_who_waits_with_a_time_limit_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        snapshot: Snapshot[str] = Snapshot()
+        for _ in range(100):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(snapshot.wait(0), 1.0)
+        assert snapshot.waiting == 0
+        waits = [asyncio.create_task(snapshot.wait(0)) for _ in range(2)]
+        await asyncio.sleep(1)
+        waits[0].cancel()
+        assert snapshot.waiting == 2
+        snapshot.put("a", "1")
+        assert await waits[1] == 1
+
+    run(main, seed=1)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_a_reflector_ends_up_with_what_is_stored_whatever_happens(seed: int) -> None:
     async def main() -> None:

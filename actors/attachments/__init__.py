@@ -1,0 +1,1 @@
+"""SpiderMultusConfigs become NetworkAttachmentDefinitions, and those stay as they should be."""

@@ -1,0 +1,28 @@
+"""What objects are completed and judged by: a line a kind. The chart registers the same ones (templates/webhooks.yaml)."""
+
+from actors.pools.ippools import IPPools
+from actors.replica.cluster import Cluster
+from admission.ippool import IPPoolRules
+from admission.multusconfig import MultusConfigRules, Others
+from admission.reservedip import ReservedIPRules
+from admission.rulebook import Rulebook
+from api.kinds import IPPOOL, MULTUSCONFIG, RESERVEDIP
+from api.settings import ControllerSettings
+
+
+def rules(cluster: Cluster, pools: IPPools, settings: ControllerSettings) -> Rulebook:
+    """By what a replica sees of the cluster."""
+    config = settings.config
+    families = [version for version, on in ((4, config.enable_ipv4), (6, config.enable_ipv6)) if on]
+    guard = config.enable_validating_resources_deleted_webhook
+    book = Rulebook()
+    book.add(IPPOOL, IPPoolRules(pools.atlas, families=families, guard_deletion=guard, finalizer=False))
+    book.add(RESERVEDIP, ReservedIPRules(families=families))
+    if settings.multus_config_enabled:
+        configs, attachments = cluster.multusconfigs.snapshot, cluster.attachments.snapshot
+        others = Others(
+            configs=configs.objects.values,
+            attachment=lambda namespace, name: attachments.get(name, namespace=namespace),
+        )
+        book.add(MULTUSCONFIG, MultusConfigRules(others))
+    return book

@@ -54,11 +54,9 @@ from actors.replica.lookups import Lookups, Scene
 from actors.replica.replicas import PeerReplicas, Replicas, named
 from actors.webhooks import server as webhooks
 from actors.webhooks.bundle import BundleActor
-from admission.ippool import IPPoolRules
-from admission.reservedip import ReservedIPRules
-from admission.rulebook import Rulebook
+from actors.webhooks.registration import rules
 from api import wire
-from api.kinds import IPPOOL, POD, RESERVEDIP
+from api.kinds import POD
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import Budget, ReplicaStatus
 from ipam.history import Change
@@ -388,17 +386,6 @@ async def _node_of_pod(store: Store, namespace: str, name: str, uid: str) -> str
     return pod.spec.node_name if pod.metadata.uid == uid else ""
 
 
-def rules(controller: Controller, settings: ControllerSettings) -> Rulebook:
-    """What objects are completed and judged by: a line a kind."""
-    config = settings.config
-    families = [version for version, on in ((4, config.enable_ipv4), (6, config.enable_ipv6)) if on]
-    guard = config.enable_validating_resources_deleted_webhook
-    book = Rulebook()
-    book.add(IPPOOL, IPPoolRules(controller.pools.atlas, families=families, guard_deletion=guard, finalizer=False))
-    book.add(RESERVEDIP, ReservedIPRules(families=families))
-    return book
-
-
 async def _credentials(kubeconfig: str) -> Credentials:
     try:
         return await credentials_of(kubeconfig)
@@ -447,7 +434,7 @@ def main(argv: list[str] | None = None) -> int:
             ),
             capacity=BundleActor.capacity,
         )
-        book = rules(controller, settings)
+        book = rules(controller.cluster, controller.pools, settings)
         root.add_service(
             "webhooks",
             lambda: webhooks.serve(

@@ -1,4 +1,4 @@
-"""What objects are completed and judged by: a line a kind. The chart registers the same ones (templates/webhooks.yaml)."""
+"""What objects are completed and judged by, a line a kind; the chart has the same kinds (templates/webhooks.yaml)."""
 
 from actors.pools.ippools import IPPools
 from actors.replica.cluster import Cluster

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from actors.controller import Controller, rules
+from actors.controller import Controller
 from actors.errands import initial
+from actors.webhooks.registration import rules
 from actors.webhooks.server import path
 from admission.exchange import MUTATE, VALIDATE
 from api.settings import AgentSettings, ControllerSettings, Flags, load_agent, load_controller
@@ -488,7 +489,8 @@ def test_cert_manager_makes_the_secret_that_is_mounted(render: Render) -> None:
 async def test_what_the_api_server_asks_is_what_the_controller_answers(render: Render) -> None:
     objects = render("spiderpoolController.webhookPort=6722")
     told = settings(render)[1]
-    book = rules(Controller(System.real(), MemoryStore(), settings=told, path="controller"), told)
+    controller = Controller(System.real(), MemoryStore(), settings=told, path="controller")
+    book = rules(controller.cluster, controller.pools, told)
     for way, kind in ((MUTATE, "MutatingWebhookConfiguration"), (VALIDATE, "ValidatingWebhookConfiguration")):
         found = objects[kind, CONTROLLER]["webhooks"]
         assert {hook["clientConfig"]["service"]["path"]: hook["rules"][0]["resources"] for hook in found} == {

@@ -6,10 +6,11 @@ forgotten. Without Kubernetes there is nobody who would read events: then nothin
 
 from collections.abc import Callable
 
+from actors.coordination.coordinators import Notice
 from actors.events.recorder import Message, Say
 from api.core import ObjectReference, Pod
 from api.ippool import SpiderIPPool
-from api.kinds import IPPOOL
+from api.kinds import COORDINATOR, IPPOOL
 from api.reasons import Reason
 from api.wire import Disown, Rejected
 from ipam.overlap import Overlap
@@ -60,6 +61,14 @@ class Notices:
             for one, another in ((pool, other), (other, pool)):
                 text = f"addresses that lie in two pools are granted by neither: {Overlap(((another, ranges),))}"
                 self._say(Say(POOL_OVERLAP, text, about=self._of_pool(one), key=another))
+
+    def coordinator(self, notice: Notice) -> None:
+        """What became of looking for the cluster's addresses."""
+        meta = notice.coordinator.metadata
+        about = ObjectReference(
+            api_version=COORDINATOR.api_version, kind=COORDINATOR.kind, name=meta.name, uid=meta.uid
+        )
+        self._say(Say(notice.reason, notice.text, warning=notice.warning, about=about, key=notice.reason))
 
     def _say(self, say: Say) -> None:
         if self._events is None:

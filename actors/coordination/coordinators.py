@@ -314,8 +314,13 @@ def notices(before: SpiderCoordinator, finding: Finding) -> list[Notice]:
     found: list[Notice] = []
     network = network_of(last)
     if network and finding.network and network != finding.network:
-        text = f"pods have the network {finding.network} now, not {network}: {finding.source}"
+        text = f"pods have the network {finding.network} now, not {network}: {_said(finding)}"
         found.append(Notice(before, CLUSTER_NETWORK_CHANGED, text))
     if last.phase == NOT_READY:
-        found.append(Notice(before, COORDINATOR_SYNCED, finding.source))
+        found.append(Notice(before, COORDINATOR_SYNCED, _said(finding)))
     return found
+
+
+def _said(finding: Finding) -> str:
+    pods, services = (", ".join(cidrs) or "none" for cidrs in (finding.pods, finding.services))
+    return f"CIDRs of pods {pods}, of Services {services}: {finding.source}"

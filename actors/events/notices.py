@@ -68,7 +68,7 @@ class Notices:
         about = ObjectReference(
             api_version=COORDINATOR.api_version, kind=COORDINATOR.kind, name=meta.name, uid=meta.uid
         )
-        self._say(Say(notice.reason, notice.text, warning=notice.warning, about=about, key=notice.reason))
+        self._say(Say(notice.reason, notice.text, warning=notice.warning, about=about))
 
     def _say(self, say: Say) -> None:
         if self._events is None:

@@ -378,12 +378,12 @@ def test_V00008_a_pod_waits_while_it_is_not_ready(cluster: Cluster, pod: Pod) ->
     pod.delete(config=config(pod, mode="disabled"))
     pod.add(config=lab.config(NODE))
     pod.delete()
-    cluster.kubeadm(**KUBEADM)
-    cluster.synced("10.30.0.0/16", "fd00:30::/48")
-    cluster.said("CoordinatorSynced", "kubeadm-config")
+    cluster.kubeadm(podSubnet="10.38.0.0/16")
+    cluster.synced("10.38.0.0/16")
+    cluster.said("CoordinatorSynced", "10.38.0.0/16", "kubeadm-config")
     lab.wait_for(lambda: ask(lab, NODE, "GET", "/coordinator/config", who(pod))[0] == HTTPStatus.OK)
     pod.add(config=config(pod))
-    assert routes(pod) == {"10.30.0.0/16", SERVICES[0], "169.254.0.0/16"}
+    assert routes(pod) == {"10.38.0.0/16", SERVICES[0], "169.254.0.0/16"}
 
 
 def _events(cluster: Cluster, pod: Pod) -> list[dict[str, Any]]:

@@ -2,10 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from actors.coordination import coordinators, discovery
 from actors.events import notices
 from actors.node import installer, residence
 from api import retirement, settings
@@ -56,5 +57,7 @@ def test_every_event_has_its_row() -> None:
         *(notices.FAILED_ALLOCATE, notices.IP_CONFLICT, notices.POOL_EXHAUSTED, notices.POOL_OVERLAP),
         *(installer.SHADOWED, installer.FAILED, installer.LACKS, installer.RESTORED, installer.BACK),
         *(retirement.WITHDRAWN, retirement.LEFT, residence.NO_CONTROLLER),
+        *(coordinators.CLUSTER_NETWORK_CHANGED, coordinators.COORDINATOR_SYNCED),
+        *get_args(discovery.NotReadyReason.__value__),
     }
     assert rows == said

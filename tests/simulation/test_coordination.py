@@ -14,8 +14,9 @@ import pytest
 from actors.controller import Controller
 from actors.coordination.configurations import ConfigurationFile, Folder
 from api.coordinator import CoordinatorSpec, SpiderCoordinator
-from api.core import ConfigMap, ServiceCIDR, ServiceCIDRSpec
+from api.core import ConfigMap, Namespace, Node, Pod, PodSpec, ServiceCIDR, ServiceCIDRSpec
 from api.extensions import CustomResourceDefinition
+from api.ippool import IPPoolSpec, SpiderIPPool
 from api.kinds import (
     CALICO_IPPOOL,
     CONFIGMAP,
@@ -23,6 +24,10 @@ from api.kinds import (
     COORDINATOR,
     CUSTOMRESOURCEDEFINITION,
     EVENT,
+    IPPOOL,
+    NAMESPACE,
+    NODE,
+    POD,
     SERVICECIDR,
     Kind,
 )
@@ -35,11 +40,14 @@ from api.overlays import (
     ControlPlanePodSpec,
 )
 from api.settings import ControllerSettings
+from api.wire import Allocate, Allocated, PodRef, Rejected, Response, decode_response, encode
 from runtime.actor import System
 from runtime.store.memory import MemoryStore
 from runtime.store.port import NotFound
 from runtime.testing import VirtualClock, run
 from runtime.testing.store import Call, Chances, FaultyStore
+from runtime.transport.port import Call as Request
+from runtime.transport.port import Peer
 
 type Told = tuple[str, tuple[str, ...], tuple[str, ...]]
 """Phase, CIDRs of pods, CIDRs of Services."""
@@ -308,6 +316,59 @@ def test_a_controller_that_dies_at_any_request() -> None:
     assert total > 30
     for moment in range(1, total + 1):
         assert run(lambda moment=moment: main(moment), seed=2) >= moment  # type: ignore[misc]
+
+
+def test_a_pod_is_refused_before_it_costs_an_address_and_only_if_it_needs_the_cluster() -> None:
+    async def main() -> None:
+        cluster = Cluster(4, replicas=1)
+        store = cluster.store
+
+        async def asked(name: str, *, coordinated: bool) -> Response:
+            await store.create(
+                POD, Pod(metadata=ObjectMeta(name=name, namespace="default"), spec=PodSpec(node_name="n1"))
+            )
+            request = Allocate(PodRef("default", name), "eth0", "c" * 64, coordinated=coordinated)
+            peer = Peer(account="agent", node="n1", role="agent")
+            call = Request(encode(request), peer=peer, deadline=anyio.current_time() + 20)
+            return decode_response(await cluster.controllers["c0"].serve(call))
+
+        async def held() -> str | None:
+            return (await store.get(IPPOOL, "lan")).status.allocated_ips
+
+        async def unknown(_: Cluster) -> Told:
+            told = await nothing_says_it(cluster)
+            await cluster.expect(told)
+            refused = await asked("a", coordinated=True)
+            assert isinstance(refused, Rejected)
+            assert (refused.retry, refused.cause, refused.held) == (True, "coordinator_not_ready", False)
+            assert "SpiderCoordinator default is NotReady: the CIDRs of pods are not known" in refused.message
+            assert await held() is None
+            assert isinstance(await asked("b", coordinated=False), Allocated)
+            assert await held() is not None
+            return told
+
+        async def known(_: Cluster) -> Told:
+            told = await a_controller_manager_comes(cluster)
+            await cluster.expect(told)
+            granted = await asked("c", coordinated=True)
+            assert isinstance(granted, Allocated)
+            assert granted.coordinator.overlay_pod_cidr == ("10.31.0.0/16",)
+            return told
+
+        async def switched_off(_: Cluster) -> Told:
+            await cluster.read("calico")
+            await store.patch(COORDINATOR, "default", {"spec": {"mode": "disabled"}})
+            await cluster.expect(UNKNOWN)
+            assert isinstance(await asked("d", coordinated=True), Allocated), "nobody makes a way for it"
+            return UNKNOWN
+
+        await store.create(NODE, Node(metadata=ObjectMeta(name="n1")))
+        await store.create(NAMESPACE, Namespace(metadata=ObjectMeta(name="default")))
+        spec = IPPoolSpec(ip_version=4, subnet="10.6.0.0/16", ips=["10.6.0.1-10.6.0.9"], default=True)
+        await store.create(IPPOOL, SpiderIPPool(metadata=ObjectMeta(name="lan"), spec=spec))
+        await cluster.play(unknown, known, switched_off)
+
+    run(main, seed=4)
 
 
 def test_the_check_sees_a_status_that_nobody_keeps() -> None:

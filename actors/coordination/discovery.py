@@ -6,6 +6,7 @@ half of them would make pods that work by halves. The original's rules, with wha
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from ipaddress import ip_network
 from typing import Literal, assert_never
 
@@ -250,7 +251,7 @@ def _services(seen: Seen) -> _Found:
 def _cluster_value(seen: Seen, key: str, flag: Callable[[Flags], tuple[str, str]]) -> _Found | None:
     """CIDRs that kubeadm was given, or where it does not say, the kube-controller-manager."""
     where = f"ConfigMap {CONTROL_PLANE_NAMESPACE}/{KUBEADM}"
-    texts = _split(_kubeadm(seen.kubeadm).get(key, ""))
+    texts = _split(_networking(_configuration(seen.kubeadm)).get(key, ""))
     if texts:
         return _Found(_checked("ClusterNotReady", ((text, f"{where} {key}") for text in texts)), where)
     if seen.flags is not None:
@@ -272,10 +273,18 @@ def _why_no_cluster_value(seen: Seen) -> str:
     return f"{first}, nor does pod {seen.flags.pod}"
 
 
-def _kubeadm(config: ConfigMap | None) -> dict[str, str]:
-    """The part `networking` of the ClusterConfiguration; empty where that makes no sense."""
+def _configuration(kubeadm: ConfigMap | None) -> str:
+    return kubeadm.data.get("ClusterConfiguration", "") if kubeadm is not None else ""
+
+
+@lru_cache(maxsize=4)
+def _networking(configuration: str) -> dict[str, str]:
+    """The part `networking` of a ClusterConfiguration; empty where that makes no sense.
+
+    It hardly ever changes, and YAML takes a hundred times as long to read as all the rest.
+    """
     try:
-        document = yaml.safe_load(config.data.get("ClusterConfiguration", "")) if config is not None else None
+        document = yaml.safe_load(configuration)
     except yaml.YAMLError:
         return {}
     part = document.get("networking") if isinstance(document, dict) else None

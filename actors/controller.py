@@ -9,6 +9,7 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       ippools      one actor per pool that this replica owns, made when first asked for
       allocator    selection, and claims on pools, all or nothing
       attachments  the NetworkAttachmentDefinitions of this replica's SpiderMultusConfigs
+      coordination which addresses are the cluster's own, kept in the status of the SpiderCoordinators
       collector    gives up records that nobody needs any more
       peers        one channel per other replica
       rpc          the connections of agents and of other replicas
@@ -39,6 +40,8 @@ from actors.allocation.workloads import Workloads
 from actors.attachments.attachments import AttachmentsActor
 from actors.attachments.following import Following
 from actors.collection.collecting import Collecting
+from actors.coordination.coordinating import Coordinating
+from actors.coordination.folder import Configurations, DiskConfigurations
 from actors.events.notices import Notices
 from actors.events.recorder import EventsActor
 from actors.events.recorder import Message as EventsMessage
@@ -92,12 +95,37 @@ class Controller:
     """The part of the tree that does not depend on how agents connect."""
 
     def __init__(
-        self, system: System, store: Store, *, settings: ControllerSettings, pods_exist: bool = True, path: str
+        self,
+        system: System,
+        store: Store,
+        *,
+        settings: ControllerSettings,
+        pods_exist: bool = True,
+        discovers: bool = True,
+        configurations: Configurations | None = None,
+        path: str,
     ) -> None:
-        """`path` is the name of the subtree. Nothing runs before `supervise` and the supervisor."""
+        """Nothing runs before `supervise` and the supervisor.
+
+        Args:
+            system: the ports.
+            store: where all objects are.
+            settings: of the program.
+            pods_exist: whether there are Pod objects; without them there is no cluster to look at either.
+            discovers: whether the status of SpiderCoordinators is kept here, where the settings want that.
+            configurations: the folder of CNI configurations; the one that the settings name, unless given.
+            path: the name of the subtree.
+        """
         self.store = store
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
-        self.cluster = Cluster(store, system, coordinator=settings.coordinator_name, service_cidr=settings.service_cidr)
+        discovered = pods_exist and settings.coordinator_enabled
+        self.cluster = Cluster(
+            store,
+            system,
+            coordinator=settings.coordinator_name,
+            service_cidr=settings.service_cidr,
+            discovered=discovered,
+        )
         reflectors = Supervisor(f"{path}/cluster", system, intensity=Intensity(failures=50, seconds=10.0))
         self.cluster.supervise(reflectors, multusconfigs=settings.multus_config_enabled and pods_exist)
         self.supervisor.add_supervisor(reflectors)
@@ -146,6 +174,19 @@ class Controller:
             settings=settings,
             enabled=pods_exist and settings.gc_ip_enabled,
         )
+        self._coordinating: Coordinating | None = None
+        if discovered and discovers:
+            self._coordinating = Coordinating(
+                system,
+                store,
+                path=path,
+                supervisor=self.supervisor,
+                cluster=self.cluster,
+                settings=settings,
+                configurations=configurations or DiskConfigurations(settings.cni_config_dir),
+                mine=self.peers.mine,
+                notice=self._notices.coordinator,
+            )
         self._networks = Networks(
             store,
             seen=lambda namespace, name: self.cluster.attachments.snapshot.get(name, namespace=namespace),
@@ -241,6 +282,8 @@ class Controller:
         metrics.TOTAL_IPPOOL_COUNTS.set(len(pools))
         self.pools.measure()
         self.throughput.measure()
+        if self._coordinating is not None:
+            self._coordinating.measure()
         # A pool that is gone has no addresses, not the last ones that it had.
         metrics.DEBUG_IPPOOL_TOTAL_IP_COUNTS.clear()
         metrics.DEBUG_IPPOOL_AVAILABLE_IP_COUNTS.clear()

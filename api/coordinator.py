@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from api.ippool import Conditions
 from api.meta import API_VERSION, ObjectMeta
 from api.route import Route
 from api.schema import REQUIRED
@@ -51,6 +52,8 @@ class CoordinatorStatus(Struct, frozen=True, omit_defaults=True, rename="camel")
     """CIDRs of pods on the cluster's own network."""
     service_cidr: list[str] = field(default_factory=list, name="serviceCIDR")
     """CIDRs of Services."""
+    conditions: Conditions = []
+    """Further facts about the coordinator, Synced with where the addresses were found."""
 
 
 class SpiderCoordinator(Struct, frozen=True, omit_defaults=True, rename="camel"):

@@ -243,6 +243,7 @@ class ConfigMap(Struct, frozen=True, omit_defaults=True, rename="camel"):
     api_version: str = "v1"
     kind: str = "ConfigMap"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    data: dict[str, str] = {}
     binary_data: dict[str, bytes] = {}
     """Base64 where it is written down."""
 

@@ -5,7 +5,7 @@ import builtins
 import msgspec
 from msgspec import Struct
 
-from api import core, extensions, kubevirt
+from api import core, extensions, kubevirt, overlays
 from api.coordinator import SpiderCoordinator
 from api.endpoint import SpiderEndpoint
 from api.ippool import SpiderIPPool
@@ -161,3 +161,20 @@ MUTATINGWEBHOOK = _cluster_wide(
 )
 SERVICECIDR = _cluster_wide(core.ServiceCIDR, "networking.k8s.io", "servicecidrs", status=True)
 """Since Kubernetes 1.33; older API servers answer that they have no such thing."""
+SERVICECIDR_BEFORE = tuple(msgspec.structs.replace(SERVICECIDR, version=one) for one in ("v1beta1", "v1alpha1"))
+"""The same where it has to be switched on: since Kubernetes 1.31 and 1.27."""
+CALICO_IPPOOL = msgspec.structs.replace(
+    _cluster_wide(overlays.CalicoIPPool, "crd.projectcalico.org", "ippools"), kind="IPPool"
+)
+CILIUM_PODIPPOOL = msgspec.structs.replace(
+    _cluster_wide(overlays.CiliumPodIPPool, "cilium.io", "ciliumpodippools"), version="v2alpha1"
+)
+CONTROL_PLANE_POD = Kind(
+    group="",
+    version="v1",
+    plural="pods",
+    kind="Pod",
+    namespaced=True,
+    status=True,
+    type=overlays.ControlPlanePod,
+)

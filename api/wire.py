@@ -84,6 +84,9 @@ class Allocate(Struct, frozen=True, tag=True):
     early: bool = False
     """Whether `Allocated` is to be said ahead, too, once the addresses are committed and before the SpiderEndpoint is
     written. What counts is the answer: it may be another one where this request broke and was sent again."""
+    coordinated: bool = False
+    """Whether a NIC gets a way to its node, and its configuration leaves it to the cluster which CIDRs go that way.
+    While the cluster does not know them such a pod is refused, before it costs an address."""
 
 
 class Release(Struct, frozen=True, tag=True):
@@ -236,6 +239,8 @@ class Coordination(Struct, frozen=True, omit_defaults=True):
     """Whether packets from a NIC's address leave by that NIC, where a pod has several."""
     pod_default_route_nic: str = ""
     """The NIC that the default route goes by; the pod's own word wins over the cluster's. Empty: the first."""
+    unready: str = ""
+    """Why the cluster's CIDRs are not known, which are empty then; empty when they are."""
 
 
 class NicGrant(Struct, frozen=True):

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
+from api.coordinator import SpiderCoordinator
 from api.ippool import SpiderIPPool
-from api.kinds import IPPOOL, Kind
+from api.kinds import COORDINATOR, IPPOOL, Kind
 from api.meta import ObjectMeta
 from api.status import NodeActivity, PoolWork, ReplicaStatus
 from ctl import addresses, output, programs, stores
@@ -150,6 +151,7 @@ async def _ask(state_dir: str, namespace: str, controller: str, agent: str) -> S
             agents=[pod for pod in pods if pod.metadata.labels.get(_COMPONENT) == agent],
             nodes=[node.metadata.name for node in nodes],
             pools=pools,
+            coordinators=(await store.list(COORDINATOR)).items,
         )
 
 
@@ -257,6 +259,7 @@ def assemble(
     agents: Sequence[_Pod],
     nodes: Sequence[str],
     pools: Sequence[SpiderIPPool],
+    coordinators: Sequence[SpiderCoordinator] = (),
 ) -> Status:
     """Everything that was read, put together and judged."""
     said = [answer for _, answer in controllers if isinstance(answer, ReplicaStatus)]
@@ -275,7 +278,14 @@ def assemble(
         pools=tuple(_pools(pools, owners, work)),
         problems=tuple(sorted((p for answer in said for p in answer.problems), key=lambda p: -p.at)),
     )
-    return msgspec.structs.replace(status, wrong=tuple(_wrong(status)))
+    return msgspec.structs.replace(status, wrong=(*_wrong(status), *_unsynced(coordinators)))
+
+
+def _unsynced(coordinators: Sequence[SpiderCoordinator]) -> Iterable[str]:
+    """Those by which pods would get no way to Services and to other pods, and therefore wait."""
+    for one in coordinators:
+        if one.status.phase == "NotReady":
+            yield f"SpiderCoordinator {one.metadata.name}: NotReady: {one.status.reason or 'without a reason'}"
 
 
 def _summary(pod: _Pod, answer: ReplicaStatus | str, owners: Mapping[str, str]) -> Replica:

@@ -474,6 +474,13 @@ HISTORY_CHANGES_DROPPED = counter(
     program=Program.CONTROLLER,
 )
 
+COORDINATOR_NOT_READY = gauge(
+    "spiderpool_coordinator_not_ready",
+    "1 for a SpiderCoordinator while the cluster's CIDRs are not known, and pods that need them are refused",
+    program=Program.CONTROLLER,
+    labels=("coordinator",),
+)
+
 # ---------------------------------------------------------------- ours: store
 
 STORE_REQUESTS = counter(

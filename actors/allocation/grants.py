@@ -151,6 +151,10 @@ class Grants:
             raise
 
     async def _allocate(self, request: Allocate, pod: Pod, peer: Peer, early: Early) -> Allocated:
+        cluster = self._view.coordination()
+        if request.coordinated and cluster.unready and cluster.mode != "disabled":
+            text = f"pod {request.pod}: its way through the node cannot be made yet: {cluster.unready}"
+            raise Refusal(Rejected(message=text, retry=True, cause="coordinator_not_ready"))
         routes, bandwidth = _routes(pod, request.pod), _bandwidth(pod, request.pod)
         holder = Holder(pod=pod, workload=await self._workloads.top(pod), fixed=self._workloads.fixed(pod))
         had = await self._endpoints.read(pod.metadata.namespace, holder.name) if holder.fixed is not None else None

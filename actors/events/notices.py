@@ -6,10 +6,11 @@ forgotten. Without Kubernetes there is nobody who would read events: then nothin
 
 from collections.abc import Callable
 
+from actors.coordination.coordinators import Notice
 from actors.events.recorder import Message, Say
 from api.core import ObjectReference, Pod
 from api.ippool import SpiderIPPool
-from api.kinds import IPPOOL, MULTUSCONFIG
+from api.kinds import COORDINATOR, IPPOOL, MULTUSCONFIG
 from api.multusconfig import SpiderMultusConfig
 from api.reasons import Reason
 from api.wire import Disown, Rejected
@@ -73,6 +74,14 @@ class Notices:
             uid=meta.uid,
         )
         self._say(Say(reason, text, about=about, key=reason))
+
+    def coordinator(self, notice: Notice) -> None:
+        """What became of looking for the cluster's addresses."""
+        meta = notice.coordinator.metadata
+        about = ObjectReference(
+            api_version=COORDINATOR.api_version, kind=COORDINATOR.kind, name=meta.name, uid=meta.uid
+        )
+        self._say(Say(notice.reason, notice.text, warning=notice.warning, about=about))
 
     def _say(self, say: Say) -> None:
         if self._events is None:

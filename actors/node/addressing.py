@@ -18,6 +18,7 @@ from api.wire import (
     Rejected,
     Response,
 )
+from cni.coordination import needs_cluster
 from cni.errors import AllocationRefused, CniError, InternalError, TryAgainLater
 from cni.protocol import Invocation, PodArgs
 from runtime.errors import ActorError
@@ -92,6 +93,7 @@ def allocate(wanted: Sequence[Wanted], *, begun: int, disputed: bool, meta: bool
         ips=mine.ips,
         more=tuple(_request(one) for one in more),
         meta=meta,
+        coordinated=any(needs_cluster(one.invocation) for one in wanted),
     )
 
 

@@ -152,6 +152,8 @@ class Doors:
     async def _coordinator(self, knock: Knock) -> Answer:
         pod = openapi.read_pod(knock.body)
         match await self._ask(FindCoordinator(pod)):
+            case FoundCoordinator(coordination) if coordination.unready:
+                raise _Failed(coordination.unready)
             case FoundCoordinator() as found:
                 return Answer(body=openapi.coordinator_body(found))
             case other:

@@ -6,7 +6,7 @@ Snapshots lag. They choose candidates and save reads; nothing is refused or free
 from msgspec import structs
 
 from actors.allocation.callers import View
-from actors.replica.coordinator import coordination, looked_up
+from actors.replica.coordinator import coordination, discovered, looked_up
 from api.attachments import copied
 from api.coordinator import SpiderCoordinator
 from api.core import Namespace, Node, Pod, ServiceCIDR, StatefulSet
@@ -21,6 +21,7 @@ from api.kinds import (
     POD,
     RESERVEDIP,
     SERVICECIDR,
+    SERVICECIDR_BEFORE,
     STATEFULSET,
     VIRTUALMACHINE,
 )
@@ -40,9 +41,15 @@ from runtime.supervision import Supervisor
 class Cluster:
     """The reflectors of a replica. Add them to a supervisor with `supervise`, then wait for `synced`."""
 
-    def __init__(self, store: Store, system: System, *, coordinator: str, service_cidr: tuple[str, ...]) -> None:
-        """Nothing is read before the supervisor runs. See `actors.replica.coordinator` for the names."""
+    def __init__(
+        self, store: Store, system: System, *, coordinator: str, service_cidr: tuple[str, ...], discovered: bool = False
+    ) -> None:
+        """Nothing is read before the supervisor runs. See `actors.replica.coordinator` for the names.
+
+        `discovered`: an actor keeps the SpiderCoordinators' status, here or in another replica.
+        """
         self._coordinator = coordinator
+        self._discovered = discovered
         self._service_cidr = service_cidr
         self._worked_out: tuple[tuple[int, int], Coordination] | None = None
         self.pools: Reflector[SpiderIPPool] = Reflector(store, IPPOOL, random=system.random)
@@ -51,7 +58,9 @@ class Cluster:
         self.nodes: Reflector[Node] = Reflector(store, NODE, random=system.random)
         self.reserved_ips: Reflector[SpiderReservedIP] = Reflector(store, RESERVEDIP, random=system.random)
         self.coordinators: Reflector[SpiderCoordinator] = Reflector(store, COORDINATOR, random=system.random)
-        self.service_cidrs: Reflector[ServiceCIDR] = Reflector(store, SERVICECIDR, random=system.random)
+        self.service_cidrs: Reflector[ServiceCIDR] = Reflector(
+            store, SERVICECIDR, before=SERVICECIDR_BEFORE, random=system.random
+        )
         self.statefulsets: Reflector[StatefulSet] = Reflector(
             store, STATEFULSET, random=system.random, transform=_bare_statefulset
         )
@@ -139,12 +148,16 @@ class Cluster:
         """Worked out anew when the objects have changed: every answer to an agent has it."""
         revisions = self.coordinators.snapshot.revision, self.service_cidrs.snapshot.revision
         if self._worked_out is None or self._worked_out[0] != revisions:
-            found = coordination(
-                self.coordinators.snapshot.values(),
-                self.service_cidrs.snapshot.values(),
-                name=self._coordinator,
-                configured=self._service_cidr,
-            )
+            coordinators = self.coordinators.snapshot.values()
+            if self._discovered:
+                found = discovered(coordinators, name=self._coordinator)
+            else:
+                found = coordination(
+                    coordinators,
+                    self.service_cidrs.snapshot.values(),
+                    name=self._coordinator,
+                    configured=self._service_cidr,
+                )
             self._worked_out = revisions, found
         return self._worked_out[1]
 

@@ -1,11 +1,15 @@
 """The cluster's settings for the way between a pod and its own node, as each answer to an agent carries them.
 
-From the SpiderCoordinator, and from the ServiceCIDRs that the API server knows. Pure: `actors.replica.cluster` has the
-objects. No actor yet: nothing is written, so nothing needs an owner.
+Pure: `actors.replica.cluster` has the objects. In a cluster whose addresses are found out (`actors.coordination`) the
+status of the SpiderCoordinator says them, and while it does not, agents are told why. Elsewhere, as in a standalone
+program, they are the ServiceCIDRs that the store knows.
 """
 
 from collections.abc import Iterable
 
+from msgspec import structs
+
+from actors.coordination.status import SYNCED
 from api.coordinator import SpiderCoordinator
 from api.core import ServiceCIDR
 from api.wire import Coordination, FoundCoordinator
@@ -31,6 +35,22 @@ def looked_up(coordination: Coordination) -> FoundCoordinator:
     )
 
 
+def discovered(coordinators: Iterable[SpiderCoordinator], *, name: str) -> Coordination:
+    """What agents are told where an actor keeps the status. `name` is of the SpiderCoordinator that counts."""
+    found = chosen(coordinators, name=name)
+    if found is None:
+        return Coordination(unready="there is no SpiderCoordinator")
+    status = found.status
+    told = _told(found)
+    if status.phase != SYNCED:
+        why = status.reason or "the cluster's CIDRs have not been found out yet"
+        state = status.phase or "not ready"
+        return structs.replace(told, unready=f"SpiderCoordinator {found.metadata.name} is {state}: {why}")
+    return structs.replace(
+        told, service_cidr=tuple(status.service_cidr), overlay_pod_cidr=tuple(status.overlay_pod_cidr)
+    )
+
+
 def coordination(
     coordinators: Iterable[SpiderCoordinator],
     service_cidrs: Iterable[ServiceCIDR],
@@ -38,25 +58,33 @@ def coordination(
     name: str,
     configured: tuple[str, ...] = (),
 ) -> Coordination:
-    """What agents are told.
+    """What agents are told where nobody keeps the status.
 
     Args:
         coordinators: all there are; see `chosen`. Without any, the defaults hold.
-        service_cidrs: those of the API server. Older ones have no such objects.
+        service_cidrs: those of the store. Older API servers have no such objects.
         name: of the SpiderCoordinator that counts.
-        configured: service CIDRs that hold where the API server has none.
+        configured: service CIDRs that hold where the store has none.
     """
     found = chosen(coordinators, name=name)
-    spec, status = (found or SpiderCoordinator()).spec, (found or SpiderCoordinator()).status
     services = tuple(
         cidr
         for one in sorted(service_cidrs, key=lambda one: (one.metadata.creation_timestamp or "", one.metadata.name))
         for cidr in one.spec.cidrs
     )
-    return Coordination(
-        mode=spec.mode or _DEFAULT.mode,
+    status = (found or SpiderCoordinator()).status
+    return structs.replace(
+        _told(found),
         service_cidr=services or configured or tuple(status.service_cidr),
         overlay_pod_cidr=tuple(status.overlay_pod_cidr),
+    )
+
+
+def _told(found: SpiderCoordinator | None) -> Coordination:
+    """What its author says, without the cluster's addresses."""
+    spec = (found or SpiderCoordinator()).spec
+    return Coordination(
+        mode=spec.mode or _DEFAULT.mode,
         hijack_cidr=tuple(spec.hijack_cidr) if found else _DEFAULT.hijack_cidr,
         policy_routes=tuple(spec.policy_routes),
         pod_mac_prefix=spec.pod_mac_prefix or "",

@@ -2,11 +2,12 @@
 
 from actors.pools.ippools import IPPools
 from actors.replica.cluster import Cluster
+from admission.coordinator import CoordinatorRules
 from admission.ippool import IPPoolRules
 from admission.multusconfig import MultusConfigRules, Others
 from admission.reservedip import ReservedIPRules
 from admission.rulebook import Rulebook
-from api.kinds import IPPOOL, MULTUSCONFIG, RESERVEDIP
+from api.kinds import COORDINATOR, IPPOOL, MULTUSCONFIG, RESERVEDIP
 from api.settings import ControllerSettings
 
 
@@ -18,6 +19,8 @@ def rules(cluster: Cluster, pools: IPPools, settings: ControllerSettings) -> Rul
     book = Rulebook()
     book.add(IPPOOL, IPPoolRules(pools.atlas, families=families, guard_deletion=guard, finalizer=False))
     book.add(RESERVEDIP, ReservedIPRules(families=families))
+    if settings.coordinator_enabled:
+        book.add(COORDINATOR, CoordinatorRules())
     if settings.multus_config_enabled:
         configs, attachments = cluster.multusconfigs.snapshot, cluster.attachments.snapshot
         others = Others(

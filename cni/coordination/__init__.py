@@ -11,7 +11,7 @@ Pure: `coordination_plan` decides from the call, the cluster's settings and what
 `cni.netlink.coordinator` acts.
 """
 
-from cni.coordination.decision import check, coordination_plan, pair_of, wanted
+from cni.coordination.decision import check, coordination_plan, needs_cluster, pair_of, wanted
 from cni.coordination.plan import (
     BOOT,
     MAIN_TABLE,
@@ -51,6 +51,7 @@ __all__ = [
     "coordination_plan",
     "gone_from_main",
     "host_veth",
+    "needs_cluster",
     "pair_of",
     "single",
     "wanted",

@@ -20,7 +20,7 @@ from cni.coordination.plan import (
     single,
 )
 from cni.coordination.policy import Policy, policy
-from cni.coordination.settings import OFF, Settings, chosen_mode, first_nic, settle
+from cni.coordination.settings import OFF, Settings, chosen_mode, first_nic, leaves_cidrs_to_cluster, settle
 from cni.coordination.views import NodeLink, NodeView, PodLink, PodView, Survey
 from cni.errors import InvalidConfig
 from cni.protocol import Invocation, Role
@@ -48,6 +48,14 @@ class _Way(Struct, frozen=True, kw_only=True):
 def wanted(conf: NetConfig) -> bool:
     """Whether a configuration asks for it, as far as it alone can tell."""
     return conf.coordinator is not None and conf.coordinator.mode not in OFF
+
+
+def needs_cluster(invocation: Invocation) -> bool:
+    """Whether a main plugin's call cannot do without the cluster's CIDRs, as far as it alone can tell."""
+    conf = invocation.conf.coordinator
+    return (
+        conf is not None and invocation.role is Role.MAIN and wanted(invocation.conf) and leaves_cidrs_to_cluster(conf)
+    )
 
 
 def pair_of(invocation: Invocation) -> str:
@@ -95,6 +103,7 @@ def coordination_plan(
 
     Raises:
         InvalidConfig: a value cannot be, or cannot be in this pod.
+        TryAgainLater: the cluster does not know its CIDRs, and the configuration does not say them.
     """
     conf = invocation.conf.coordinator
     if conf is None or chosen_mode(conf, cluster, prefix=_prefix(invocation))[0] in OFF:

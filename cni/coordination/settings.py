@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from api.wire import Coordination
 from cni.config import CoordinatorConfig, shown
-from cni.errors import InvalidConfig
+from cni.errors import InvalidConfig, TryAgainLater
 
 MODES = ("auto", "underlay", "overlay", "disable", "disabled")
 OFF = ("disable", "disabled")
@@ -47,6 +47,11 @@ def first_nic(conf: CoordinatorConfig) -> str:
     return conf.pod_default_cni_nic or _FIRST_NIC
 
 
+def leaves_cidrs_to_cluster(conf: CoordinatorConfig) -> bool:
+    """Whether the cluster has to say which CIDRs are its own: a configuration that names both needs nothing of it."""
+    return not (conf.overlay_pod_cidr and conf.service_cidr)
+
+
 def chosen_mode(conf: CoordinatorConfig, cluster: Coordination, *, prefix: str) -> tuple[str, str]:
     """The mode, and where it was said. Raises `InvalidConfig` for one that there is not."""
     mode, field = (conf.mode, f"{prefix}mode") if conf.mode else (cluster.mode, "SpiderCoordinator spec.mode")
@@ -60,7 +65,11 @@ def settle(conf: CoordinatorConfig, cluster: Coordination, *, prefix: str) -> Se
 
     Raises:
         InvalidConfig: a value cannot be.
+        TryAgainLater: the cluster does not know its CIDRs, and the plugin's keys do not say them.
     """
+    if cluster.unready and leaves_cidrs_to_cluster(conf):
+        text = "overlayPodCIDR and serviceCIDR are not both set, and the cluster does not know its own yet"
+        raise TryAgainLater(text, cluster.unready)
     mode, field = chosen_mode(conf, cluster, prefix=prefix)
     nic, nic_field = cluster.pod_default_route_nic, "default-route-nic of the pod, or podDefaultRouteNIC of the cluster"
     if conf.pod_default_route_nic:

@@ -6,7 +6,8 @@ waits, longer each time and never as long as the next process, so that a store w
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -39,6 +40,8 @@ class Reflector[T]:
         namespace: str = "",
         fields: Mapping[str, str] | None = None,
         transform: Callable[[T], T | None] | None = None,
+        before: Sequence[Kind[T]] = (),
+        topic: str = "",
     ) -> None:
         """Ask nothing yet.
 
@@ -49,11 +52,15 @@ class Reflector[T]:
             namespace: only this one's; empty for all.
             fields: only those whose fields have these values.
             transform: makes an object smaller before it is kept, or says None of one that is not wanted.
+            before: the same kind in older versions, the newest first, for a store that does not have this one.
+            topic: what metrics and the log call it; the kind's plural, where it is not given.
         """
         self.snapshot: Snapshot[T] = Snapshot()
         """What is known. Empty until `synced`."""
         self._store = store
         self._kind = kind
+        self._kinds = (kind, *before)
+        self._topic = topic or kind.plural
         self._random = random
         self._namespace = namespace
         self._fields = fields
@@ -65,10 +72,11 @@ class Reflector[T]:
         self._contact = float("-inf")
         self._failures = 0
         self._error: StoreError | None = None
+        self._hurry = asyncio.Event()
 
     def __repr__(self) -> str:
         state = "synced" if self._synced.is_set() else "not synced"
-        return f"<Reflector {self._kind.plural} {state} at {self._revision or '-'}, {self.snapshot!r}>"
+        return f"<Reflector {self._topic} {state} at {self._revision or '-'}, {self.snapshot!r}>"
 
     @property
     def is_synced(self) -> bool:
@@ -95,6 +103,11 @@ class Reflector[T]:
         """Seconds since the store last said anything, infinite before it first did. A quiet watch has bookmarks."""
         return asyncio.get_running_loop().time() - self._contact
 
+    def hurry(self) -> None:
+        """There is reason to believe that the store has changed its mind: whoever pauses asks at once."""
+        self._failures = 0
+        self._hurry.set()
+
     async def run(self) -> None:
         """List and watch until cancelled. Raises nothing of the store's."""
         while True:
@@ -109,14 +122,30 @@ class Reflector[T]:
                 reason, pause = "expired" if isinstance(error, Expired) else "error", self._failed(error)
             except Busy as error:
                 reason, pause = "error", max(self._failed(error), error.retry_after * self._random.uniform(1.0, 1.5))
+            except NotFound as error:
+                if self._try_before():
+                    continue
+                reason, pause = "error", self._failed(error)
             except StoreError as error:
                 reason, pause = "error", self._failed(error)
-            metrics.STORE_WATCH_RESTARTS.labels(self._kind.plural, reason).inc()
+            metrics.STORE_WATCH_RESTARTS.labels(self._topic, reason).inc()
             if asyncio.get_running_loop().time() - begin >= HEALTHY_AFTER:
                 self._failures = 0
             elif reason == "closed":
                 pause = self._next_pause()
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._hurry.wait()
+            self._hurry.clear()
+
+    def _try_before(self) -> bool:
+        """Go on with the next older version of the kind; False when all have been tried, and the newest is next.
+
+        A kind that is not there is listed anew when it comes: what revisions of its last life say is not known.
+        """
+        at = (self._kinds.index(self._kind) + 1) % len(self._kinds)
+        self._kind, self._revision = self._kinds[at], ""
+        return at > 0
 
     async def _list(self) -> None:
         listing = await self._store.list(self._kind, namespace=self._namespace, fields=self._fields)
@@ -160,14 +189,14 @@ class Reflector[T]:
         self._revision = revision
         self._contact = asyncio.get_running_loop().time()
         if self._error is not None:
-            logger.info("following %s again", self._kind.plural)
+            logger.info("following %s again", self._topic)
         self._error = None
-        metrics.STORE_CACHED_OBJECTS.labels(self._kind.plural).set(len(self.snapshot))
+        metrics.STORE_CACHED_OBJECTS.labels(self._topic).set(len(self.snapshot))
 
     def _failed(self, error: StoreError) -> float:
         """Remember a failure, say so once, and return how many seconds to wait."""
         if type(error) is not type(self._error) and not isinstance(error, Expired):
-            logger.warning("cannot follow %s: %s: %s", self._kind.plural, type(error).__name__, error)
+            logger.warning("cannot follow %s: %s: %s", self._topic, type(error).__name__, error)
         self._error = error
         if isinstance(error, (NotFound, Denied)):
             self._answered.set()

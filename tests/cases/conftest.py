@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,16 +24,37 @@ SETTINGS = {
     "SPIDERPOOL_IP_QUARANTINE_DURATION": "5",
     "SPIDERPOOL_MULTUS_CONFIG_ENABLED": "true",
 }
+COORDINATOR = {
+    "apiVersion": "spiderpool.spidernet.io/v2beta1",
+    "kind": "SpiderCoordinator",
+    "metadata": {"name": "default"},
+    "spec": {"podCIDRType": "none", "hijackCIDR": ["169.254.0.0/16"]},
+}
+"""As the chart's hook makes it, for pods that have no other network."""
+COORDINATORS = "/apis/spiderpool.spidernet.io/v2beta1/spidercoordinators"
 
 
 @pytest.fixture(scope="session")
-def lab(request: pytest.FixtureRequest, control_plane: ControlPlane) -> Iterator[Lab]:
+def configurations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of CNI configurations of the node that the controllers run on, empty."""
+    return tmp_path_factory.mktemp("net.d")
+
+
+@pytest.fixture(scope="session")
+def lab(request: pytest.FixtureRequest, control_plane: ControlPlane, configurations: Path) -> Iterator[Lab]:
     """Controllers and agents as processes, with the rights that the chart gives them."""
     if os.geteuid() != 0:
         pytest.skip("needs root, or: unshare --map-root-user --net --mount")
     kubevirt.install(control_plane)
     networks.install_kind(control_plane)
-    with Lab(control_plane, controllers=CONTROLLERS, nodes=NODES, environment=SETTINGS, webhooks=True) as running:
+    settings = {
+        **SETTINGS,
+        "SPIDERPOOL_COORDINATOR_ENABLED": "true",
+        "SPIDERPOOL_CNI_CONFIG_DIR": str(configurations),
+    }
+    control_plane.request("POST", COORDINATORS, COORDINATOR)
+    request.addfinalizer(lambda: control_plane.request("DELETE", f"{COORDINATORS}/default", check=False))  # noqa: PT021
+    with Lab(control_plane, controllers=CONTROLLERS, nodes=NODES, environment=settings, webhooks=True) as running:
         for node in NODES:
             # Admission taints a new node; who takes that off again does not run here.
             change = {"metadata": {"labels": {"kubernetes.io/hostname": node}}, "spec": {"taints": None}}

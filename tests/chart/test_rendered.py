@@ -148,7 +148,10 @@ def test_a_hook_is_tried_once_and_not_for_ever(render: Render) -> None:
 def test_rights_to_change_kinds_do_not_stay_in_the_cluster(render: Render) -> None:
     value = "spiderpoolController.cleanup.enable=true"
     assert "customresourcedefinitions" in json.dumps([*render(value, hooks=True).values()]), "the control"
-    assert "customresourcedefinitions" not in json.dumps([*render(value).values()])
+    stay = [rule for (kind, _), role in render(value).items() if kind == "ClusterRole" for rule in role["rules"]]
+    about = [rule for rule in stay if "customresourcedefinitions" in rule["resources"]]
+    assert {verb for rule in about for verb in rule["verbs"]} == {"get", "list", "watch"}
+    assert all("spiderpool" not in name for rule in about for name in rule["resourceNames"])
     rules = [rule for kind in ("ClusterRole", "Role") for rule in render(value)[kind, "spiderpool-init"]["rules"]]
     assert {verb for rule in rules for verb in rule["verbs"]} == {"create", "get", "list"}
 
@@ -619,3 +622,31 @@ def test_the_kind_of_networks_is_brought_by_value(render: Render) -> None:
     args, rules = hook("multus.installNetworkAttachmentDefinition=false")
     assert args == ["crds"]
     assert "network-attachment-definitions" not in rules
+
+
+def test_the_controller_reads_what_says_which_addresses_are_the_clusters(render: Render) -> None:
+    values = ("global.ciliumConfigMap=cilium/config", "global.cniConfHostPath=/etc/kube/cni")
+    objects = render(*values)
+    controller = settings(render, *values)[1]
+    assert controller.coordinator_enabled
+    assert controller.cilium_configmap == "cilium/config"
+    assert controller.cni_config_dir == "/etc/kube/cni"
+    assert volumes(objects["Deployment", CONTROLLER])["cni-conf"]["hostPath"]["path"] == "/etc/kube/cni"
+    mounts = {one["name"]: one for one in container(objects["Deployment", CONTROLLER])["volumeMounts"]}
+    assert mounts["cni-conf"] == {"name": "cni-conf", "mountPath": "/etc/kube/cni", "readOnly": True}
+    rules = objects["ClusterRole", "spiderpool-admin"]["rules"]
+    named = [rule["resourceNames"] for rule in rules if rule["resources"] == ["configmaps"]]
+    assert named == [["kubeadm-config", "config"]], "and no other ConfigMap of the cluster"
+    off = "coordinator.enabled=false"
+    assert not settings(render, off)[1].coordinator_enabled
+    assert "cni-conf" not in volumes(render(off)["Deployment", CONTROLLER])
+    less = rights(objects["ClusterRole", "spiderpool-admin"]) - rights(render(off)["ClusterRole", "spiderpool-admin"])
+    assert {resource for _, resource, _ in less} == {
+        "configmaps",
+        "ippools",
+        "ciliumpodippools",
+        "customresourcedefinitions",
+    }
+    # An agent that allocates by itself reads the status, and keeps none.
+    alone = load_controller(environment(render("spiderpoolAgent.fallback.enabled=true")["DaemonSet", AGENT]))
+    assert alone.coordinator_enabled

@@ -21,7 +21,7 @@ from cni.coordination import (
     decision,
     host_veth,
 )
-from cni.errors import CniError, InvalidConfig
+from cni.errors import CniError, InvalidConfig, TryAgainLater
 from tests.rules.test_cni_protocol import CONF, invoke
 
 CID = "0123456789abcdef" * 4
@@ -261,3 +261,32 @@ def test_every_next_hop_is_known_before_it_is_needed(
     assert not on_link & set(own)
     assert {ip_address(one).version for one in on_link} == set(seen.marked) <= set(seen.versions)
     assert on_link <= {one for name, one in named if name in {"eth0", "ens3"}} | set(sources)
+
+
+@pytest.mark.parametrize(
+    ("conf", "needs"),
+    [
+        ({}, True),
+        ({"mode": "auto", "hijackCIDR": ["10.0.0.0/8"]}, True),
+        ({"serviceCIDR": ["10.96.0.0/16"]}, True),
+        ({"serviceCIDR": ["10.96.0.0/16"], "overlayPodCIDR": []}, True),
+        ({"serviceCIDR": ["10.96.0.0/16"], "overlayPodCIDR": ["10.244.0.0/16"]}, False),
+        ({"mode": "disabled"}, False),
+    ],
+)
+def test_what_the_cluster_does_not_know_is_waited_for_by_whoever_needs_it(conf: dict[str, Any], needs: bool) -> None:
+    unknown = Coordination(unready="SpiderCoordinator default is NotReady: why")
+    assert coordination.needs_cluster(invoke({**CONF, "coordinator": conf}, containerid=CID)) == needs
+    if needs:
+        with pytest.raises(TryAgainLater, match="default is NotReady: why") as refused:
+            attempt(cluster=unknown, **conf)
+        assert refused.value.code == 11
+        assert attempt(cluster=Coordination(mode="disabled", unready="why"), **{**conf, "mode": ""}) is None
+    else:
+        # The same as where all is known.
+        known = Coordination(service_cidr=("10.1.0.0/16",), overlay_pod_cidr=("10.2.0.0/16",))
+        assert attempt(cluster=unknown, **conf) == attempt(cluster=known, **conf)
+
+
+def test_without_the_key_nothing_of_the_cluster_is_needed() -> None:
+    assert not coordination.needs_cluster(invoke(CONF, containerid=CID))

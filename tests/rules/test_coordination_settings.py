@@ -3,14 +3,14 @@
 import pytest
 from msgspec import structs
 
-from actors.replica.coordinator import coordination
+from actors.replica.coordinator import coordination, discovered
 from api.coordinator import CoordinatorSpec, CoordinatorStatus, SpiderCoordinator
 from api.core import ServiceCIDR, ServiceCIDRSpec
 from api.meta import ObjectMeta
 from api.reasons import Explanation
 from api.route import Route
 from api.settings import SettingsError, load_controller
-from api.wire import Allocated, Coordination, decode_response, encode
+from api.wire import Allocated, Coordination, FoundCoordinator, decode_response, encode
 
 ENVIRON = {"SPIDERPOOL_POD_NAMESPACE": "s", "SPIDERPOOL_POD_NAME": "p"}
 
@@ -122,3 +122,21 @@ def test_the_setting() -> None:
 def test_a_bad_setting_is_named(text: str) -> None:
     with pytest.raises(SettingsError, match=r"SPIDERPOOL_SERVICE_CIDR=.*: expected CIDRs, separated by commas"):
         load_controller({**ENVIRON, "SPIDERPOOL_SERVICE_CIDR": text})
+
+
+def test_where_an_actor_keeps_the_status_nothing_else_counts() -> None:
+    def with_status(phase: str, reason: str | None = None) -> SpiderCoordinator:
+        one = coordinator("default", services=("10.1.0.0/16",), mode="underlay", veth_mtu=1400)
+        return structs.replace(one, status=structs.replace(one.status, phase=phase, reason=reason))
+
+    known = discovered([with_status("Synced")], name="default")
+    assert (known.service_cidr, known.overlay_pod_cidr, known.unready) == (("10.1.0.0/16",), ("10.244.0.0/16",), "")
+    assert (known.mode, known.veth_mtu) == ("underlay", 1400)
+    lost = discovered([with_status("NotReady", "why")], name="default")
+    assert (lost.service_cidr, lost.overlay_pod_cidr) == ((), ())
+    assert lost.unready == "SpiderCoordinator default is NotReady: why"
+    assert (lost.mode, lost.veth_mtu) == ("underlay", 1400), "what its author says holds all the same"
+    assert "not been found out yet" in discovered([with_status("")], name="default").unready
+    assert discovered([], name="default").unready == "there is no SpiderCoordinator"
+    # What goes over the wire to an agent of today and of yesterday.
+    assert decode_response(encode(FoundCoordinator(lost))) == FoundCoordinator(lost)

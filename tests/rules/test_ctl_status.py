@@ -10,6 +10,7 @@ import pytest
 from actors.controller import Controller
 from actors.pools.claims import Claim
 from actors.replica.activity import Activity
+from api.coordinator import CoordinatorStatus, SpiderCoordinator
 from api.core import EndpointSlice
 from api.ippool import IPPoolSpec, IPPoolStatus, SpiderIPPool
 from api.kinds import CONFIGMAP, IPPOOL
@@ -155,6 +156,19 @@ def test_what_is_wrong_is_named(change: dict[str, Any], wrong: str) -> None:
     found = assemble("spiderpool", **{**usual, **change})
     assert any(wrong in line for line in found.wrong), found.wrong
     assert f"WRONG: {found.wrong[0]}" in render(found, now=0.0)
+
+
+def test_a_coordinator_that_is_not_ready_is_named() -> None:
+    def wrong(phase: str) -> tuple[str, ...]:
+        status = CoordinatorStatus(phase=phase, reason="no source says it" if phase == "NotReady" else None)
+        one = SpiderCoordinator(metadata=ObjectMeta(name="default"), status=status)
+        return assemble(
+            "spiderpool", components=WELL, controllers=[], agents=[], nodes=[], pools=[], coordinators=[one]
+        ).wrong
+
+    assert wrong("NotReady") == ("SpiderCoordinator default: NotReady: no source says it",)
+    assert wrong("Synced") == ()
+    assert wrong("") == (), "nobody keeps its status"
 
 
 def test_of_two_agents_on_a_node_the_ready_one_speaks() -> None:

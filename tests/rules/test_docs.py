@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from actors.attachments import attachments
+from actors.coordination import coordinators, discovery
 from actors.events import notices
 from actors.node import installer, residence
 from api import retirement, settings
@@ -58,5 +59,7 @@ def test_every_event_has_its_row() -> None:
         *(installer.SHADOWED, installer.FAILED, installer.LACKS, installer.RESTORED, installer.BACK),
         *(attachments.INVALID, attachments.TAKEN, attachments.FAILED),
         *(retirement.WITHDRAWN, retirement.LEFT, residence.NO_CONTROLLER),
+        *(coordinators.CLUSTER_NETWORK_CHANGED, coordinators.COORDINATOR_SYNCED),
+        *get_args(discovery.NotReadyReason.__value__),
     }
     assert rows == said

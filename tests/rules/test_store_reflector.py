@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from api.core import ServiceCIDR
 from api.ippool import IPPoolSpec, SpiderIPPool
-from api.kinds import IPPOOL
+from api.kinds import IPPOOL, SERVICECIDR, SERVICECIDR_BEFORE, Kind
 from api.meta import ObjectMeta
 from runtime.store.memory import MemoryStore
-from runtime.store.port import Denied, Expired, NotFound, Store, StoreError, Unavailable
+from runtime.store.port import Denied, Expired, Listing, NotFound, Store, StoreError, Unavailable
 from runtime.store.reflector import Reflector
 from runtime.store.snapshot import Change, Snapshot
 from runtime.testing.loop import run
@@ -262,3 +263,62 @@ def test_a_store_that_is_away_has_not_answered() -> None:
         task.cancel()
 
     run(main, seed=1)
+
+
+class Versions(MemoryStore):
+    """A store that serves a kind in some versions only, and counts the questions."""
+
+    def __init__(self, *served: str) -> None:
+        super().__init__()
+        self.served = set(served)
+        self.asked: list[str] = []
+
+    async def list[T](self, kind: Kind[T], **options: Any) -> Listing[T]:
+        self.asked.append(kind.version)
+        if kind.version not in self.served:
+            msg = f"no {kind.version}"
+            raise NotFound(msg)
+        return await super().list(kind, **options)
+
+
+def test_an_older_version_of_a_kind_serves_where_the_newest_is_not_there() -> None:
+    async def main() -> None:
+        store = Versions("v1beta1")
+        await store.create(SERVICECIDR, ServiceCIDR(metadata=ObjectMeta(name="a")))
+        reflector = Reflector(store, SERVICECIDR, before=SERVICECIDR_BEFORE, random=Random(1))
+        task = asyncio.create_task(reflector.run())
+        await reflector.synced()
+        assert store.asked == ["v1", "v1beta1"]
+        assert list(reflector.snapshot.objects) == ["a"]
+        task.cancel()
+
+    run(main, seed=1)
+
+
+def test_a_kind_that_is_not_there_is_asked_for_seldom_and_at_once_when_it_is_said_to_come() -> None:
+    async def main() -> None:
+        store = Versions()
+        reflector = Reflector(store, SERVICECIDR, before=SERVICECIDR_BEFORE, random=Random(1), topic="cidrs")
+        task = asyncio.create_task(reflector.run())
+        await reflector.answered()
+        assert store.asked == ["v1", "v1beta1", "v1alpha1"]
+        assert isinstance(reflector.error, NotFound)
+        await asyncio.sleep(600)
+        assert len(store.asked) / 3 < 600 / 15 + 10, "no hot loop"
+        asked = len(store.asked)
+        store.served.add("v1")
+        await store.create(SERVICECIDR, ServiceCIDR(metadata=ObjectMeta(name="a")))
+        reflector.hurry()
+        await asyncio.sleep(0.01)
+        assert synced_objects(reflector) == ["a"]
+        assert len(store.asked) - asked <= 3
+        # Nobody's hurry outlasts the one question that it is for.
+        await asyncio.sleep(1)
+        assert len(store.asked) - asked <= 3
+        task.cancel()
+
+    run(main, seed=1)
+
+
+def synced_objects(reflector: Reflector[ServiceCIDR]) -> list[str]:
+    return list(reflector.snapshot.objects) if reflector.is_synced else []

@@ -257,6 +257,8 @@ subjects:
 
 {{/* Environment of a program that allocates: the controller, and an agent that may do so. Arguments: root. */}}
 {{- define "spiderpool.allocation" -}}
+- name: SPIDERPOOL_COORDINATOR_ENABLED
+  value: {{ .Values.coordinator.enabled | quote }}
 - name: SPIDERPOOL_COORDINATOR_DEFAULT_NAME
   value: {{ .Values.coordinator.name | quote }}
 {{- with .Values.coordinator.serviceCIDR }}

@@ -7,6 +7,7 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       events       what there is to say about pods and pools
       history      who had which address when; its last pages are written when all below have ended
       ippools      one actor per pool that this replica owns, made when first asked for
+      applications the same for workloads with automatic pools, where those are switched on
       allocator    selection, and claims on pools, all or nothing
       collector    gives up records that nobody needs any more
       peers        one channel per other replica
@@ -27,12 +28,17 @@ from prometheus_client import Counter, Histogram
 
 from actors import program
 from actors.allocation.allocator import AllocatorActor, Serve
+from actors.allocation.automatic import AutomaticPools
 from actors.allocation.callers import Callers
 from actors.allocation.endpoint import Endpoints
 from actors.allocation.grants import Early, Grants, Policy
 from actors.allocation.networks import Isolation, Networks
 from actors.allocation.returns import Returns
 from actors.allocation.workloads import Workloads
+from actors.applications.applications import Applications, PoolIndex
+from actors.applications.lookup import Lookup
+from actors.applications.settlement import SUBNET_SECONDS
+from actors.applications.settlement import Terms as ApplicationTerms
 from actors.collection.collecting import Collecting
 from actors.events.notices import Notices
 from actors.events.recorder import EventsActor
@@ -56,6 +62,7 @@ from runtime.actor import Ref, System
 from runtime.errors import ActorError, MailboxFull
 from runtime.store.cluster_credentials import credentials_of
 from runtime.store.credentials import Credentials, CredentialsError
+from runtime.store.discovery import Discovery, ServerDiscovery
 from runtime.store.kubernetes import KubernetesStore
 from runtime.store.port import NotFound, Store
 from runtime.store.tokens import review_token
@@ -84,9 +91,19 @@ class Controller:
     """The part of the tree that does not depend on how agents connect."""
 
     def __init__(
-        self, system: System, store: Store, *, settings: ControllerSettings, pods_exist: bool = True, path: str
+        self,
+        system: System,
+        store: Store,
+        *,
+        settings: ControllerSettings,
+        pods_exist: bool = True,
+        path: str,
+        discovery: Discovery | None = None,
     ) -> None:
-        """`path` is the name of the subtree. Nothing runs before `supervise` and the supervisor."""
+        """`path` is the name of the subtree. Nothing runs before `supervise` and the supervisor.
+
+        Without `discovery` workloads of foreign kinds have no automatic pools.
+        """
         self.store = store
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
         self.cluster = Cluster(store, system, coordinator=settings.coordinator_name, service_cidr=settings.service_cidr)
@@ -119,6 +136,10 @@ class Controller:
         self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools)
         self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
         self.supervisor.add_service("overlaps", lambda: self.pools.watch(lambda n: self.peers.mine(pool_key(n))))
+        self.applications: Applications | None = None
+        config = settings.config
+        if pods_exist and config.enable_spider_subnet and config.enable_auto_pool_for_application:
+            self.applications = self._own_applications(f"{path}/applications", system, settings, reflectors, discovery)
         endpoints = Endpoints(store)
         self._workloads = Workloads(
             store,
@@ -165,6 +186,52 @@ class Controller:
             capacity=EventsActor.capacity,
         )
 
+    def _own_applications(
+        self,
+        path: str,
+        system: System,
+        settings: ControllerSettings,
+        reflectors: Supervisor,
+        discovery: Discovery | None,
+    ) -> Applications:
+        config, pools = settings.config, self.cluster.pools.snapshot
+        index = PoolIndex(pools)
+        lookup = Lookup(self.store, discovery=discovery, pools=index.of)
+        applications = Applications(
+            path,
+            system,
+            self.store,
+            terms=ApplicationTerms(
+                find=lookup.find,
+                pools=index.of,
+                named=pools.get,
+                ask=lambda message: self.peers.subnet(message, timeout=SUBNET_SECONDS),
+                reserved=self.cluster.reserved,
+                said=self._notices.application,
+                hungry=lambda _workload, _subnets: None,
+                redundant=config.redundant_ip_number,
+                enable_ipv4=config.enable_ipv4,
+                enable_ipv6=config.enable_ipv6,
+            ),
+            lookup=lookup,
+            index=index,
+            pools=pools,
+            subnets=self.cluster.subnets.snapshot,
+            statefulsets=self.cluster.statefulsets,
+        )
+
+        async def run() -> None:
+            """What is not seen yet is no reason to change anything."""
+            await self.cluster.synced()
+            await self.cluster.subnets.synced()
+            await applications.run(self.peers.mine)
+
+        applications.supervise(reflectors)
+        self.supervisor.add_supervisor(applications.supervisor)
+        self.supervisor.add_service("application-changes", run)
+        self.peers.applications = applications
+        return applications
+
     def _noted(self, pool: str, changes: tuple[Change, ...]) -> None:
         self.throughput.noted(pool, changes)
         self._histories.noted(pool, changes)
@@ -199,10 +266,14 @@ class Controller:
                 enable_ipv4=config.enable_ipv4,
                 enable_ipv6=config.enable_ipv6,
                 enable_subnets=config.enable_spider_subnet,
+                automatic_pools=config.enable_auto_pool_for_application,
                 cluster_network=settings.multus_cluster_network,
                 namespace=settings.pod_namespace,
             ),
             failed=self._notices.failed,
+            automatic=None
+            if self.applications is None
+            else AutomaticPools(self.store, ask=lambda ask, seconds: self.peers.application(ask, timeout=seconds)),
         )
         returns = Returns(
             pools=self.peers,
@@ -393,7 +464,9 @@ def main(argv: list[str] | None = None) -> int:
     async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
         store = KubernetesStore(await _credentials(settings.kubeconfig), agent=f"{NAME}/{program.VERSION}")
         stack.push_async_callback(store.aclose)
-        controller = Controller(system, store, settings=settings, path="controller")
+        controller = Controller(
+            system, store, settings=settings, path="controller", discovery=ServerDiscovery(store.server)
+        )
         stack.callback(metrics.on_scrape(lambda: controller.measure(debug=settings.enabled_debug_metric)))
         routes["/debug/status"] = lambda _query: Response(
             msgspec.json.encode(controller.status()) + b"\n", content_type="application/json"

@@ -12,6 +12,7 @@ from api.ippool import SpiderIPPool
 from api.kinds import IPPOOL
 from api.reasons import Reason
 from api.wire import Disown, Rejected
+from ipam.identity import Workload
 from ipam.overlap import Overlap
 from runtime.actor import Ref
 from runtime.errors import ActorError
@@ -49,6 +50,17 @@ class Notices:
         addresses = ", ".join(disown.addresses)
         text = f"{disown.nic}: {addresses} is used by somebody else on the network: {disown.seen}"
         self._say(Say(IP_CONFLICT, text, about=_of_pod(pod), key=addresses))
+
+    def application(self, workload: Workload, reason: str, text: str) -> None:
+        """An application does not have the automatic pools that it asks for."""
+        about = ObjectReference(
+            api_version=workload.api_version,
+            kind=workload.kind,
+            namespace=workload.namespace,
+            name=workload.name,
+            uid=workload.uid,
+        )
+        self._say(Say(reason, text, about=about, key=reason))
 
     def exhausted(self, pool: str, reason: Reason) -> None:
         """A pool has no address for somebody who wants one."""

@@ -21,9 +21,13 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
+from actors.applications.application import Message as ApplicationMessage
+from actors.applications.messages import Prepare, Prepared, Unprepared
 from actors.pools.claims import Claim, Disown, Granted, Peek, Reclaim, Refused, Surrender, Surrendered
 from actors.pools.ippool import Message
 from api.wire import Attachment, Look, Noted
+from ipam.autopool import application_key
+from ipam.identity import Workload
 from runtime.actor import Question, Ref, working_until
 from runtime.clock import Clock
 from runtime.errors import ActorError, AskTimeout, MailboxFull
@@ -94,8 +98,8 @@ class Unserved(Struct, frozen=True, tag=True):
     text: str
 
 
-PeerRequest = Forward | Heard | Wanted | Sweep
-PeerAnswer = Granted | Surrendered | Refused | Peeked | Noted | Unserved
+PeerRequest = Forward | Prepare | Heard | Wanted | Sweep
+PeerAnswer = Granted | Surrendered | Refused | Peeked | Prepared | Unprepared | Noted | Unserved
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[PeerRequest] = msgspec.msgpack.Decoder(PeerRequest)
@@ -170,6 +174,8 @@ class Peers:
         self.me = me
         self.local = local
         self.chores = chores
+        self.applications: Callable[[Workload], Ref[ApplicationMessage]] | None = None
+        """Gives an application's actor in this process, where applications have automatic pools."""
         self._clock = clock
         self._members: frozenset[str] = frozenset()
         self._ranked: dict[str, tuple[str, ...]] = {}
@@ -184,6 +190,20 @@ class Peers:
     def __call__(self, name: str) -> Pool:
         """The pool of that name, whether it exists or not."""
         return Pool(self, name)
+
+    async def application(self, message: Prepare, *, timeout: float) -> Prepared | Unprepared:
+        """Ask the owner of an application, as `Pool.ask` asks that of a pool."""
+
+        async def here(deadline: float) -> Prepared | Unprepared:
+            return await self._application(message, deadline)
+
+        answer, _ = await self.ask(application_key(message.workload), message, here, timeout=timeout)
+        return cast("Prepared | Unprepared", answer)
+
+    async def _application(self, message: Prepare, deadline: float) -> Prepared | Unprepared:
+        if self.applications is None:
+            return Unprepared("automatic pools of applications are switched off", lasting=True)
+        return await self.applications(message.workload).ask(message, deadline=deadline)
 
     def members(self, names: Iterable[str]) -> None:
         """These replicas are ready; our own name counts only when it is among them."""
@@ -287,6 +307,8 @@ class Peers:
                         answer = await self.local(pool).ask(question, deadline=call.deadline)
                         if isinstance(answer, bool):
                             answer = Peeked(answer)
+                    case Prepare():
+                        answer = await self._application(request, call.deadline)
                     case _:
                         answer = await self._do(request, call.deadline)
         except MailboxFull as error:

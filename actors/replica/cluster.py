@@ -21,13 +21,16 @@ from api.kinds import (
     RESERVEDIP,
     SERVICECIDR,
     STATEFULSET,
+    SUBNET,
     VIRTUALMACHINE,
 )
 from api.kubevirt import VirtualMachine
 from api.meta import ObjectMeta
 from api.networkattachment import NetworkAttachmentDefinition
 from api.reservedip import SpiderReservedIP
+from api.subnet import SpiderSubnet
 from api.wire import Coordination, FoundCoordinator
+from ipam.autopool import trimmed
 from ipam.ranges import RangeError, Ranges, parse_ranges
 from runtime.actor import System
 from runtime.store.port import NotFound, Store
@@ -51,7 +54,7 @@ class Cluster:
         self.coordinators: Reflector[SpiderCoordinator] = Reflector(store, COORDINATOR, random=system.random)
         self.service_cidrs: Reflector[ServiceCIDR] = Reflector(store, SERVICECIDR, random=system.random)
         self.statefulsets: Reflector[StatefulSet] = Reflector(
-            store, STATEFULSET, random=system.random, transform=_bare_statefulset
+            store, STATEFULSET, random=system.random, transform=trimmed
         )
         self.machines: Reflector[VirtualMachine] = Reflector(
             store, VIRTUALMACHINE, random=system.random, transform=_bare_machine
@@ -61,6 +64,8 @@ class Cluster:
             store, NETWORKATTACHMENT, random=system.random, transform=_bare_attachment
         )
         """None where nobody has installed the definition of that kind."""
+        self.subnets: Reflector[SpiderSubnet] = Reflector(store, SUBNET, random=system.random)
+        """Followed only where SpiderSubnets are switched on (`supervise_subnets`)."""
 
     def supervise(self, supervisor: Supervisor) -> None:
         """Make every reflector a child of `supervisor`."""
@@ -77,6 +82,10 @@ class Cluster:
             ("networkattachments", self.attachments),
         ):
             supervisor.add_service(name, reflector.run)
+
+    def supervise_subnets(self, supervisor: Supervisor) -> None:
+        """Make their reflector a child of `supervisor`."""
+        supervisor.add_service("subnets", self.subnets.run)
 
     async def synced(self) -> None:
         """Return when every kind has been listed once, or has been found to be missing where that may be."""
@@ -141,10 +150,6 @@ class Cluster:
             )
             self._worked_out = revisions, found
         return self._worked_out[1]
-
-
-def _bare_statefulset(item: StatefulSet) -> StatefulSet:
-    return StatefulSet(metadata=_bare(item.metadata), spec=item.spec)
 
 
 def _bare_machine(item: VirtualMachine) -> VirtualMachine:

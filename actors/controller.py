@@ -7,6 +7,7 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       events       what there is to say about pods and pools
       history      who had which address when; its last pages are written when all below have ended
       ippools      one actor per pool that this replica owns, made when first asked for
+      subnets      the same for SpiderSubnets, where they are switched on
       allocator    selection, and claims on pools, all or nothing
       collector    gives up records that nobody needs any more
       peers        one channel per other replica
@@ -15,7 +16,7 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -40,13 +41,14 @@ from actors.events.recorder import Message as EventsMessage
 from actors.pools.governor import Governor
 from actors.pools.history import DRAIN_SECONDS, Histories, HistoryActor, keep_swept
 from actors.pools.ippools import IPPools
-from actors.pools.peers import Peers, pool_key
+from actors.pools.peers import Peers, pool_key, subnet_key
 from actors.pools.terms import Terms, Witnesses
 from actors.pools.throughput import Throughput, work
 from actors.replica.activity import Activity
 from actors.replica.cluster import Cluster
 from actors.replica.lookups import Lookups, Scene
 from actors.replica.replicas import PeerReplicas, Replicas, named
+from actors.subnets.subnets import Subnets
 from api import wire
 from api.kinds import POD
 from api.settings import ControllerSettings, SettingsError, load_controller
@@ -88,13 +90,16 @@ class Controller:
     ) -> None:
         """`path` is the name of the subtree. Nothing runs before `supervise` and the supervisor."""
         self.store = store
+        self.subnets: Subnets | None = None
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
         self.cluster = Cluster(store, system, coordinator=settings.coordinator_name, service_cidr=settings.service_cidr)
         reflectors = Supervisor(f"{path}/cluster", system, intensity=Intensity(failures=50, seconds=10.0))
         self.cluster.supervise(reflectors)
         self.supervisor.add_supervisor(reflectors)
         self._notices = Notices(
-            self._make_events(settings.pod_name) if pods_exist else None, pool=self.cluster.pools.snapshot.get
+            self._make_events(settings.pod_name) if pods_exist else None,
+            pool=self.cluster.pools.snapshot.get,
+            subnet=self.cluster.subnets.snapshot.get,
         )
         self.throughput = Throughput()
         self._histories = self._keep_histories(settings.pod_namespace, collected=pods_exist)
@@ -113,12 +118,17 @@ class Controller:
                 noted=self._noted,
                 exhausted=self._notices.exhausted,
                 overlapping=self._notices.overlapping,
+                waits=self._notices.pool_waits,
             ),
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
         self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools)
         self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
         self.supervisor.add_service("overlaps", lambda: self.pools.watch(lambda n: self.peers.mine(pool_key(n))))
+        self.supervisor.add_service("leaving", lambda: self.pools.watch_leaving(lambda n: self.peers.mine(pool_key(n))))
+        if pods_exist and settings.config.enable_spider_subnet:
+            self.cluster.supervise_subnets(reflectors)
+            self.subnets = self._own_subnets(f"{path}/subnets", system)
         endpoints = Endpoints(store)
         self._workloads = Workloads(
             store,
@@ -164,6 +174,33 @@ class Controller:
             lambda: EventsActor(store=self.store, component=NAME, host=replica),
             capacity=EventsActor.capacity,
         )
+
+    def _own_subnets(self, path: str, system: System) -> Subnets:
+        subnets = Subnets(
+            path,
+            system,
+            self.store,
+            subnets=self.cluster.subnets.snapshot,
+            pools=self.cluster.pools.snapshot,
+            reserved=self.cluster.reserved,
+            waits=self._notices.subnet_waits,
+        )
+
+        def mine(name: str) -> bool:
+            return self.peers.mine(subnet_key(name))
+
+        async def seen(follow: Callable[[Callable[[str], bool]], Awaitable[None]]) -> None:
+            """What is not seen yet is no reason to change anything."""
+            await self.cluster.synced()
+            await self.cluster.subnets.synced()
+            await follow(mine)
+
+        self.supervisor.add_supervisor(subnets.supervisor)
+        self.supervisor.add_service("subnet-ownership", lambda: seen(subnets.follow))
+        self.supervisor.add_service("subnet-changes", lambda: seen(subnets.watch_subnets))
+        self.supervisor.add_service("subnet-pools", lambda: seen(subnets.watch_pools))
+        self.peers.subnets = subnets
+        return subnets
 
     def _noted(self, pool: str, changes: tuple[Change, ...]) -> None:
         self.throughput.noted(pool, changes)

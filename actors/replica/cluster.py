@@ -21,12 +21,14 @@ from api.kinds import (
     RESERVEDIP,
     SERVICECIDR,
     STATEFULSET,
+    SUBNET,
     VIRTUALMACHINE,
 )
 from api.kubevirt import VirtualMachine
 from api.meta import ObjectMeta
 from api.networkattachment import NetworkAttachmentDefinition
 from api.reservedip import SpiderReservedIP
+from api.subnet import SpiderSubnet
 from api.wire import Coordination, FoundCoordinator
 from ipam.ranges import RangeError, Ranges, parse_ranges
 from runtime.actor import System
@@ -61,6 +63,8 @@ class Cluster:
             store, NETWORKATTACHMENT, random=system.random, transform=_bare_attachment
         )
         """None where nobody has installed the definition of that kind."""
+        self.subnets: Reflector[SpiderSubnet] = Reflector(store, SUBNET, random=system.random)
+        """Followed only where SpiderSubnets are switched on (`supervise_subnets`)."""
 
     def supervise(self, supervisor: Supervisor) -> None:
         """Make every reflector a child of `supervisor`."""
@@ -77,6 +81,10 @@ class Cluster:
             ("networkattachments", self.attachments),
         ):
             supervisor.add_service(name, reflector.run)
+
+    def supervise_subnets(self, supervisor: Supervisor) -> None:
+        """Make their reflector a child of `supervisor`."""
+        supervisor.add_service("subnets", self.subnets.run)
 
     async def synced(self) -> None:
         """Return when every kind has been listed once, or has been found to be missing where that may be."""

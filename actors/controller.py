@@ -12,6 +12,8 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       collector    gives up records that nobody needs any more
       peers        one channel per other replica
       rpc          the connections of agents and of other replicas
+      bundle       keeps the webhook configurations to the certificate's authority
+      webhooks     what the API server asks before it stores an object
 """
 
 import contextlib
@@ -49,8 +51,13 @@ from actors.replica.cluster import Cluster
 from actors.replica.lookups import Lookups, Scene
 from actors.replica.replicas import PeerReplicas, Replicas, named
 from actors.subnets.subnets import Subnets
+from actors.webhooks import server as webhooks
+from actors.webhooks.bundle import BundleActor
+from admission.ippool import IPPoolRules
+from admission.reservedip import ReservedIPRules
+from admission.rulebook import Rulebook
 from api import wire
-from api.kinds import POD
+from api.kinds import IPPOOL, POD, RESERVEDIP
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import Budget, ReplicaStatus
 from ipam.history import Change
@@ -403,6 +410,17 @@ async def _node_of_pod(store: Store, namespace: str, name: str, uid: str) -> str
     return pod.spec.node_name if pod.metadata.uid == uid else ""
 
 
+def rules(controller: Controller, settings: ControllerSettings) -> Rulebook:
+    """What objects are completed and judged by: a line a kind."""
+    config = settings.config
+    families = [version for version, on in ((4, config.enable_ipv4), (6, config.enable_ipv6)) if on]
+    guard = config.enable_validating_resources_deleted_webhook
+    book = Rulebook()
+    book.add(IPPOOL, IPPoolRules(controller.pools.atlas, families=families, guard_deletion=guard, finalizer=False))
+    book.add(RESERVEDIP, ReservedIPRules(families=families))
+    return book
+
+
 async def _credentials(kubeconfig: str) -> Credentials:
     try:
         return await credentials_of(kubeconfig)
@@ -441,6 +459,28 @@ def main(argv: list[str] | None = None) -> int:
         root.add_supervisor(connections)
         root.add_service("replicas", lambda: _follow_peers(system, controller, settings, store, connections))
         root.add_service("rpc", lambda: _rpc(system, controller, settings, store))
+        root.add_actor(
+            "bundle",
+            lambda: BundleActor(
+                store,
+                name=settings.controller_name,
+                authority=anyio.Path(settings.controller_ca_file).read_bytes,
+                mine=lambda: controller.peers.mine("webhooks"),
+            ),
+            capacity=BundleActor.capacity,
+        )
+        book = rules(controller, settings)
+        root.add_service(
+            "webhooks",
+            lambda: webhooks.serve(
+                book,
+                ready=controller.cluster.synced,
+                port=settings.webhook_port,
+                cert_file=Path(settings.tls_server_cert),
+                key_file=Path(settings.tls_server_key),
+                system=system,
+            ),
+        )
 
     return program.run(
         NAME,

@@ -12,7 +12,7 @@ from actors.pools.survey import Survey
 from actors.pools.terms import Terms, Witnesses
 from api.ippool import SpiderIPPool
 from ipam.departure import departing
-from ipam.overlap import conditions
+from ipam.overlap import Atlas, conditions
 from ipam.withheld import withheld_now
 from runtime.actor import Ref, System
 from runtime.errors import ActorError
@@ -77,6 +77,10 @@ class IPPools:
                 capacity=IPPoolActor.capacity,
             )
         return ref
+
+    def atlas(self) -> Atlas:
+        """Where all pools lie, as the snapshot shows them now."""
+        return self._survey.atlas()
 
     def measure(self) -> None:
         """Set the gauges of the byte budget and of what is withheld."""

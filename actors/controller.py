@@ -7,16 +7,19 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       events       what there is to say about pods and pools
       history      who had which address when; its last pages are written when all below have ended
       ippools      one actor per pool that this replica owns, made when first asked for
+      subnets      the same for SpiderSubnets, where they are switched on
       applications the same for workloads with automatic pools, where those are switched on
       allocator    selection, and claims on pools, all or nothing
       collector    gives up records that nobody needs any more
       peers        one channel per other replica
       rpc          the connections of agents and of other replicas
+      bundle       keeps the webhook configurations to the certificate's authority
+      webhooks     what the API server asks before it stores an object
 """
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -35,10 +38,7 @@ from actors.allocation.grants import Early, Grants, Policy
 from actors.allocation.networks import Isolation, Networks
 from actors.allocation.returns import Returns
 from actors.allocation.workloads import Workloads
-from actors.applications.applications import Applications, PoolIndex
-from actors.applications.lookup import Lookup
-from actors.applications.settlement import SUBNET_SECONDS
-from actors.applications.settlement import Terms as ApplicationTerms
+from actors.applications.assembly import Running, assemble
 from actors.collection.collecting import Collecting
 from actors.events.notices import Notices
 from actors.events.recorder import EventsActor
@@ -46,15 +46,21 @@ from actors.events.recorder import Message as EventsMessage
 from actors.pools.governor import Governor
 from actors.pools.history import DRAIN_SECONDS, Histories, HistoryActor, keep_swept
 from actors.pools.ippools import IPPools
-from actors.pools.peers import Peers, pool_key
+from actors.pools.peers import Peers, pool_key, subnet_key
 from actors.pools.terms import Terms, Witnesses
 from actors.pools.throughput import Throughput, work
 from actors.replica.activity import Activity
 from actors.replica.cluster import Cluster
 from actors.replica.lookups import Lookups, Scene
 from actors.replica.replicas import PeerReplicas, Replicas, named
+from actors.subnets.subnets import Subnets
+from actors.webhooks import server as webhooks
+from actors.webhooks.bundle import BundleActor
+from admission.ippool import IPPoolRules
+from admission.reservedip import ReservedIPRules
+from admission.rulebook import Rulebook
 from api import wire
-from api.kinds import POD
+from api.kinds import IPPOOL, POD, RESERVEDIP
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import Budget, ReplicaStatus
 from ipam.history import Change
@@ -105,13 +111,16 @@ class Controller:
         Without `discovery` workloads of foreign kinds have no automatic pools.
         """
         self.store = store
+        self.subnets: Subnets | None = None
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
         self.cluster = Cluster(store, system, coordinator=settings.coordinator_name, service_cidr=settings.service_cidr)
         reflectors = Supervisor(f"{path}/cluster", system, intensity=Intensity(failures=50, seconds=10.0))
         self.cluster.supervise(reflectors)
         self.supervisor.add_supervisor(reflectors)
         self._notices = Notices(
-            self._make_events(settings.pod_name) if pods_exist else None, pool=self.cluster.pools.snapshot.get
+            self._make_events(settings.pod_name) if pods_exist else None,
+            pool=self.cluster.pools.snapshot.get,
+            subnet=self.cluster.subnets.snapshot.get,
         )
         self.throughput = Throughput()
         self._histories = self._keep_histories(settings.pod_namespace, collected=pods_exist)
@@ -130,16 +139,31 @@ class Controller:
                 noted=self._noted,
                 exhausted=self._notices.exhausted,
                 overlapping=self._notices.overlapping,
+                waits=self._notices.pool_waits,
             ),
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
         self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools)
         self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
         self.supervisor.add_service("overlaps", lambda: self.pools.watch(lambda n: self.peers.mine(pool_key(n))))
-        self.applications: Applications | None = None
+        self.supervisor.add_service("leaving", lambda: self.pools.watch_leaving(lambda n: self.peers.mine(pool_key(n))))
+        if pods_exist and settings.config.enable_spider_subnet:
+            self.cluster.supervise_subnets(reflectors)
+            self.subnets = self._own_subnets(f"{path}/subnets", system)
+        self.applications: Running | None = None
         config = settings.config
         if pods_exist and config.enable_spider_subnet and config.enable_auto_pool_for_application:
-            self.applications = self._own_applications(f"{path}/applications", system, settings, reflectors, discovery)
+            self.applications = assemble(
+                f"{path}/applications",
+                system,
+                store,
+                cluster=self.cluster,
+                peers=self.peers,
+                said=self._notices.application,
+                config=config,
+                discovery=discovery,
+            )
+            self.applications.supervise(self.supervisor, reflectors)
         endpoints = Endpoints(store)
         self._workloads = Workloads(
             store,
@@ -186,51 +210,32 @@ class Controller:
             capacity=EventsActor.capacity,
         )
 
-    def _own_applications(
-        self,
-        path: str,
-        system: System,
-        settings: ControllerSettings,
-        reflectors: Supervisor,
-        discovery: Discovery | None,
-    ) -> Applications:
-        config, pools = settings.config, self.cluster.pools.snapshot
-        index = PoolIndex(pools)
-        lookup = Lookup(self.store, discovery=discovery, pools=index.of)
-        applications = Applications(
+    def _own_subnets(self, path: str, system: System) -> Subnets:
+        subnets = Subnets(
             path,
             system,
             self.store,
-            terms=ApplicationTerms(
-                find=lookup.find,
-                pools=index.of,
-                named=pools.get,
-                ask=lambda message: self.peers.subnet(message, timeout=SUBNET_SECONDS),
-                reserved=self.cluster.reserved,
-                said=self._notices.application,
-                hungry=lambda _workload, _subnets: None,
-                redundant=config.redundant_ip_number,
-                enable_ipv4=config.enable_ipv4,
-                enable_ipv6=config.enable_ipv6,
-            ),
-            lookup=lookup,
-            index=index,
-            pools=pools,
             subnets=self.cluster.subnets.snapshot,
-            statefulsets=self.cluster.statefulsets,
+            pools=self.cluster.pools.snapshot,
+            reserved=self.cluster.reserved,
+            waits=self._notices.subnet_waits,
         )
 
-        async def run() -> None:
+        def mine(name: str) -> bool:
+            return self.peers.mine(subnet_key(name))
+
+        async def seen(follow: Callable[[Callable[[str], bool]], Awaitable[None]]) -> None:
             """What is not seen yet is no reason to change anything."""
             await self.cluster.synced()
             await self.cluster.subnets.synced()
-            await applications.run(self.peers.mine)
+            await follow(mine)
 
-        applications.supervise(reflectors)
-        self.supervisor.add_supervisor(applications.supervisor)
-        self.supervisor.add_service("application-changes", run)
-        self.peers.applications = applications
-        return applications
+        self.supervisor.add_supervisor(subnets.supervisor)
+        self.supervisor.add_service("subnet-ownership", lambda: seen(subnets.follow))
+        self.supervisor.add_service("subnet-changes", lambda: seen(subnets.watch_subnets))
+        self.supervisor.add_service("subnet-pools", lambda: seen(subnets.watch_pools))
+        self.peers.subnets = subnets
+        return subnets
 
     def _noted(self, pool: str, changes: tuple[Change, ...]) -> None:
         self.throughput.noted(pool, changes)
@@ -437,6 +442,17 @@ async def _node_of_pod(store: Store, namespace: str, name: str, uid: str) -> str
     return pod.spec.node_name if pod.metadata.uid == uid else ""
 
 
+def rules(controller: Controller, settings: ControllerSettings) -> Rulebook:
+    """What objects are completed and judged by: a line a kind."""
+    config = settings.config
+    families = [version for version, on in ((4, config.enable_ipv4), (6, config.enable_ipv6)) if on]
+    guard = config.enable_validating_resources_deleted_webhook
+    book = Rulebook()
+    book.add(IPPOOL, IPPoolRules(controller.pools.atlas, families=families, guard_deletion=guard, finalizer=False))
+    book.add(RESERVEDIP, ReservedIPRules(families=families))
+    return book
+
+
 async def _credentials(kubeconfig: str) -> Credentials:
     try:
         return await credentials_of(kubeconfig)
@@ -477,6 +493,28 @@ def main(argv: list[str] | None = None) -> int:
         root.add_supervisor(connections)
         root.add_service("replicas", lambda: _follow_peers(system, controller, settings, store, connections))
         root.add_service("rpc", lambda: _rpc(system, controller, settings, store))
+        root.add_actor(
+            "bundle",
+            lambda: BundleActor(
+                store,
+                name=settings.controller_name,
+                authority=anyio.Path(settings.controller_ca_file).read_bytes,
+                mine=lambda: controller.peers.mine("webhooks"),
+            ),
+            capacity=BundleActor.capacity,
+        )
+        book = rules(controller, settings)
+        root.add_service(
+            "webhooks",
+            lambda: webhooks.serve(
+                book,
+                ready=controller.cluster.synced,
+                port=settings.webhook_port,
+                cert_file=Path(settings.tls_server_cert),
+                key_file=Path(settings.tls_server_key),
+                system=system,
+            ),
+        )
 
     return program.run(
         NAME,

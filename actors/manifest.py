@@ -17,17 +17,24 @@ import yaml
 from msgspec import Struct
 from msgspec import inspect as shapes
 
+from admission.ippool import IPPoolRules
+from admission.reservedip import ReservedIPRules
+from admission.review import Review
+from admission.rulebook import Rulebook
 from api.configfile import did_you_mean, shown
-from api.ippool import SpiderIPPool
 from api.kinds import COORDINATOR, ENDPOINT, IPPOOL, MULTUSCONFIG, RESERVEDIP, SUBNET, Kind
 from api.meta import API_VERSION, ObjectMeta
-from ipam import poolspec
 from runtime.store.port import AlreadyExists, Conflict, NotFound, Store
 
 _ATTEMPTS = 5
 
 KINDS = {kind.kind: kind for kind in (IPPOOL, SUBNET, RESERVEDIP, COORDINATOR, MULTUSCONFIG, ENDPOINT)}
 """What can be written, by the word that stands in `kind`."""
+
+
+_RULES = Rulebook()
+_RULES.add(IPPOOL, IPPoolRules())
+_RULES.add(RESERVEDIP, ReservedIPRules())
 
 
 class ManifestError(ValueError):
@@ -107,13 +114,16 @@ def _manifest(document: object, where: str) -> Manifest:
     if made.metadata.namespace and not kind.namespaced:
         msg = f"{where}: metadata.namespace: {shown(made.metadata.namespace)}: a {kind.kind} lives in no namespace"
         raise ManifestError(msg)
-    if isinstance(item, SpiderIPPool):
-        try:
-            poolspec.check(item.spec)
-        except ValueError as error:
-            msg = f"{where}: {error}"
-            raise ManifestError(msg) from None
+    _judge(made, Review("CREATE", item))
     return made
+
+
+def _judge(manifest: Manifest, review: Review[Any]) -> None:
+    """What a webhook would say of it that knows no other object. Raises `ManifestError`."""
+    errors = _RULES.judge(manifest.kind, review).errors
+    if errors:
+        whose = f"{manifest.where}: {manifest}" if review.old is not None else manifest.where
+        raise ManifestError(f"{whose}: {'; '.join(str(error) for error in errors)}")
 
 
 def unknown_fields(data: object, cls: type[Struct]) -> Iterator[tuple[str, object, str]]:
@@ -172,8 +182,7 @@ async def apply(store: Store, manifest: Manifest) -> str:
             return "created"
         try:
             found = await store.get(kind, metadata.name, namespace=metadata.namespace)
-            if isinstance(found, SpiderIPPool):
-                _check_change(manifest, found)
+            _judge(manifest, Review("UPDATE", manifest.item, found))
             after = await store.patch(
                 kind,
                 metadata.name,
@@ -187,15 +196,6 @@ async def apply(store: Store, manifest: Manifest) -> str:
         return "unchanged" if same else "changed"
     msg = f"{manifest}: others changed it {_ATTEMPTS} times in a row"
     raise Contended(msg)
-
-
-def _check_change(manifest: Manifest, found: SpiderIPPool) -> None:
-    """A pool in use keeps its network and what is in use."""
-    try:
-        poolspec.check_change(found, manifest.item.spec)
-    except ValueError as error:
-        msg = f"{manifest.where}: {manifest}: {error}"
-        raise ManifestError(msg) from None
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

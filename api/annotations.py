@@ -65,6 +65,13 @@ POOL_INTERFACE = f"{_IPAM}/interface"
 POOL_IP_VERSION = f"{_IPAM}/ip-version"
 POOL_CIDR = f"{_IPAM}/ippool-cidr"
 SUBNET_CIDR = f"{_IPAM}/subnet-cidr"
+_DOTS, _COLONS = 3, 7
+"""So many of them become dashes in these labels, as the original's programs write them."""
+
+# -- annotations of automatic pools
+
+ENTRY_SEEN = f"{_IPAM}/subnet-entry-seen"
+"""resourceVersion of the SpiderSubnet under which what was put aside for the pool was taken back."""
 
 # -- keys in the podAffinity of automatic pools, compared with the workload and not with pod labels
 
@@ -87,6 +94,11 @@ CNI_CONFIG_NAME = f"{_CNI}/cniconfig-name"
 
 _MOST_DIGITS = 18
 """Of a size; what Go's int takes."""
+
+
+def cidr_label(subnet: str) -> str:
+    """The value of `POOL_CIDR` and `SUBNET_CIDR`: ``10-6-0-0-16`` for 10.6.0.0/16."""
+    return subnet.replace(".", "-", _DOTS).replace(":", "-", _COLONS).replace("/", "-")
 
 
 class AnnotationError(ValueError):

@@ -1,5 +1,7 @@
 """Objects by which Spiderpool is known to the API server itself, as far as its install and uninstall read them."""
 
+from typing import Any
+
 from msgspec import Struct, field
 
 from api.meta import ObjectMeta
@@ -40,6 +42,8 @@ class ValidatingWebhookConfiguration(Struct, frozen=True, omit_defaults=True, re
     api_version: str = "admissionregistration.k8s.io/v1"
     kind: str = "ValidatingWebhookConfiguration"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    webhooks: list[dict[str, Any]] = []
+    """As they are: whoever changes one thing of them writes all."""
 
 
 class MutatingWebhookConfiguration(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -48,3 +52,5 @@ class MutatingWebhookConfiguration(Struct, frozen=True, omit_defaults=True, rena
     api_version: str = "admissionregistration.k8s.io/v1"
     kind: str = "MutatingWebhookConfiguration"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    webhooks: list[dict[str, Any]] = []
+    """As they are."""

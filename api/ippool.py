@@ -12,7 +12,7 @@ from msgspec import Meta, Struct, field
 
 from api.meta import API_VERSION, Condition, LabelSelector, ObjectMeta
 from api.route import Route
-from api.schema import REQUIRED, Count
+from api.schema import FAMILY, NEVER_CHANGES, Count, Network
 
 type Atomic = Annotated[LabelSelector, Meta(extra_json_schema={"x-kubernetes-map-type": "atomic"})]
 """A selector that server-side apply replaces as a whole."""
@@ -20,7 +20,7 @@ type Conditions = Annotated[
     list[Condition],
     Meta(extra_json_schema={"x-kubernetes-list-map-keys": ["type"], "x-kubernetes-list-type": "map"}),
 ]
-type IPVersion = Annotated[Literal[4, 6], Meta(extra_json_schema={"format": "int64"})]
+type IPVersion = Annotated[Literal[4, 6], Meta(extra_json_schema={"format": "int64", **NEVER_CHANGES})]
 
 
 class IPPoolSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -28,7 +28,7 @@ class IPPoolSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
 
     ip_version: IPVersion | None = None
     """IP family of the pool, 4 or 6. Taken from the subnet when absent; never changes afterwards."""
-    subnet: Annotated[str, REQUIRED] = ""
+    subnet: Network = ""
     """The subnet as a CIDR; its prefix length is that of every address. Never changes."""
     ips: list[str] = []
     """Addresses of the pool, single or as ranges: 10.6.0.5 or 10.6.0.10-10.6.0.20."""
@@ -36,8 +36,8 @@ class IPPoolSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """Addresses taken out of ips, in the same form."""
     gateway: str | None = None
     """Next hop of the default route, inside the subnet and never given to a pod."""
-    routes: list[Route] = []
-    """Further routes of pods that get an address of this pool."""
+    routes: list[Route] | None = None
+    """Further routes of pods that get an address of this pool. Absent: those of its SpiderSubnet; empty: none."""
     pod_affinity: Atomic | None = None
     """Only pods with these labels."""
     namespace_affinity: Atomic | None = None
@@ -68,7 +68,8 @@ class IPPoolStatus(Struct, frozen=True, omit_defaults=True, rename="camel"):
     withheld_ips: str | None = field(default=None, name="withheldIPs")
     """JSON object in a string: address to the time until which nobody gets it, and why. Absent when there is none."""
     conditions: Conditions = []
-    """Overlapping is True while addresses of the pool lie in another pool as well: those are granted by neither."""
+    """Overlapping is True while addresses of the pool lie in another pool as well: those are granted by neither.
+    DeletionBlocked is True while the pool is being deleted and addresses of it are in use."""
 
 
 class SpiderIPPool(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -77,7 +78,7 @@ class SpiderIPPool(Struct, frozen=True, omit_defaults=True, rename="camel"):
     api_version: str = API_VERSION
     kind: str = "SpiderIPPool"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
-    spec: IPPoolSpec = field(default_factory=IPPoolSpec)
+    spec: Annotated[IPPoolSpec, FAMILY] = field(default_factory=IPPoolSpec)
     status: IPPoolStatus = field(default_factory=IPPoolStatus)
 
 

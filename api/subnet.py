@@ -8,10 +8,10 @@ from typing import Annotated
 
 from msgspec import Struct, field
 
-from api.ippool import IPVersion
+from api.ippool import Conditions, IPVersion
 from api.meta import API_VERSION, ObjectMeta
 from api.route import Route
-from api.schema import REQUIRED, Count
+from api.schema import FAMILY, Count, Network
 
 
 class SubnetSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -19,7 +19,7 @@ class SubnetSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
 
     ip_version: IPVersion | None = None
     """IP family of the subnet, 4 or 6. Taken from the subnet when absent; never changes afterwards."""
-    subnet: Annotated[str, REQUIRED] = ""
+    subnet: Network = ""
     """The subnet as a CIDR. Never changes."""
     ips: list[str] = []
     """Addresses for pools, single or as ranges: 10.6.0.5 or 10.6.0.10-10.6.0.20."""
@@ -40,6 +40,8 @@ class SubnetStatus(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """Number of addresses in ips without excludeIPs."""
     allocated_ip_count: Count | None = field(default=None, name="allocatedIPCount")
     """Number of addresses given to pools, whether or not pods have them."""
+    conditions: Conditions = []
+    """DeletionBlocked is True while the subnet is being deleted and has pools."""
 
 
 class SpiderSubnet(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -48,5 +50,5 @@ class SpiderSubnet(Struct, frozen=True, omit_defaults=True, rename="camel"):
     api_version: str = API_VERSION
     kind: str = "SpiderSubnet"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
-    spec: SubnetSpec = field(default_factory=SubnetSpec)
+    spec: Annotated[SubnetSpec, FAMILY] = field(default_factory=SubnetSpec)
     status: SubnetStatus = field(default_factory=SubnetStatus)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
                 _define(lab)
                 plain = one_at_a_time(lab, options.idle, detection=detection)
                 if not detection:
-                    reference(options.idle, plain)
+                    reference(lab, options.idle, plain)
                     several(lab, options.idle, plain)
                     at_once(lab, 100)
                     full(lab, options.pods)
@@ -118,8 +119,11 @@ def one_at_a_time(lab: Lab, count: int, *, detection: bool) -> dict[str, float]:
     return medians
 
 
-def reference(count: int, ours: Mapping[str, float]) -> None:
-    """Debian's macvlan with host-local: one exec of each, no way to the node, no API server."""
+def reference(lab: Lab, count: int, ours: Mapping[str, float]) -> None:
+    """Debian's macvlan with host-local: one exec of each, no way to the node, no API server.
+
+    Ours is a whole ADD, and once one that makes what theirs makes: link, address and routes.
+    """
     title("against Debian's macvlan and host-local, IPv4")
     try:
         plugins = debian_plugins()
@@ -145,6 +149,15 @@ def reference(count: int, ours: Mapping[str, float]) -> None:
     median = statistics.median(adds[5:])
     row("their ADD, p50", f"{median:.1f} ms")
     row("ours / theirs", f"{ours['IPv4'] / median:.2f}", "<= 1")
+    alone = {**lab.config(NODE), "ipam": {"type": "spiderpool", **_pools(lab, dual=False)}}
+    adds = []
+    for number in range(count + 5):
+        timed = Timed(lab, f"alone-{number}", alone)
+        time.sleep(_SETTLED_SECONDS)
+        adds.append(timed.run("ADD"))
+        timed.run("DEL")
+    row("ours without the way to the node / theirs", f"{statistics.median(adds[5:]) / median:.2f}")
+    lab.wait_for(lambda: not lab.records(), seconds=60)
 
 
 def several(lab: Lab, count: int, plain: Mapping[str, float]) -> None:
@@ -198,14 +211,17 @@ def full(lab: Lab, count: int) -> None:
     first: list[float] = []
     pods: list[Timed] = []
     edge = 40
+    spent = [_spent(lab)]
     for number in range(edge + 5):
         pods.append(Timed(lab, f"full-{number}", config))
         time.sleep(_SETTLED_SECONDS)
         first.append(pods[-1].run("ADD"))
+    spent.append(_spent(lab))
     middle = [Timed(lab, f"full-{number}", config) for number in range(len(pods), count - edge)]
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda timed: timed.run("ADD"), middle))
     last = []
+    spent.append(_spent(lab))
     for number in range(count - edge, count):
         pods.append(Timed(lab, f"full-{number}", config))
         time.sleep(_SETTLED_SECONDS)
@@ -213,13 +229,27 @@ def full(lab: Lab, count: int) -> None:
     row("the first ADDs, p50", f"{statistics.median(first[5:]):.1f} ms")
     row("the last ADDs, p50", f"{statistics.median(last):.1f} ms")
     row("last / first", f"{statistics.median(last) / statistics.median(first[5:]):.2f}", "1")
+    spent.append(_spent(lab))
+    for what in spent[0]:
+        of_first, _, of_last = (1e3 * (after[what] - before[what]) for before, after in pairwise(spent))
+        row(f"of which {what}", f"{of_first / (edge + 5):.1f} -> {of_last / edge:.1f} ms")
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda timed: timed.run("DEL"), [*pods, *middle]))
 
 
-def _metrics(lab: Lab) -> str:
-    with urlopen(f"http://127.0.0.1:{lab.metric_ports[NODE]}/metrics") as answer:
+def _metrics(lab: Lab, program: str = NODE) -> str:
+    with urlopen(f"http://127.0.0.1:{lab.metric_ports[program]}/metrics") as answer:
         return str(answer.read().decode())
+
+
+def _spent(lab: Lab) -> dict[str, float]:
+    """Seconds in all until now, of the two that grow: the kernel with links, the pool's object with its records."""
+    kernel = samples(_metrics(lab), "spiderpool_netlink_step_seconds_sum")
+    commits = samples(_metrics(lab, "controller"), "spiderpool_pool_commit_seconds_sum")
+    return {
+        "requests to the kernel": sum(value for _, value in kernel),
+        "the write of the pool's status": sum(value for _, value in commits),
+    }
 
 
 def _requests(lab: Lab) -> dict[str, float]:

@@ -217,6 +217,10 @@ class Journal:
         """One entry as it is on disk, None when there is none that can be read."""
         return self._read(self._path(key))
 
+    def get_all(self, keys: Sequence[Key]) -> list[JournalEntry | None]:
+        """See `get`."""
+        return [self.get(key) for key in keys]
+
     def put(self, entry: JournalEntry) -> None:
         """Write an entry; when this returns it survives this process and, where that matters, a power cut.
 

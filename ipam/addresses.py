@@ -54,6 +54,28 @@ def parse_address(text: str) -> tuple[int, int]:
     return 6, number
 
 
+def parse_cidr(text: str) -> tuple[int, int, int]:
+    """Read a CIDR; bits behind the prefix may be set.
+
+    Returns:
+        IP version, the number of the address, the length of the prefix.
+
+    Raises:
+        ValueError: as `parse_address`, with a predicate for message.
+    """
+    address, slash, length = text.partition("/")
+    version, number = parse_address(address)
+    if not (slash and length.isascii() and length.isdigit() and len(length) <= 3 and int(length) <= BITS[version]):
+        raise ValueError("is not a CIDR")
+    return version, number, int(length)
+
+
+def network_span(version: int, number: int, prefix: int) -> tuple[int, int]:
+    """First and last address of the network in which an address lies."""
+    hosts = (1 << (BITS[version] - prefix)) - 1
+    return number & ~hosts, number | hosts
+
+
 @lru_cache(maxsize=_REMEMBERED)
 def format_address(number: int, version: int) -> str:
     """The canonical text, as Go's `net.IP.String` prints it.

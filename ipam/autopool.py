@@ -144,9 +144,7 @@ def replicas(item: BuiltIn) -> int:
             return _of_job(item.spec.job_template.spec)
 
 
-def plan(
-    application: Application, *, redundant: int, enable_ipv4: bool = True, enable_ipv6: bool = True
-) -> Plan:
+def plan(application: Application, *, redundant: int, enable_ipv4: bool = True, enable_ipv6: bool = True) -> Plan:
     """The pools of an application. `redundant` addresses are added where it says nothing of their number.
 
     Raises `AnnotationError`: one of its annotations is not what it should be.
@@ -168,7 +166,7 @@ def subnets(annotations: Mapping[str, str]) -> tuple[NICSubnets, ...]:
     key = keys.POD_SUBNETS if keys.POD_SUBNETS in annotations else keys.POD_SUBNET
     for item in items:
         if len(item.interface) > _NIC or not _LABEL_VALUE.fullmatch(item.interface):
-            problem = f"interface {item.interface!r} is no name of an interface: at most {_NIC} letters, digits or '-_.'"
+            problem = f"interface {item.interface!r} is no name of a NIC: at most {_NIC} letters, digits or '-_.'"
             raise AnnotationMeaningError(key, annotations[key], problem)
     return items
 

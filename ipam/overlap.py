@@ -12,7 +12,9 @@ from msgspec import Struct
 
 from api.ippool import SpiderIPPool
 from api.meta import Condition
+from ipam.addresses import BITS, format_address
 from ipam.ranges import Ranges
+from ipam.spans import Spans
 from ipam.territory import PoolError, Territory, territory
 from ipam.withheld import rfc3339
 
@@ -50,10 +52,13 @@ class Overlap(Struct, frozen=True):
 class Atlas:
     """The addresses of all pools, as far as they can be read. A pool is parsed again only when its spec has changed."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_known", "_networks", "_spans")
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[tuple[str, int], Territory | None]] = {}
+        self._spans = {4: Spans(), 6: Spans()}
+        self._networks: dict[tuple[int, int, int], set[str]] = {}
+        """By version, first and last address: the pools of that network."""
 
     def __repr__(self) -> str:
         return f"<Atlas of {len(self._known)} pools>"
@@ -66,11 +71,12 @@ class Atlas:
         """
         changed = False
         for name in gone:
-            changed |= self._known.pop(name, None) is not None
+            changed |= self._forget(name)
         for pool in pools:
             name, version = pool.metadata.name, (pool.metadata.uid, pool.metadata.generation)
             if name not in self._known or self._known[name][0] != version:
-                self._known[name] = (version, _read(pool))
+                self._forget(name)
+                self._note(name, version, _read(pool))
                 changed = True
         return changed
 
@@ -82,25 +88,47 @@ class Atlas:
     def overlap(self, name: str) -> Overlap | None:
         """What the pool of that name shares with others; None when it is not known, or shares nothing."""
         mine = self._known[name][1] if name in self._known else None
-        if mine is None or not mine.addresses:
-            return None
-        shares = [
-            (other, mine.addresses.intersection(theirs.addresses))
-            for other, (_, theirs) in sorted(self._known.items())
-            if other != name and theirs is not None and _near(mine, theirs)
-        ]
-        shared = tuple((other, ranges) for other, ranges in shares if ranges)
-        return Overlap(shared) if shared else None
+        return self.shared(mine.addresses, but=name) if mine is not None else None
 
+    def shared(self, addresses: Ranges, *, but: str) -> Overlap | None:
+        """What a set of addresses shares with pools of other names; None when it is nothing.
 
-def _near(mine: Territory, theirs: Territory) -> bool:
-    """Whether it is worth to look closer."""
-    if mine.version != theirs.version or not theirs.addresses:
-        return False
-    return (
-        mine.addresses.spans[0][0] <= theirs.addresses.spans[-1][1]
-        and theirs.addresses.spans[0][0] <= mine.addresses.spans[-1][1]
-    )
+        O(log n) for each interval of the set, of n that all pools have.
+        """
+        found: dict[str, list[tuple[int, int]]] = {}
+        for first, last in addresses.spans:
+            for begin, end, owner in self._spans[addresses.version].touching(first, last):
+                if owner != but:
+                    found.setdefault(owner, []).append((max(first, begin), min(last, end)))
+        shares = tuple((owner, Ranges.of(addresses.version, found[owner])) for owner in sorted(found))
+        return Overlap(shares) if shares else None
+
+    def crossing(self, version: int, network: tuple[int, int]) -> tuple[tuple[str, str], ...]:
+        """Networks that share addresses with this one and are not the same: the CIDR, and one pool that has it."""
+        first, last = network
+        return tuple(
+            (f"{format_address(begin, version)}/{BITS[version] - (end - begin).bit_length()}", min(names))
+            for (family, begin, end), names in sorted(self._networks.items())
+            if family == version and begin <= last and first <= end and (begin, end) != network
+        )
+
+    def _note(self, name: str, version: tuple[str, int], found: Territory | None) -> None:
+        self._known[name] = (version, found)
+        if found is not None:
+            self._spans[found.version].add(name, found.addresses.spans)
+            self._networks.setdefault((found.version, *found.network), set()).add(name)
+
+    def _forget(self, name: str) -> bool:
+        if name not in self._known:
+            return False
+        _, found = self._known.pop(name)
+        if found is not None:
+            self._spans[found.version].remove(name, found.addresses.spans)
+            network = (found.version, *found.network)
+            self._networks[network].discard(name)
+            if not self._networks[network]:
+                del self._networks[network]
+        return True
 
 
 def _read(pool: SpiderIPPool) -> Territory | None:

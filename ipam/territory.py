@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from api.ippool import SpiderIPPool
-from ipam.addresses import BITS, parse_address
+from ipam.addresses import network_span, parse_cidr
 from ipam.ranges import RangeError, Ranges, parse_ranges
 
 
@@ -30,11 +30,13 @@ class Territory(Struct, frozen=True):
     Attributes:
         version: 4 or 6.
         prefix: length of the subnet's.
+        network: first and last address of the subnet.
         addresses: `spec.ips` without `spec.excludeIPs`.
     """
 
     version: int
     prefix: int
+    network: tuple[int, int]
     addresses: Ranges
 
 
@@ -44,28 +46,19 @@ def territory(pool: SpiderIPPool) -> Territory:
     Raises:
         PoolError: the subnet is no CIDR, `spec.ipVersion` is another family, or a range is malformed.
     """
-    name = pool.metadata.name
-    version, prefix = _subnet(pool)
+    name, subnet = pool.metadata.name, pool.spec.subnet
+    try:
+        version, number, prefix = parse_cidr(subnet)
+    except ValueError as error:
+        raise PoolError(pool=name, field="spec.subnet", content=subnet, problem=str(error)) from None
+    if pool.spec.ip_version not in (None, version):
+        raise PoolError(
+            pool=name, field="spec.ipVersion", content=str(pool.spec.ip_version), problem=f"spec.subnet is {subnet}"
+        )
     try:
         addresses = parse_ranges(pool.spec.ips or (), version, field="spec.ips").difference(
             parse_ranges(pool.spec.exclude_ips or (), version, field="spec.excludeIPs")
         )
     except RangeError as error:
         raise PoolError(pool=name, field=error.field, content=error.value, problem=error.problem) from None
-    return Territory(version, prefix, addresses)
-
-
-def _subnet(pool: SpiderIPPool) -> tuple[int, int]:
-    name, subnet = pool.metadata.name, pool.spec.subnet
-    address, slash, length = subnet.partition("/")
-    try:
-        version, _ = parse_address(address)
-    except ValueError as error:
-        raise PoolError(pool=name, field="spec.subnet", content=subnet, problem=f"{address!r} {error}") from None
-    if not (slash and length.isascii() and length.isdigit() and int(length) <= BITS[version]):
-        raise PoolError(pool=name, field="spec.subnet", content=subnet, problem="not a CIDR")
-    if pool.spec.ip_version not in (None, version):
-        raise PoolError(
-            pool=name, field="spec.ipVersion", content=str(pool.spec.ip_version), problem=f"spec.subnet is {subnet}"
-        )
-    return version, int(length)
+    return Territory(version, prefix, network_span(version, number, prefix), addresses)

@@ -76,6 +76,11 @@ COMMIT_OUTCOME: Final = "spiderpool.commit.outcome"
 COMMIT_BYTES: Final = "spiderpool.commit.bytes"
 RESOURCE_VERSION: Final = "spiderpool.resource.version"
 
+ADMISSION_OBJECT: Final = "spiderpool.admission.object"
+"""``namespace/name`` of what is to be written."""
+ADMISSION_OPERATION: Final = "spiderpool.admission.operation"
+ADMISSION_OUTCOME: Final = "spiderpool.admission.outcome"
+
 STORE_RESOURCE: Final = "spiderpool.store.resource"
 STORE_VERB: Final = "spiderpool.store.verb"
 STORE_OBJECT: Final = "spiderpool.store.object"

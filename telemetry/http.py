@@ -1,7 +1,8 @@
-"""The small HTTP server behind /metrics, /healthz and the probes of the original's chart.
+"""The small HTTP server behind /metrics, /healthz, the probes of the original's chart, and the webhooks.
 
-HTTP/1.1 with keep-alive on asyncio streams: GET and HEAD of a handful of paths, and POST of those that set something
-off. What a request says is in its path and query: a body is read past. It is separate from the CNI socket on purpose,
+HTTP/1.1 with keep-alive on asyncio streams, over TLS where a context is given: GET and HEAD of a handful of paths, and
+POST of those that set something off or are asked something. What else a request says is in its path and query: a body
+that nobody asked for is read past. It is separate from the CNI socket on purpose,
 so that a kubelet that floods one cannot starve the probes of the other.
 
 Two agents of a node run at once while one replaces the other, on the node's network. So the port is shared
@@ -25,11 +26,12 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 from msgspec import Struct
@@ -42,9 +44,10 @@ logger = logging.getLogger(__name__)
 
 _HEAD_LIMIT = 16 * 1024
 _BODY_LIMIT = 64 * 1024
-"""Of a POST. Nothing of it is kept, but a client that sends more has another server in mind."""
+"""Of a body that nobody asked for. Nothing of it is kept; a client that sends more has another server in mind."""
 _IDLE_SECONDS = 60.0
 _CONNECTIONS = 64
+_HANDSHAKE_SECONDS = 5.0
 _WELL = (State.OK, State.DEGRADED)
 
 
@@ -68,7 +71,16 @@ class Post(Struct, frozen=True):
     answer: Answer
 
 
-type Route = Answer | Post
+class Ask(Struct, frozen=True):
+    """A route for POST that answers what is in the body."""
+
+    answer: Callable[[bytes], Response]
+    """Runs on the event loop, so it must be quick."""
+    limit: int
+    """Bytes of the longest body."""
+
+
+type Route = Answer | Post | Ask
 """What a path does. A bare function is for GET and HEAD."""
 
 
@@ -89,6 +101,9 @@ class HttpServer:
         recorder: SpanRecorder | None = None,
         routes: Mapping[str, Route] | None = None,
         unix: Path | None = None,
+        tls: ssl.SSLContext | None = None,
+        idle: float = _IDLE_SECONDS,
+        connections: int = _CONNECTIONS,
     ) -> None:
         """Nothing is opened before the block is entered, which raises OSError when the address cannot be had.
 
@@ -98,12 +113,18 @@ class HttpServer:
             health: gives /healthz and /v1/runtime/*.
             program: gives /metrics, with the metrics of that program.
             recorder: gives /debug/traces.
-            routes: more paths, or others for the same ones; a function is for GET, `Post` for POST.
+            routes: more paths, or others for the same ones; a function is for GET, `Post` and `Ask` for POST.
             unix: path of a unix socket that is served as well; what lies there is replaced.
+            tls: with what the port is served; plain without.
+            idle: seconds that a connection is kept for the next request, and that one may take to come.
+            connections: at a time; one more is closed.
         """
         self._host = host or None
         self._port = port
         self._unix = unix
+        self._tls = tls
+        self._idle = idle
+        self._most = connections
         self._server: asyncio.Server | None = None
         self._unix_server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -131,10 +152,12 @@ class HttpServer:
         try:
             if self._host is None:
                 listener = _any_address(self._port)
-                self._server = await asyncio.start_server(self._accept, sock=listener, limit=_HEAD_LIMIT)
+                self._server = await asyncio.start_server(
+                    self._accept, sock=listener, limit=_HEAD_LIMIT, **self._over()
+                )
             else:
                 self._server = await asyncio.start_server(
-                    self._accept, self._host, self._port, limit=_HEAD_LIMIT, reuse_port=True
+                    self._accept, self._host, self._port, limit=_HEAD_LIMIT, reuse_port=True, **self._over()
                 )
         except OSError:
             await self.__aexit__(None, None, None)
@@ -153,8 +176,11 @@ class HttpServer:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
+    def _over(self) -> dict[str, Any]:
+        return {"ssl": self._tls, "ssl_handshake_timeout": _HANDSHAKE_SECONDS} if self._tls is not None else {}
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._connections) >= _CONNECTIONS:
+        if len(self._connections) >= self._most:
             writer.close()
             return
         task = asyncio.get_running_loop().create_task(self._converse(reader, writer), name="telemetry.http")
@@ -175,7 +201,7 @@ class HttpServer:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request. Returns whether the connection stays open."""
         try:
-            async with asyncio.timeout(_IDLE_SECONDS):
+            async with asyncio.timeout(self._idle):
                 head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
             await _send(writer, Response(status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), keep=False, body=True)
@@ -187,21 +213,26 @@ class HttpServer:
             await _send(writer, Response(status=HTTPStatus.BAD_REQUEST), keep=False, body=True)
             return False
         method, target, version = words
-        unread, refused = await _read_past_body(reader, headers)
-        keep = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close" and not unread
         path, _, query = target.partition("?")
-        answer = refused or await self._answer(method, path, query)
+        route = self._routes.get(path)
+        limit = route.limit if isinstance(route, Ask) else _BODY_LIMIT
+        sent = await _body(reader, headers, limit)
+        unread = isinstance(sent, Response)
+        keep = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close" and not unread
+        answer = sent if isinstance(sent, Response) else await self._answer(method, path, query, sent)
         await _send(writer, answer, keep=keep, body=method != "HEAD")
         return keep
 
-    async def _answer(self, method: str, path: str, query: str) -> Response:
+    async def _answer(self, method: str, path: str, query: str, sent: bytes) -> Response:
         route = self._routes.get(path)
         if route is None and (path != "/metrics" or self._program is None):
             return Response(b"not found\n", HTTPStatus.NOT_FOUND)
-        methods = ("POST",) if isinstance(route, Post) else ("GET", "HEAD")
+        methods = ("POST",) if isinstance(route, Post | Ask) else ("GET", "HEAD")
         if method not in methods:
             allow = ", ".join(methods)
             return Response(f"use {allow}\n".encode(), HTTPStatus.METHOD_NOT_ALLOWED, allow=allow)
+        if isinstance(route, Ask):
+            return route.answer(sent)
         if route is not None:
             return route.answer(query) if isinstance(route, Post) else route(query)
         assert self._program is not None
@@ -210,19 +241,17 @@ class HttpServer:
         return Response(body=body, content_type=metrics.CONTENT_TYPE)
 
 
-async def _read_past_body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> tuple[bool, Response | None]:
-    """Whether something of the body is left, so that the connection is of no more use, and a refusal if it must be."""
+async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str], limit: int) -> bytes | Response:
+    """What was sent, or a refusal: then something of it is left, so that the connection is of no more use."""
     if "transfer-encoding" in headers:
-        return True, Response(b"a body needs a Content-Length\n", HTTPStatus.LENGTH_REQUIRED)
+        return Response(b"a body needs a Content-Length\n", HTTPStatus.LENGTH_REQUIRED)
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()):
-        return True, Response(f"Content-Length: {length[:20]!r} is no number\n".encode(), HTTPStatus.BAD_REQUEST)
-    if len(length) > 9 or int(length) > _BODY_LIMIT:
-        text = f"a body of more than {_BODY_LIMIT} bytes\n"
-        return True, Response(text.encode(), HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        return Response(f"Content-Length: {length[:20]!r} is no number\n".encode(), HTTPStatus.BAD_REQUEST)
+    if len(length) > 9 or int(length) > limit:
+        return Response(f"a body of more than {limit} bytes\n".encode(), HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
     async with asyncio.timeout(_IDLE_SECONDS):
-        await reader.readexactly(int(length))
-    return False, None
+        return await reader.readexactly(int(length))
 
 
 def _any_address(port: int) -> socket.socket:

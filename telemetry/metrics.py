@@ -508,6 +508,20 @@ RPC_REQUEST_SECONDS = histogram(
     labels=("side", "method"),
     buckets=IO_SECONDS,
 )
+ADMISSION_REVIEWS = counter(
+    "spiderpool_admission_reviews_total",
+    "Objects that the API server asked about, by way (mutate, validate), kind, operation, and outcome (admitted, "
+    "completed, refused, malformed; no_review is what was no AdmissionReview)",
+    program=Program.CONTROLLER,
+    labels=("way", "kind", "operation", "outcome"),
+)
+ADMISSION_REVIEW_SECONDS = histogram(
+    "spiderpool_admission_review_seconds",
+    "Time to answer whether an object may be written",
+    program=Program.CONTROLLER,
+    labels=("way", "kind"),
+    buckets=IO_SECONDS,
+)
 RPC_CONNECTIONS = gauge(
     "spiderpool_rpc_connections",
     "Open connections between agent and controller",

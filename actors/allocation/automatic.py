@@ -1,7 +1,7 @@
 """The automatic pools of a pod's application, had before pools are selected for it.
 
-The application's owner makes them, and a pod that comes before its pools waits for the owner's answer. What the snapshot
-of pools does not show yet is read: nobody is refused because a watch is late.
+The application's owner makes them, and a pod that comes before its pools waits for the owner's answer. What the
+snapshot of pools does not show yet is read: nobody is refused because a watch is late.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

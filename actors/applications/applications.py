@@ -5,7 +5,7 @@ a pod has come of. A pool whose application nobody sees any more has it looked f
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import anyio
@@ -25,7 +25,7 @@ from runtime.actor import Ref, System
 from runtime.errors import ActorError
 from runtime.store.port import Expired, Store, StoreError
 from runtime.store.reflector import Reflector
-from runtime.store.snapshot import Snapshot, key_of
+from runtime.store.snapshot import Snapshot
 from runtime.supervision import Intensity, Supervisor
 
 _log = logging.getLogger(__name__)
@@ -178,8 +178,10 @@ class Applications:
                 since = reflector.snapshot.revision
                 items = [(item, None) for item in reflector.snapshot.values()]
             for item, last in items:
-                meta: ObjectMeta = (item if item is not None else last).metadata
-                workload = _workload(kind, meta)
+                either = item if item is not None else last
+                if either is None:
+                    continue
+                workload = _workload(kind, either.metadata)
                 if mine(application_key(workload)):
                     self._show(workload, item)
 
@@ -206,7 +208,7 @@ class Applications:
                 subnet = self._subnets.get(name)
                 was, free[name] = free.get(name), None if subnet is None else _state(subnet)
                 if free[name] != was:
-                    self._feed(lambda subnets, name=name: name in subnets)
+                    self._feed(name)
 
     async def _follow_pools(self) -> None:
         """When a pool has been given addresses back, have its application ask again if it has too many."""
@@ -231,7 +233,7 @@ class Applications:
                 if fewer and owner is not None and application_key(owner) in self._hungry:
                     self._tell(owner, Room())
 
-    async def _follow_foreign(self, start: Callable[..., None], mine: Mine) -> None:
+    async def _follow_foreign(self, start: Callable[..., object], mine: Mine) -> None:
         """Follow the foreign kinds that applications with pools are of."""
         for workload in self._index.owners():
             kind = workload.api_version, workload.kind
@@ -285,9 +287,9 @@ class Applications:
         else:
             self._hungry.pop(key, None)
 
-    def _feed(self, fits: Callable[[frozenset[str]], bool]) -> None:
+    def _feed(self, subnet: str) -> None:
         for workload, subnets in list(self._hungry.values()):
-            if fits(subnets):
+            if subnet in subnets:
                 self._tell(workload, Room())
 
     def _tell(self, workload: Workload, message: Seen | Missing | Room) -> None:

@@ -49,7 +49,7 @@ class Terms(Struct, frozen=True):
     ask: Callable[[Provide | Discard], Awaitable[Provided | Discarded | NotProvided]]
     reserved: Callable[[int], Ranges]
     said: Callable[[Workload, str, str], None]
-    hungry: Callable[[Workload, frozenset[str]], None]
+    hungry: Callable[[Workload, frozenset[str]], None] = lambda _workload, _subnets: None
     redundant: int = 1
     enable_ipv4: bool = True
     enable_ipv6: bool = True
@@ -123,8 +123,9 @@ class Settlement:
             return Settled(application, problem=str(error))
         workload = application.workload if application is not None else self._workload
         async with anyio.create_task_group() as group:
-            for wanted in plan.pools if plan is not None else ():
-                group.start_soon(self._provide, workload, wanted, plan)
+            if plan is not None:
+                for wanted in plan.pools:
+                    group.start_soon(self._provide, workload, wanted, plan)
             for pool in autopool.surplus(workload, before, plan):
                 group.start_soon(self._discard, pool)
         return Settled(application, have=self._have, sizes=self._had, troubles=self._troubles)

@@ -80,9 +80,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
 
 async def clean(store: Store, task: Task) -> None:
     """Do it, and say a line about everything. Raises `StoreError` when not even the pods can be listed."""
-    await retire_agents(store, task)
-    for kind in _WEBHOOKS:
+    for kind in _WEBHOOKS:  # first: who answers for them is about to go, and nothing could be written any more
         await _remove(store, kind, task.controller, dry_run=task.dry_run)
+    await retire_agents(store, task)
     if task.remove_objects:
         await _remove_objects(store, task)
     else:

@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args
 import msgspec
 from msgspec import Struct
 
+from admission.ippool import IPPoolRules
+from admission.review import Review
 from api.configfile import SettingsError, did_you_mean, shown
 from api.coordinator import CoordinatorSpec, SpiderCoordinator
 from api.environment import is_injected
@@ -21,8 +23,6 @@ from api.meta import ObjectMeta
 from api.route import Route
 from api.settings import KNOWN
 from api.subnet import SpiderSubnet, SubnetSpec
-from ipam import poolspec
-from ipam.ranges import RangeError
 
 _COORDINATOR = "SPIDERPOOL_INIT_DEFAULT_COORDINATOR"
 _MODES = ("auto", "underlay", "overlay", "disabled")
@@ -221,12 +221,11 @@ _ENVIRONMENT = {"spec.ips": "IPRANGES", "spec.gateway": "GATEWAY", "spec.subnet"
 
 
 def _check(spec: IPPoolSpec, given: Mapping[str, str], prefix: str) -> None:
-    try:
-        poolspec.check(spec)
-    except (poolspec.SpecError, RangeError) as error:
-        name = f"{prefix}_IPPOOL_{_ENVIRONMENT[error.field.partition('[')[0]]}"
-        message = f"{name}={shown(given[name])}: {error}"
-        raise SettingsError(message) from None
+    errors = IPPoolRules().judge(Review("CREATE", SpiderIPPool(spec=spec))).errors
+    if errors:
+        name = f"{prefix}_IPPOOL_{_ENVIRONMENT[errors[0].field.partition('[')[0]]}"
+        message = f"{name}={shown(given[name])}: {'; '.join(str(error) for error in errors)}"
+        raise SettingsError(message)
 
 
 assert set(_MODES) == set(get_args(get_args(CoordinatorSpec.__annotations__["mode"])[0]))

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from actors.events.recorder import Message, Say
 from api.core import ObjectReference, Pod
 from api.ippool import SpiderIPPool
-from api.kinds import IPPOOL
+from api.kinds import IPPOOL, SUBNET
 from api.reasons import Reason
+from api.subnet import SpiderSubnet
 from api.wire import Disown, Rejected
 from ipam.identity import Workload
 from ipam.overlap import Overlap
@@ -22,6 +23,7 @@ FAILED_ALLOCATE = "FailedAllocate"
 IP_CONFLICT = "IPConflict"
 POOL_EXHAUSTED = "PoolExhausted"
 POOL_OVERLAP = "PoolOverlap"
+DELETION_BLOCKED = "DeletionBlocked"
 
 _OTHERS = 5
 """Pools that an overlap is said about, besides the one that found it."""
@@ -32,10 +34,17 @@ _lost = metrics.EVENTS_DROPPED.labels(why="overload")
 class Notices:
     """The words for what happens. None of these raises, none waits."""
 
-    def __init__(self, events: Ref[Message] | None, *, pool: Callable[[str], SpiderIPPool | None]) -> None:
-        """`pool` gives a pool by name, as last seen. Without `events` nothing is said."""
+    def __init__(
+        self,
+        events: Ref[Message] | None,
+        *,
+        pool: Callable[[str], SpiderIPPool | None],
+        subnet: Callable[[str], SpiderSubnet | None] = lambda _name: None,
+    ) -> None:
+        """`pool` and `subnet` give one by name, as last seen. Without `events` nothing is said."""
         self._events = events
         self._pool = pool
+        self._subnet = subnet
 
     def __repr__(self) -> str:
         return f"<Notices{'' if self._events else ', unheard'}>"
@@ -72,6 +81,17 @@ class Notices:
             for one, another in ((pool, other), (other, pool)):
                 text = f"addresses that lie in two pools are granted by neither: {Overlap(((another, ranges),))}"
                 self._say(Say(POOL_OVERLAP, text, about=self._of_pool(one), key=another))
+
+    def pool_waits(self, pool: str, text: str) -> None:
+        """A pool is being deleted and cannot go."""
+        self._say(Say(DELETION_BLOCKED, text, about=self._of_pool(pool), warning=False, key=DELETION_BLOCKED))
+
+    def subnet_waits(self, subnet: str, text: str) -> None:
+        """A subnet is being deleted and cannot go."""
+        seen = self._subnet(subnet)
+        uid = seen.metadata.uid if seen is not None else ""
+        about = ObjectReference(api_version=SUBNET.api_version, kind=SUBNET.kind, name=subnet, uid=uid)
+        self._say(Say(DELETION_BLOCKED, text, about=about, warning=False, key=DELETION_BLOCKED))
 
     def _say(self, say: Say) -> None:
         if self._events is None:

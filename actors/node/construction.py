@@ -4,6 +4,7 @@ Undoing is not done here: what was begun is in the journal, and the sandbox acto
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import anyio
 
@@ -19,6 +20,7 @@ from cni.journal import JournalEntry
 from cni.kernel import Kernel
 from runtime.clock import Clock
 from runtime.errors import first
+from runtime.together import together
 
 
 class Construction:
@@ -92,9 +94,6 @@ class Construction:
 
         They are made at the same time, but for one whose parent is another one of them.
         """
-        if len(nics) == 1:
-            await nics[0].make(self._kernel, self._pfs)
-            return
         made = {nic.ifname: anyio.Event() for nic in nics}
 
         async def make(nic: Nic, parent: str) -> None:
@@ -103,9 +102,7 @@ class Construction:
             await nic.make(self._kernel, self._pfs)
             made[nic.ifname].set()
 
-        async with anyio.create_task_group() as group:
-            for nic in nics:
-                group.start_soon(make, nic, _awaited(nic, nics))
+        await together(*(partial(make, nic, _awaited(nic, nics)) for nic in nics))
 
     async def _address(
         self, nics: Sequence[Nic], wanting: Sequence[Nic], first_try: Asking, another: Callable[[], Asking]

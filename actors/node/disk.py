@@ -35,8 +35,8 @@ class Journal(Protocol):
         """
         ...
 
-    async def get(self, key: Key) -> JournalEntry | None:
-        """One entry as it is now, None when there is none."""
+    async def get(self, *keys: Key) -> list[JournalEntry | None]:
+        """Entries as they are now, None where there is none."""
         ...
 
     async def of(self, container_id: str) -> list[JournalEntry]:
@@ -109,9 +109,9 @@ class DiskJournal:
         msg = f"container {container_id[:12]}: another agent of this node is at work on it"
         raise TryAgainLater(msg, f"waited {seconds:g} s")
 
-    async def get(self, key: Key) -> JournalEntry | None:
+    async def get(self, *keys: Key) -> list[JournalEntry | None]:
         """See `Journal`."""
-        return await self._worker.run(self._entries.get, key)
+        return await self._worker.run(self._entries.get_all, keys)
 
     async def of(self, container_id: str) -> list[JournalEntry]:
         """See `Journal`."""

@@ -398,7 +398,7 @@ class NetworksActor(Actor[Message]):
 
     async def _dissolve(self, judged: JournalEntry) -> None:
         async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
-            record = await self._journal.get(judged.key)
+            (record,) = await self._journal.get(judged.key)
             if record is not None and (record.state is State.ADDING or record == judged):
                 _log.warning("taking the networks of %s (pod %s) apart", self._container_id[:12], record.pod)
                 await self._take_apart(record, _head_of(record))
@@ -457,7 +457,8 @@ class NetworksActor(Actor[Message]):
         )
 
     async def _known(self, invocation: Invocation) -> JournalEntry | None:
-        return await self._journal.get(Key(self._container_id, invocation.ifname, NETWORKS))
+        (known,) = await self._journal.get(Key(self._container_id, invocation.ifname, NETWORKS))
+        return known
 
     async def _put(self, entry: JournalEntry) -> None:
         await self._journal.put(entry)

@@ -19,6 +19,7 @@ other process first, and reads the entries again, which the other one may have c
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, assert_never
 
 import anyio
@@ -50,7 +51,8 @@ from cni.protocol import Invocation, Role
 from cni.result import Result, with_mac
 from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope
-from runtime.errors import ActorError, first
+from runtime.errors import ActorError
+from runtime.together import together
 from runtime.turn import Turn
 from telemetry import metrics, traces
 
@@ -182,7 +184,7 @@ class SandboxActor(Actor[Message]):
     async def _alone[R](self, keys: Sequence[Key], verb: Callable[[Sequence[JournalEntry | None]], Awaitable[R]]) -> R:
         """Do a verb while no other agent touches the container. It is given the entries as they are now."""
         async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
-            known = [await self._journal.get(key) for key in keys]
+            known = await self._journal.get(*keys)
             for key, entry in zip(keys, known, strict=True):
                 if entry is None or entry.state is State.RELEASING:
                     self._forget(key)
@@ -207,8 +209,7 @@ class SandboxActor(Actor[Message]):
                 await self._take_down(entry)
         begun = int(self.system.clock.wall() * 1000)
         disputed = [await self._settle(invocation) for invocation in invocations]
-        for nic in nics:
-            await nic.look(self._kernel)
+        await together(*(partial(nic.look, self._kernel) for nic in nics))
         await self._begin(nics)
         try:
             granted = await self._construction().build(nics, begun=begun, disputed=any(disputed), meta=attach.meta)
@@ -383,15 +384,7 @@ class SandboxActor(Actor[Message]):
             else:
                 gone.append(entry)
 
-        if len(entries) == 1:
-            await one(entries[0])
-        else:
-            try:
-                async with anyio.create_task_group() as group:
-                    for entry in entries:
-                        group.start_soon(one, entry)
-            except BaseExceptionGroup as group_of:
-                raise first(group_of) from group_of
+        await together(*(partial(one, entry) for entry in entries))
         for entry in gone:
             if entry.bare and entry.state is not State.RELEASING:
                 await self._remove(entry.key)
@@ -421,17 +414,7 @@ class SandboxActor(Actor[Message]):
 
     async def _put_all(self, entries: Sequence[JournalEntry]) -> None:
         """Write entries that belong together; the disk is waited for once."""
-        if len(entries) == 1:
-            await self._put(entries[0])
-            return
-        if not entries:
-            return
-        try:
-            async with anyio.create_task_group() as group:
-                for entry in entries:
-                    group.start_soon(self._put, entry)
-        except BaseExceptionGroup as failures:
-            raise first(failures) from failures
+        await together(*(partial(self._put, entry) for entry in entries))
 
     async def _put(self, entry: JournalEntry) -> None:
         await self._journal.put(entry)

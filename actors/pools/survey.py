@@ -46,6 +46,11 @@ class Survey:
             self._revision = self._snapshot.revision
         return self._edition
 
+    def atlas(self) -> Atlas:
+        """All pools, as the snapshot shows them now."""
+        self.edition()
+        return self._seen
+
     def glimpse(self, name: str) -> Overlap | None:
         """What the snapshot says that a pool shares with others, as of the last `edition`."""
         return self._seen.overlap(name)

@@ -90,4 +90,3 @@ class ServerDiscovery:
         call = Call(method="GET", path=path, what=what)
         with observed("get", "discovery", requests=Counter(), attributes={}) as outcome:
             return await self._server.request(call, outcome)
-

@@ -29,7 +29,7 @@ def lab(request: pytest.FixtureRequest, control_plane: ControlPlane) -> Iterator
     if os.geteuid() != 0:
         pytest.skip("needs root, or: unshare --map-root-user --net --mount")
     kubevirt.install(control_plane)
-    with Lab(control_plane, controllers=CONTROLLERS, nodes=NODES, environment=SETTINGS) as running:
+    with Lab(control_plane, controllers=CONTROLLERS, nodes=NODES, environment=SETTINGS, webhooks=True) as running:
         for node in NODES:
             # Admission taints a new node; who takes that off again does not run here.
             change = {"metadata": {"labels": {"kubernetes.io/hostname": node}}, "spec": {"taints": None}}

@@ -1,12 +1,13 @@
-"""Area ippoolcr, without the webhooks: what the fields of a pool do, and what becomes of pools that change or go."""
+"""Area ippoolcr: what the fields of a pool do, what is refused, and what becomes of pools that change or go."""
 
 from typing import Any
 
 import pytest
 
+from tests.cases.refusals import causes
 from tests.cases.workloads import default_network, ippool, ippools, networks, pod, workload
 from tests.cases.world import World
-from tests.processes.lab import IPPOOLS
+from tests.processes.lab import DRY, IPPOOLS, POOL_TYPE
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
@@ -19,10 +20,38 @@ def placed(world: World, name: str, pools: list[str], *, node: str = "", namespa
     return world.apply(manifest)
 
 
+def refused(world: World, name: str = "refused", **spec: Any) -> list[str]:
+    """Fields and messages of what is wrong with a pool, without storing it; empty when it is right."""
+    body = {**POOL_TYPE, "metadata": {"name": f"{world.name}-{name}"}, "spec": {"subnet": str(world.subnet()), **spec}}
+    return causes(world.control_plane.request("POST", DRY, body, check=False))
+
+
+def changed(world: World, name: str, **spec: Any) -> list[str]:
+    """The same of a change of one that is there."""
+    path = f"{IPPOOLS}/{name}?dryRun=All"
+    return causes(world.control_plane.request("PATCH", path, {"spec": spec}, check=False))
+
+
+def test_D00001_overlapping_pools(world: World) -> None:
+    for version in (4, 6):
+        first = world.pool(4, version=version)
+        shared = world.pools[first][2:]
+        spec: dict[str, Any] = {"subnet": str(world.subnet(version)), "ips": [f"{shared[0]}-{shared[1]}"]}
+        (said,) = world.wait(lambda spec=spec: refused(world, **spec), "the replicas see it")  # type: ignore[misc]
+        assert said == f'spec.ips: Invalid value: "{shared[0]}-{shared[1]}": SpiderIPPool {first} has these addresses'
+        assert refused(world, **{**spec, "ips": []}) == []
+    half = next(world.subnet().subnets())
+    (said,) = refused(world, subnet=str(half))
+    assert said.startswith(
+        f'spec.subnet: Invalid value: "{half}": overlaps {world.subnet()}, the subnet of SpiderIPPool'
+    )
+
+
 def test_D00001_addresses_in_two_pools(world: World) -> None:
     first = world.pool(4)
     shared = world.pools[first][2:]
-    second = world.pool(2, ips=[f"{shared[0]}-{shared[1]}"])
+    with world.lab.unseen():  # as two replicas would admit them at the same moment
+        second = world.pool(2, ips=[f"{shared[0]}-{shared[1]}"])
     world.pools[second] = ()
     for number in range(3):
         placed(world, f"p{number}", [first])
@@ -55,6 +84,31 @@ def test_D00002_routes_and_gateway_of_new_pods_only(world: World) -> None:
     assert changed("new") or changed("newer"), world.held()
     assert world.pod("old") == before
     assert world.endpoints()["old"] == endpoint
+
+
+def test_D00003_wrong_gateway_and_route(world: World) -> None:
+    for version in (4, 6):
+        pool = world.pool(version=version)
+        network, inside = world.subnet(version), world.pools[pool][0]
+        outside, far = str(network.broadcast_address + 1), {4: "198.51.100.0/24", 6: "2001:db8::/64"}[version]
+        field = f'Invalid value: "{outside}": outside of spec.subnet {network}'
+        assert changed(world, pool, gateway=outside) == [f"spec.gateway: {field}"]
+        assert changed(world, pool, routes=[{"dst": far, "gw": outside}]) == [f"spec.routes[0].gw: {field}"]
+        (said,) = changed(world, pool, gateway=inside)
+        assert said.startswith(f'spec.gateway: Invalid value: "{inside}": a pod would get it')
+        assert changed(world, pool, gateway=world.gateway(version), routes=[{"dst": far, "gw": inside}]) == []
+
+
+def test_what_is_in_use_stays(world: World) -> None:
+    pool = world.pool()
+    placed(world, "holds", [pool])
+    (address,) = world.pod("holds").addresses["eth0"]
+    world.wait(lambda: world.records(pool), "the record is there")
+    text = f"Forbidden: would leave out what is in use: {address} of {world.namespace}/holds"
+    assert changed(world, pool, ips=[]) == [f"spec.ips: {text}"]
+    assert changed(world, pool, excludeIPs=[address]) == [f"spec.excludeIPs: {text}"]
+    assert changed(world, pool, subnet="192.0.2.0/24")[0].endswith("it never changes")
+    assert changed(world, pool, ips=[address]) == []
 
 
 def test_D00004_deleted_while_in_use(world: World) -> None:

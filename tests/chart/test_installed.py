@@ -104,7 +104,11 @@ def test_objects_are_read_back_as_they_were_meant(cluster: ControlPlane) -> None
     }
     assert volumes["config"]["configMap"]["defaultMode"] == 0o400
     service = cluster.request("GET", f"/api/v1/namespaces/{NAMESPACE}/services/spiderpool-controller").body
-    assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == {"rpc": 5723, "http": 5720}
+    assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == {
+        "rpc": 5723,
+        "http": 5720,
+        "webhook": 5722,
+    }
     assert service["spec"]["ipFamilies"] == ["IPv4", "IPv6"]
 
 
@@ -150,6 +154,7 @@ MAY = [
     ("spiderpool-controller", "get", "secrets", NAMESPACE, False),
     ("spiderpool-controller", "delete", "pods", "web", False),
     ("spiderpool-controller", "delete", "namespaces", "", False),
+    ("spiderpool-controller", "patch", "validatingwebhookconfigurations.admissionregistration.k8s.io", "", False),
 ]
 
 

@@ -7,8 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from actors.controller import Controller, rules
 from actors.errands import initial
+from actors.webhooks.server import path
+from admission.exchange import MUTATE, VALIDATE
 from api.settings import AgentSettings, ControllerSettings, Flags, load_agent, load_controller
+from runtime.actor import System
+from runtime.store.memory import MemoryStore
 from tests.chart.conftest import CHART, HOOK, Objects, Render
 from tests.servers import CommandFailed
 from tests.servers.process import run_command
@@ -93,6 +98,8 @@ def test_objects_have_the_original_names(render: Render) -> None:
         ("RoleBinding", AGENT),
         ("Role", CONTROLLER),
         ("RoleBinding", CONTROLLER),
+        ("MutatingWebhookConfiguration", CONTROLLER),
+        ("ValidatingWebhookConfiguration", CONTROLLER),
     }
 
 
@@ -299,7 +306,7 @@ def test_init_and_test_pods_take_the_controller_s_image_until_they_have_one(rend
 
 def test_namespace_is_the_release_s(render: Render) -> None:
     for (kind, name), document in render().items():
-        wanted = None if kind.startswith("Cluster") else "net"
+        wanted = None if kind.startswith("Cluster") or kind.endswith("WebhookConfiguration") else "net"
         assert document["metadata"].get("namespace") == wanted, f"{kind} {name}"
 
 
@@ -440,7 +447,6 @@ WORKLOADS = {"DaemonSet", "Deployment", "Pod"}
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("spiderpoolController.tls.method=certmanager", "certmanager: expected auto or provided"),
         ("clusterDefaultPool.installIPv4IPPool=true", "clusterDefaultPool.ipv4Subnet has to be given"),
         ("spiderpoolController.tls.method=provided", "spiderpoolController.tls.provided.tlsCert has to be given"),
     ],
@@ -460,12 +466,49 @@ def test_provided_certificate_is_taken(render: Render) -> None:
     }
 
 
+def test_cert_manager_makes_the_secret_that_is_mounted(render: Render) -> None:
+    method = "spiderpoolController.tls.method=certmanager"
+    objects = render(method, "spiderpoolController.tls.certmanager.extraDnsNames={more.example}")
+    assert not [name for kind, name in objects if kind == "Secret"]
+    made = objects["Certificate", f"{CONTROLLER}-server-certs"]["spec"]
+    mounted = volumes(objects["Deployment", CONTROLLER])["tls"]["secret"]["secretName"]
+    assert made["secretName"] == mounted
+    assert f"{CONTROLLER}.net.svc" in made["dnsNames"]
+    assert "more.example" in made["dnsNames"]
+    assert objects["Issuer", made["issuerRef"]["name"]]["spec"] == {"selfSigned": {}}
+    theirs = render(method, "spiderpoolController.tls.certmanager.issuerName=lan-ca")
+    assert not [name for kind, name in theirs if kind == "Issuer"]
+    assert theirs["Certificate", f"{CONTROLLER}-server-certs"]["spec"]["issuerRef"]["name"] == "lan-ca"
+
+
+async def test_what_the_api_server_asks_is_what_the_controller_answers(render: Render) -> None:
+    objects = render("spiderpoolController.webhookPort=6722")
+    told = settings(render)[1]
+    book = rules(Controller(System.real(), MemoryStore(), settings=told, path="controller"), told)
+    for way, kind in ((MUTATE, "MutatingWebhookConfiguration"), (VALIDATE, "ValidatingWebhookConfiguration")):
+        found = objects[kind, CONTROLLER]["webhooks"]
+        assert {hook["clientConfig"]["service"]["path"]: hook["rules"][0]["resources"] for hook in found} == {
+            path(way, each): [each.plural] for each in book.kinds.values()
+        }
+        for hook in found:
+            assert hook["clientConfig"]["service"]["port"] == 6722
+            assert (hook["failurePolicy"], hook["sideEffects"]) == ("Fail", "None")
+            assert hook["rules"][0]["operations"][:2] == ["CREATE", "UPDATE"]
+            deleted = kind.startswith("Valid") and hook["name"].partition(".")[0] in {"spiderippool", "spidersubnet"}
+            assert ("DELETE" in hook["rules"][0]["operations"]) is deleted
+    service = {port["name"]: port for port in objects["Service", CONTROLLER]["spec"]["ports"]}
+    assert service["webhook"]["port"] == 6722
+    ports = {port["name"]: port["containerPort"] for port in container(objects["Deployment", CONTROLLER])["ports"]}
+    assert ports[service["webhook"]["targetPort"]] == 6722
+
+
 HIDDEN = (
     "global.imageRegistryOverride",  # would hide the registries
     ".image.digest",  # would hide the tags
     ".tls.method",
     "updateStrategy.type",
     ".tls.provided.",
+    ".tls.certmanager.",
     ".tls.auto.",  # inside the certificate, as the next
     "global.clusterDnsDomain",
 )

@@ -4,6 +4,7 @@ What is missing of a cluster is played: nodes and pods are objects that the test
 runs the shim, the token volume is a file. Everything runs in the test run's own network namespace.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -174,12 +175,16 @@ class Lab:
         nodes: Sequence[str] = NODES,
         apart: bool = False,
         fallback: Sequence[str] = (),
+        webhooks: bool = False,
     ) -> None:
-        """`environment` is added to that of every program. Controllers that are `apart` do not know of each other.
+        """With `webhooks` the API server asks the controllers for admission: of everything, so one such lab at a time.
+
+        `environment` is added to that of every program. Controllers that are `apart` do not know of each other.
 
         Agents of the nodes in `fallback`, the first one excepted, may allocate by themselves.
         """
         self._fallback = tuple(fallback)
+        self._webhooks = webhooks
         self.nodes = tuple(nodes)
         self.controllers = tuple(f"controller-{number}" if number else "controller" for number in range(controllers))
         self._apart = apart
@@ -188,6 +193,7 @@ class Lab:
         self.namespace = control_plane.create_namespace()
         self.plugins = self.folder / "bin"
         self.rpc_ports = {name: free_port() for name in self.controllers}
+        self.webhook_ports = {name: free_port() for name in self.controllers}
         self.health_ports = {name: free_port() for name in (*self.controllers, *self.nodes)}
         self.metric_ports = {name: free_port() for name in (*self.controllers, *self.nodes)}
         self._environment = dict(environment or {})
@@ -210,6 +216,8 @@ class Lab:
             for node in self.nodes:
                 self.start_agent(node)
             self.wait_ready()
+            if self._webhooks:
+                self.wait_admission()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -218,6 +226,8 @@ class Lab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._webhooks:
+            self.remove_webhooks()
         for process in self.processes.values():
             process.stop()
         if kind is not None:
@@ -261,7 +271,8 @@ class Lab:
         values = ("--set", "spiderpoolAgent.fallback.enabled=true") if self._fallback else ()
         rendered = self.control_plane.helm("template", "spiderpool", str(CHART), "--namespace", self.namespace, *values)
         kinds = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
-        documents = [d for d in yaml.safe_load_all(rendered) if d and d["kind"] in kinds]
+        everything = [d for d in yaml.safe_load_all(rendered) if d]
+        documents = [d for d in everything if d["kind"] in kinds]
         for document in documents:
             document["metadata"].setdefault("labels", {})["lab"] = self.namespace
             if document["kind"].startswith("Cluster"):
@@ -285,6 +296,14 @@ class Lab:
         self.certificate, self.key = pair.certificate, pair.key
         for number, name in enumerate(self.controllers):
             self._publish(number, name)
+        if self._webhooks:
+            self.webhooks = [d for d in everything if d["kind"].endswith("WebhookConfiguration")]
+            services = [
+                d for d in everything if d["kind"] == "Service" and d["metadata"]["name"].endswith("controller")
+            ]
+            for service in services:
+                del service["spec"]["selector"]  # its endpoints are played
+            self.control_plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all([*services, *self.webhooks]))
 
     def _publish(self, number: int, name: str) -> None:
         """What the controller's Service makes of a ready replica; the ports differ, for they share an address."""
@@ -302,7 +321,10 @@ class Lab:
                 },
                 "addressType": "IPv4",
                 "endpoints": [endpoint],
-                "ports": [{"name": "rpc", "port": self.rpc_ports[name], "protocol": "TCP"}],
+                "ports": [
+                    {"name": "rpc", "port": self.rpc_ports[name], "protocol": "TCP"},
+                    {"name": "webhook", "port": self.webhook_ports[name], "protocol": "TCP"},
+                ],
             },
         )
 
@@ -339,6 +361,7 @@ class Lab:
                 "KUBECONFIG": str(kubeconfig),
                 "SPIDERPOOL_POD_NAME": pod,
                 "SPIDERPOOL_RPC_PORT": str(self.rpc_ports[name]),
+                "SPIDERPOOL_WEBHOOK_PORT": str(self.webhook_ports[name]),
                 "SPIDERPOOL_CONTROLLER_TOKEN_FILE": str(self.token(name)),
                 "SPIDERPOOL_CONTROLLER_CA_FILE": str(self.control_plane.ca_file),
                 **alone,
@@ -399,9 +422,44 @@ class Lab:
         """kill -9 of a program."""
         self.processes[name].stop(kill=True)
 
+    def remove_webhooks(self) -> None:
+        """Have objects written unseen, as in a cluster without them."""
+        for kind in ("mutatingwebhookconfigurations", "validatingwebhookconfigurations"):
+            path = f"/apis/admissionregistration.k8s.io/v1/{kind}/spiderpool-controller"
+            self.control_plane.request("DELETE", path, check=False)
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """No webhooks for a while."""
+        wrong = {**POOL_TYPE, "metadata": {"name": "asked"}, "spec": {"subnet": "nonsense"}}
+        self.remove_webhooks()
+        try:
+            process = self.processes[self.controllers[0]]
+            process.wait_until(lambda: self.control_plane.request("POST", DRY, wrong, check=False).status < 400)
+            yield
+        finally:
+            self.control_plane.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(self.webhooks))
+            self.wait_admission()
+
+    def wait_admission(self) -> None:
+        """Until every controller serves, and what the API server would store has been seen by one."""
+        for name in self.controllers:
+            self._wait_readiness(name)
+        pool = {**POOL_TYPE, "metadata": {"name": "asked"}, "spec": {"subnet": "192.0.2.0/30"}}
+
+        def seen() -> bool:
+            answer = self.control_plane.request("POST", DRY, pool, check=False)
+            return "labels" in answer.body.get("metadata", ())
+
+        self.processes[self.controllers[0]].wait_until(seen, seconds=30)
+
     def wait_ready(self) -> None:
         """Until every agent says that an ADD would be served."""
         for node in self.nodes:
+            self._wait_readiness(node)
+
+    def _wait_readiness(self, *names: str) -> None:
+        for node in names:
             url = f"http://127.0.0.1:{self.health_ports[node]}/v1/runtime/readiness"
 
             def ready(url: str = url) -> bool:
@@ -515,6 +573,7 @@ class Lab:
 
 _FALLBACK = {"SPIDERPOOL_AGENT_FALLBACK_ENABLED": "true", "SPIDERPOOL_AGENT_FALLBACK_AFTER": "1"}
 IPPOOLS = "/apis/spiderpool.spidernet.io/v2beta1/spiderippools"
+DRY = f"{IPPOOLS}?dryRun=All"
 POOL_TYPE = {"apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": "SpiderIPPool"}
 
 

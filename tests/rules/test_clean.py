@@ -175,7 +175,8 @@ def test_a_dry_run_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
     run(main, seed=1)
     lines = said(capsys)
-    assert lines[0] == "node n1: would ask a-1 to withdraw"
+    assert lines[0] == "ValidatingWebhookConfiguration spiderpool-controller: would be removed"
+    assert lines[1] == "node n1: would ask a-1 to withdraw"
     assert "SpiderIPPool: 2 would be removed" in lines
     assert "CustomResourceDefinition spiderippools.spiderpool.spidernet.io: would be removed" in lines
 
@@ -206,8 +207,8 @@ def test_what_is_not_allowed_is_said_and_holds_nothing_up(capsys: pytest.Capture
 
     run(main, seed=1)
     lines = said(capsys)
-    assert lines[0].startswith("node n1: left as it is: its agent a could not be asked: not yours")
-    assert "ValidatingWebhookConfiguration spiderpool-controller: left: not yours" in lines
+    assert lines[0] == "ValidatingWebhookConfiguration spiderpool-controller: left: not yours"
+    assert lines[2].startswith("node n1: left as it is: its agent a could not be asked: not yours")
 
 
 def test_the_namespace_has_to_be_known(capsys: pytest.CaptureFixture[str]) -> None:

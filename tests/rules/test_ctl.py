@@ -47,11 +47,23 @@ def test_a_pool_is_read() -> None:
         ("v2beta1", "v1", "p.yaml: apiVersion: 'spiderpool.spidernet.io/v1': expected spiderpool.spidernet.io/v2beta1"),
         ("{name: lan}", "{}", "p.yaml: metadata.name: missing"),
         ("{name: lan}", "{name: lan, namespace: x}", "p.yaml: metadata.namespace: 'x': a SpiderIPPool lives in no"),
-        ("10.6.0.0/16", "10.6.0.0", "p.yaml: spec.subnet: '10.6.0.0': expected a CIDR"),
-        ("10.6.0.0/16", "fd00::/64", "p.yaml: spec.ips[0]: '10.6.0.10-10.6.0.20': "),
-        ("10.6.0.20", "10.7.0.20", "p.yaml: spec.ips: 10.7.0.0-10.7.0.20: outside of spec.subnet 10.6.0.0/16"),
-        ("10.6.0.1\n", "10.5.0.1\n", "p.yaml: spec.gateway: 10.5.0.1: outside of spec.subnet 10.6.0.0/16"),
-        ("  gateway", "  ipVersion: 6\n  gateway", "p.yaml: spec.ipVersion: 6: spec.subnet is 10.6.0.0/16"),
+        ("10.6.0.0/16", "10.6.0.0", 'p.yaml: spec.subnet: Invalid value: "10.6.0.0": expected a CIDR'),
+        ("10.6.0.0/16", "fd00::/64", 'p.yaml: spec.ips[0]: Invalid value: "10.6.0.10-10.6.0.20": '),
+        (
+            "10.6.0.20",
+            "10.7.0.20",
+            'p.yaml: spec.ips[0]: Invalid value: "10.6.0.10-10.7.0.20": 10.7.0.0-10.7.0.20 is outside of',
+        ),
+        (
+            "10.6.0.1\n",
+            "10.5.0.1\n",
+            'p.yaml: spec.gateway: Invalid value: "10.5.0.1": outside of spec.subnet 10.6.0.0/16',
+        ),
+        (
+            "  gateway",
+            "  ipVersion: 6\n  gateway",
+            "p.yaml: spec.ipVersion: Invalid value: 6: spec.subnet 10.6.0.0/16 is IPv4",
+        ),
         ("  gateway", "  disable: 3\n  gateway", "p.yaml: spec.disable: 3: expected bool, got int"),
         ("  gateway", "\tgateway", "p.yaml: not YAML: "),
         (POOL, "- 1\n", "p.yaml: [1] is no object"),
@@ -111,8 +123,16 @@ def test_a_pool_keeps_what_is_in_use(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["apply", "-f", str(file), *state]) == 0
     assert main(["ip", "set", "10.6.0.15", "--pod", "a/b", "--node", "n", "--yes", *state]) == 0
     for old, new, error in (
-        ("10.6.0.10-10.6.0.20", "10.6.0.10-10.6.0.14", "spec.ips: would leave out what is in use: 10.6.0.15 of a/b"),
-        ("10.6.0.0/16", "10.6.0.0/24", "spec.subnet: '10.6.0.0/24': it is 10.6.0.0/16 and never changes"),
+        (
+            "10.6.0.10-10.6.0.20",
+            "10.6.0.10-10.6.0.14",
+            "spec.ips: Forbidden: would leave out what is in use: 10.6.0.15 of a/b",
+        ),
+        (
+            "10.6.0.0/16",
+            "10.6.0.0/24",
+            'spec.subnet: Invalid value: "10.6.0.0/24": it is 10.6.0.0/16 and never changes',
+        ),
     ):
         file.write_text(POOL.replace(old, new))
         capsys.readouterr()

@@ -54,6 +54,7 @@ def test_every_event_has_its_row() -> None:
     rows = {reason for line in text.splitlines() if line.startswith("| `") for reason in re.findall(r"`(\w+)`", line)}
     said = {
         *(notices.FAILED_ALLOCATE, notices.IP_CONFLICT, notices.POOL_EXHAUSTED, notices.POOL_OVERLAP),
+        notices.DELETION_BLOCKED,
         *(installer.SHADOWED, installer.FAILED, installer.LACKS, installer.RESTORED, installer.BACK),
         *(retirement.WITHDRAWN, retirement.LEFT, residence.NO_CONTROLLER),
     }

@@ -90,9 +90,18 @@ def test_subnets_come_before_their_pools_and_both_families_are_had() -> None:
         ({"SPIDERPOOL_INIT_ENABLE_MULTUS_CONFIG": "true"}, "there is no default SpiderMultusConfig yet"),
         ({f"{V4}IPPOOL_NAME": "lan"}, f"{V4}IPPOOL_SUBNET is missing: lan needs a CIDR such as 10.6.0.0/16"),
         (POOL4 | {f"{V4}IPPOOL_SUBNET": "10.6.0.0"}, f"{V4}IPPOOL_SUBNET='10.6.0.0'"),
-        (POOL4 | {f"{V4}IPPOOL_SUBNET": "fd00::/64"}, f"{V4}IPPOOL_SUBNET='fd00::/64': spec.ipVersion: 4"),
-        (POOL4 | {f"{V4}IPPOOL_IPRANGES": "10.6.0.9-10.6.0.1"}, "spec.ips[0]: '10.6.0.9-10.6.0.1': the first"),
-        (POOL4 | {f"{V4}IPPOOL_IPRANGES": "10.7.0.1"}, f"{V4}IPPOOL_IPRANGES='10.7.0.1': spec.ips: 10.7.0.1: outside"),
+        (
+            POOL4 | {f"{V4}IPPOOL_SUBNET": "fd00::/64"},
+            f"{V4}IPPOOL_SUBNET='fd00::/64': spec.ipVersion: Invalid value: 4",
+        ),
+        (
+            POOL4 | {f"{V4}IPPOOL_IPRANGES": "10.6.0.9-10.6.0.1"},
+            'spec.ips[0]: Invalid value: "10.6.0.9-10.6.0.1": the first',
+        ),
+        (
+            POOL4 | {f"{V4}IPPOOL_IPRANGES": "10.7.0.1"},
+            f"{V4}IPPOOL_IPRANGES='10.7.0.1': spec.ips[0]: Invalid value: \"10.7.0.1\": outside",
+        ),
         (POOL4 | {f"{V4}IPPOOL_GATEWAY": "10.7.0.1"}, f"{V4}IPPOOL_GATEWAY='10.7.0.1': spec.gateway"),
     ],
 )

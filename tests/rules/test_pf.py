@@ -192,7 +192,7 @@ class Agent:
     async def delete(self, entry: JournalEntry) -> None:
         """DEL, or what mends an entry whose namespace has died."""
         async with self.journal.claim(entry.container_id, seconds=30.0):
-            now = await self.journal.get(entry.key)
+            (now,) = await self.journal.get(entry.key)
             if now is None or now.vf is not None:
                 await self._delete(now or entry)
 

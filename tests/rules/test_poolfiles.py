@@ -113,7 +113,10 @@ async def test_a_file_is_not_applied_while_it_is_written() -> None:
     ("text", "error"),
     [
         (pool("lan", "10.6.0.10", gatway="10.6.0.1"), "lan.yaml: spec.gatway: '10.6.0.1': no such field (did you mean"),
-        (pool("lan", "10.7.0.10"), "lan.yaml: spec.ips: 10.7.0.10: outside of spec.subnet 10.6.0.0/16"),
+        (
+            pool("lan", "10.7.0.10"),
+            'lan.yaml: spec.ips[0]: Invalid value: "10.7.0.10": outside of spec.subnet 10.6.0.0/16',
+        ),
         ("kind: [", "lan.yaml: not YAML"),
         (
             RESERVED.replace("SpiderReservedIP", "SpiderEndpoint")
@@ -191,10 +194,12 @@ async def test_a_pool_keeps_its_network_and_what_is_in_use() -> None:
     await use(store, "lan", "10.6.0.11")
     folder.write("lan.yaml", pool("lan", "10.6.0.10-10.6.0.12", excludeIPs=["10.6.0.11"]))
     errors = await rounds(files)
-    assert errors["lan.yaml"].endswith("spec.ips: would leave out what is in use: 10.6.0.11 of default/web")
+    assert errors["lan.yaml"].endswith(
+        "spec.excludeIPs: Forbidden: would leave out what is in use: 10.6.0.11 of default/web"
+    )
     folder.write("lan.yaml", pool("lan", "10.6.0.10-10.6.0.12").replace("/16", "/24"))
     errors = await rounds(files)
-    assert errors["lan.yaml"].endswith("spec.subnet: '10.6.0.0/24': it is 10.6.0.0/16 and never changes")
+    assert errors["lan.yaml"].endswith('spec.subnet: Invalid value: "10.6.0.0/24": it is 10.6.0.0/16 and never changes')
     folder.write("lan.yaml", pool("lan", "10.6.0.11"))
     assert await rounds(files) == {}
 

@@ -220,9 +220,8 @@ async def test_a_client_that_says_nothing_does_not_hold_up_the_end() -> None:
     await writer.wait_closed()
 
 
-async def test_too_many_connections_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("telemetry.http._CONNECTIONS", 1)
-    async with HttpServer("127.0.0.1", 0, health=HealthTree("x")) as server:
+async def test_too_many_connections_are_turned_away() -> None:
+    async with HttpServer("127.0.0.1", 0, health=HealthTree("x"), connections=1) as server:
         _, idle = await asyncio.open_connection("127.0.0.1", server.port)
         await asyncio.sleep(0.01)
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)

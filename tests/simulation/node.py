@@ -72,9 +72,9 @@ class MemoryJournal:
             if not self._uses[container_id] and self._disk.claims.get(container_id) is self:
                 del self._disk.claims[container_id]
 
-    async def get(self, key: Key) -> JournalEntry | None:
+    async def get(self, *keys: Key) -> list[JournalEntry | None]:
         await anyio.sleep(0.00005)
-        return self.entries.get(key)
+        return [self.entries.get(key) for key in keys]
 
     async def of(self, container_id: str) -> list[JournalEntry]:
         await anyio.sleep(0.00005)

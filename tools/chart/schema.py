@@ -31,7 +31,7 @@ _DAYS: Final[Schema] = {"type": ["integer", "string"], "minimum": 1, "pattern": 
 _MAP_OF_WORDS: Final[Schema] = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
 
 SPECIAL: Final[dict[str, Schema]] = {
-    r".*\.(httpPort|rpcPort|prometheus\.port)": _PORT,
+    r".*\.(httpPort|rpcPort|webhookPort|prometheus\.port)": _PORT,
     r".*\.(failureThreshold|periodSeconds)": _POSITIVE,
     r".*HostPath": _PATH,
     r".*\.(binName|python|shimName)": _PATH,

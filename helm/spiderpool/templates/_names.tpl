@@ -38,7 +38,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- if eq $tls.method "auto" -}}
 {{- toJson (list (include "spiderpool.hosts" .) $tls.auto) | sha256sum -}}
 {{- else -}}
-{{- toJson $tls.provided | sha256sum -}}
+{{- toJson (list $tls.provided $tls.certmanager) | sha256sum -}}
 {{- end -}}
 {{- end -}}
 

@@ -179,13 +179,12 @@ class ApplicationActor(Actor[Message]):
                 if not wanted or not enabled:
                     continue
                 place = item.interface, version
-                trouble = settled.troubles.get(place)
-                if trouble is not None and (trouble.changed or place not in settled.have):
-                    text = f"{who} has no automatic IPv{version} pool for {item.interface}: {trouble.reason}"
-                    return Unprepared(text, trouble.lasting)
-                if place not in settled.have:
-                    text = f"{who} does not ask for an automatic IPv{version} pool for {item.interface}"
-                    return Unprepared(f"{text}, its pod does", lasting=True)
+                if settled.subnets.get(place) != wanted[0]:
+                    text = f"{who} has no automatic IPv{version} pool for {item.interface} of SpiderSubnet {wanted[0]}"
+                    trouble = settled.troubles.get(place)
+                    if trouble is not None:
+                        return Unprepared(f"{text}: {trouble.reason}", trouble.lasting)
+                    return Unprepared(f"{text}: its pod asks for one, it does not any more", lasting=True)
                 names.append(settled.have[place])
         return Prepared(tuple(names))
 

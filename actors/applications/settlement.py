@@ -75,6 +75,7 @@ class Settled(Struct, frozen=True, tag=True):
         application: as it was dealt with; None where there is none that asks for pools.
         problem: its annotations cannot be read: then nothing was done.
         have: the pool by NIC and family.
+        subnets: what it is of.
         sizes: that were asked for and had.
         troubles: why one is not there, or not as it is to be.
     """
@@ -82,6 +83,7 @@ class Settled(Struct, frozen=True, tag=True):
     application: Application | None
     problem: str = ""
     have: Mapping[Place, str] = field(default_factory=dict)
+    subnets: Mapping[Place, str] = field(default_factory=dict)
     sizes: Mapping[Place, int] = field(default_factory=dict)
     troubles: Mapping[Place, Trouble] = field(default_factory=dict)
 
@@ -105,6 +107,7 @@ class Settlement:
         self._notes = notes
         self._sizes = sizes
         self._have: dict[Place, str] = {}
+        self._of: dict[Place, str] = {}
         self._had: dict[Place, int] = {}
         self._troubles: dict[Place, Trouble] = {}
 
@@ -128,7 +131,7 @@ class Settlement:
                     group.start_soon(self._provide, workload, wanted, plan)
             for pool in autopool.surplus(workload, before, plan):
                 group.start_soon(self._discard, pool)
-        return Settled(application, have=self._have, sizes=self._had, troubles=self._troubles)
+        return Settled(application, have=self._have, subnets=self._of, sizes=self._had, troubles=self._troubles)
 
     def _plan(self, application: Application) -> Plan:
         terms = self._terms
@@ -140,8 +143,8 @@ class Settlement:
         place = wanted.nic, wanted.version
         pool = autopool.find(workload, wanted.nic, wanted.version, self._terms.pools(workload))
         if pool is not None:
-            self._have[place] = pool.metadata.name
             of = pool.metadata.labels.get(OWNER_SUBNET, wanted.subnet)
+            self._have[place], self._of[place] = pool.metadata.name, of
             if of != wanted.subnet:
                 text = f"{pool.metadata.name}, its pool for {wanted.nic}, is of SpiderSubnet {of}, not {wanted.subnet}"
                 text = f"{text}: the subnet of an application does not change while it lives"
@@ -173,7 +176,7 @@ class Settlement:
             growing = pool is None or autopool.size(pool, self._terms.reserved(wanted.version)) < wanted.size
             self._troubles[place] = Trouble(wanted.subnet, answer.reason, answer.lasting, growing=growing)
         else:
-            self._have[place], self._had[place] = name, wanted.size
+            self._have[place], self._of[place], self._had[place] = name, wanted.subnet, wanted.size
 
     def _name(self, workload: Workload, wanted: Wanted) -> str:
         def taken(name: str) -> bool:

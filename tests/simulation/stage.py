@@ -31,6 +31,7 @@ from api.meta import FINALIZER, ObjectMeta, OwnerReference
 from api.settings import ControllerSettings
 from api.wire import Attachment, Look, Noted
 from runtime.actor import System
+from runtime.store.discovery import Discovery
 from runtime.store.memory import MemoryStore
 from runtime.testing import VirtualClock, run
 from runtime.transport.port import Call, Peer
@@ -85,7 +86,9 @@ class PlayedAgent:
 class Stage:
     """See the module."""
 
-    def __init__(self, *, config: ConfigFile | None = None, **settings: Any) -> None:
+    def __init__(
+        self, *, config: ConfigFile | None = None, discovery: Discovery | None = None, **settings: Any
+    ) -> None:
         self.clock = VirtualClock()
         self.store = MemoryStore(wall=self.clock.wall)
         self.controller = Controller(
@@ -95,6 +98,7 @@ class Stage:
                 pod_namespace="spiderpool", pod_name="c1", config=config or ConfigFile(), **settings
             ),
             path="c1",
+            discovery=discovery,
         )
         self.agents: dict[str, PlayedAgent] = {}
         self._group: TaskGroup | None = None

@@ -67,8 +67,10 @@ def test_a_subnet_is_completed() -> None:
         ),
         (
             {"gateway": "10.6.0.10"},
-            'spec.gateway: Invalid value: "10.6.0.10": '
-            "a pod would get it: take it out of spec.ips or put it into spec.excludeIPs",
+            (
+                'spec.gateway: Invalid value: "10.6.0.10": '
+                "a pod would get it: take it out of spec.ips or put it into spec.excludeIPs"
+            ),
         ),
         (
             {"routes": [Route("0.0.0.0/0", "10.6.0.2")]},

@@ -265,6 +265,8 @@ class Controller:
         metrics.TOTAL_IPPOOL_COUNTS.set(len(pools))
         self.pools.measure()
         self.throughput.measure()
+        if self.subnets is not None:
+            self.subnets.measure(debug=debug)
         # A pool that is gone has no addresses, not the last ones that it had.
         metrics.DEBUG_IPPOOL_TOTAL_IP_COUNTS.clear()
         metrics.DEBUG_IPPOOL_AVAILABLE_IP_COUNTS.clear()

@@ -59,8 +59,9 @@ from actors.webhooks.bundle import BundleActor
 from admission.ippool import IPPoolRules
 from admission.reservedip import ReservedIPRules
 from admission.rulebook import Rulebook
+from admission.subnet import PoolInSubnetRules, SubnetRules
 from api import wire
-from api.kinds import IPPOOL, POD, RESERVEDIP
+from api.kinds import IPPOOL, POD, RESERVEDIP, SUBNET
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import Budget, ReplicaStatus
 from ipam.history import Change
@@ -227,7 +228,6 @@ class Controller:
         async def seen(follow: Callable[[Callable[[str], bool]], Awaitable[None]]) -> None:
             """What is not seen yet is no reason to change anything."""
             await self.cluster.synced()
-            await self.cluster.subnets.synced()
             await follow(mine)
 
         self.supervisor.add_supervisor(subnets.supervisor)
@@ -297,6 +297,8 @@ class Controller:
         metrics.TOTAL_IPPOOL_COUNTS.set(len(pools))
         self.pools.measure()
         self.throughput.measure()
+        if self.subnets is not None:
+            self.subnets.measure(debug=debug)
         # A pool that is gone has no addresses, not the last ones that it had.
         metrics.DEBUG_IPPOOL_TOTAL_IP_COUNTS.clear()
         metrics.DEBUG_IPPOOL_AVAILABLE_IP_COUNTS.clear()
@@ -450,6 +452,14 @@ def rules(controller: Controller, settings: ControllerSettings) -> Rulebook:
     book = Rulebook()
     book.add(IPPOOL, IPPoolRules(controller.pools.atlas, families=families, guard_deletion=guard, finalizer=False))
     book.add(RESERVEDIP, ReservedIPRules(families=families))
+    subnets, pools = controller.cluster.subnets.snapshot, controller.cluster.pools.snapshot
+    owned = controller.subnets is not None
+    book.add(
+        SUBNET,
+        SubnetRules(subnets.values, pools.values, families=families, guard_deletion=guard, finalizer=owned),
+    )
+    if owned:
+        book.add(IPPOOL, PoolInSubnetRules(subnets.values))
     return book
 
 

@@ -70,8 +70,8 @@ _DOTS, _COLONS = 3, 7
 
 # -- annotations of automatic pools
 
-ENTRY_SEEN = f"{_IPAM}/subnet-entry-seen"
-"""resourceVersion of the SpiderSubnet under which what was put aside for the pool was taken back."""
+SUBNET_SEEN = f"{_IPAM}/subnet-seen"
+"""resourceVersion of the SpiderSubnet under which its owner wrote the pool's addresses last."""
 
 # -- keys in the podAffinity of automatic pools, compared with the workload and not with pod labels
 

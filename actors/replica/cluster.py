@@ -66,6 +66,7 @@ class Cluster:
         """None where nobody has installed the definition of that kind."""
         self.subnets: Reflector[SpiderSubnet] = Reflector(store, SUBNET, random=system.random)
         """Followed only where SpiderSubnets are switched on (`supervise_subnets`)."""
+        self._follows_subnets = False
 
     def supervise(self, supervisor: Supervisor) -> None:
         """Make every reflector a child of `supervisor`."""
@@ -86,11 +87,14 @@ class Cluster:
     def supervise_subnets(self, supervisor: Supervisor) -> None:
         """Make their reflector a child of `supervisor`."""
         supervisor.add_service("subnets", self.subnets.run)
+        self._follows_subnets = True
 
     async def synced(self) -> None:
         """Return when every kind has been listed once, or has been found to be missing where that may be."""
         for reflector in (self.pools, self.pods, self.namespaces, self.nodes, self.reserved_ips, self.coordinators):
             await reflector.synced()
+        if self._follows_subnets:
+            await self.subnets.synced()
         for answered in (self.service_cidrs, self.statefulsets, self.machines, self.attachments):
             await answered.answered()
 

@@ -9,7 +9,7 @@ enough where two replicas believe to own the subnet, and one of them takes back 
   (`confirmed`), for only a write that changes something fences;
 * who takes back has read the subnet, then **changes** the pool, over the resourceVersion at which its records were
   read, and then the subnet, over what it has read before. A pool that is small enough already gets the subnet's
-  resourceVersion noted (`ENTRY_SEEN`).
+  resourceVersion noted (`SUBNET_SEEN`).
 
 Of two such pairs that cross each other, one write fails. A pool that is not there cannot be changed: so an automatic
 pool is made without addresses, before it has an entry, and whoever finds an entry without a pool may drop it at once.
@@ -32,7 +32,7 @@ import anyio
 from actors.subnets.messages import AutoPool, Discard, Discarded, NotProvided, Provide, Provided
 from actors.subnets.sight import Ask, Outcome, Sight
 from actors.subnets.upkeep import adoption, new_pool, own_lacks, refreshed
-from api.annotations import ENTRY_SEEN
+from api.annotations import SUBNET_SEEN
 from api.ippool import SpiderIPPool
 from api.kinds import IPPOOL, SUBNET
 from api.meta import FINALIZER
@@ -208,18 +208,27 @@ class Change:
             text = f"SpiderIPPool {wanted.name} is to have {wanted.size} addresses, and {len(used)} are in use"
             self._refuse(at, text)
             return pool
-        change = refreshed(pool, wanted)
-        change["spec"] = {**change.get("spec", {}), "ips": smaller.format()}
-        pool = await self._write_pool(pool, change)
+        pool = await self._write_pool(pool, self._noted(pool, refreshed(pool, wanted), smaller))
         self._trimmed.add(wanted.name)
         return pool
 
     async def _touch(self, pool: SpiderIPPool) -> SpiderIPPool:
         """Before what was put aside for a pool is taken back: who was about to use it cannot any more."""
-        note = {"metadata": {"annotations": {ENTRY_SEEN: self._subnet.metadata.resource_version}}}
-        pool = await self._write_pool(pool, note)
+        pool = await self._write_pool(pool, self._noted(pool, {}))
         self._trimmed.add(pool.metadata.name)
         return pool
+
+    def _noted(self, pool: SpiderIPPool, change: dict[str, Any], addresses: Ranges | None = None) -> dict[str, Any]:
+        """A change of a pool that says under which subnet it is made, and never what the pool says already."""
+        meta = change.get("metadata", {})
+        seen = self._subnet.metadata.resource_version
+        if pool.metadata.annotations.get(SUBNET_SEEN) == seen:
+            seen = f"{seen}+"
+        notes = {**meta.get("annotations", {}), SUBNET_SEEN: seen}
+        change["metadata"] = {**meta, "annotations": notes}
+        if addresses is not None:
+            change["spec"] = {**change.get("spec", {}), "ips": addresses.format()}
+        return change
 
     async def _discard(self, at: int, name: str) -> None:
         try:
@@ -383,8 +392,7 @@ class Change:
         """Give the pool what has been put aside for it."""
         wanted, name = self._ready[at][0], pool.metadata.name
         begun = pool
-        change = refreshed(pool, wanted)
-        change["spec"] = {**change.get("spec", {}), "ips": target.format()}
+        change = self._noted(pool, refreshed(pool, wanted), target)
         for _ in range(_RESENT):
             try:
                 await self._write_pool(pool, change)
@@ -479,5 +487,5 @@ def _same(pool: SpiderIPPool, begun: SpiderIPPool) -> bool:
     return (
         pool.metadata.uid == begun.metadata.uid
         and pool.metadata.generation == begun.metadata.generation
-        and pool.metadata.annotations.get(ENTRY_SEEN) == begun.metadata.annotations.get(ENTRY_SEEN)
+        and pool.metadata.annotations.get(SUBNET_SEEN) == begun.metadata.annotations.get(SUBNET_SEEN)
     )

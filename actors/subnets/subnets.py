@@ -11,11 +11,13 @@ from actors.subnets.subnet import Look, Message, SubnetActor
 from api.ippool import SpiderIPPool
 from api.subnet import SpiderSubnet
 from ipam.ranges import Ranges
+from ipam.subnetbook import read_entries
 from runtime.actor import Ref, System
 from runtime.errors import ActorError
 from runtime.store.port import Expired, Store
 from runtime.store.snapshot import Snapshot
 from runtime.supervision import Intensity, Supervisor
+from telemetry import metrics
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +82,25 @@ class Subnets:
                 capacity=SubnetActor.capacity,
             )
         return ref
+
+    def measure(self, *, debug: bool) -> None:
+        """Set the gauges of subnets; those of single ones only with `debug`."""
+        found = self._subnets.objects
+        metrics.TOTAL_SUBNET_COUNTS.set(len(found))
+        # A subnet that is gone has no addresses, not the last ones that it had.
+        for gauge in (
+            metrics.DEBUG_SUBNET_IPPOOL_COUNTS,
+            metrics.DEBUG_SUBNET_TOTAL_IP_COUNTS,
+            metrics.DEBUG_SUBNET_AVAILABLE_IP_COUNTS,
+        ):
+            gauge.clear()
+        for name, subnet in found.items() if debug else ():
+            status, version = subnet.status, 6 if ":" in subnet.spec.subnet else 4
+            total, given = status.total_ip_count or 0, status.allocated_ip_count or 0
+            pools = len(read_entries(status.controlled_ippools, version)[0])
+            metrics.DEBUG_SUBNET_IPPOOL_COUNTS.labels(SpiderSubnet=name).set(pools)
+            metrics.DEBUG_SUBNET_TOTAL_IP_COUNTS.labels(SpiderSubnet=name).set(total)
+            metrics.DEBUG_SUBNET_AVAILABLE_IP_COUNTS.labels(SpiderSubnet=name).set(total - given)
 
     # -- what actors see -----------------------------------------------------------------------------------------------
 

@@ -3,35 +3,13 @@
 from typing import Any
 
 import msgspec
-from msgspec import structs
 
 from actors.subnets.messages import AutoPool
-from api.annotations import OWNER_SUBNET, POOL_CIDR, SUBNET_CIDR, cidr_label
+from api.annotations import SUBNET_CIDR, cidr_label
 from api.ippool import IPPoolSpec, SpiderIPPool
-from api.kinds import SUBNET
-from api.meta import FINALIZER, LabelSelector, ObjectMeta, OwnerReference
+from api.meta import FINALIZER, LabelSelector, ObjectMeta
 from api.subnet import SpiderSubnet
-
-
-def owner(subnet: SpiderSubnet) -> OwnerReference:
-    """How its pools name it."""
-    return OwnerReference(
-        api_version=SUBNET.api_version,
-        kind=SUBNET.kind,
-        name=subnet.metadata.name,
-        uid=subnet.metadata.uid,
-        controller=True,
-        block_owner_deletion=True,
-    )
-
-
-def owners(found: list[OwnerReference], subnet: SpiderSubnet) -> list[OwnerReference]:
-    """The owners of a pool, the subnet among them. What another subnet left goes; who controls it, does so still."""
-    ours = owner(subnet)
-    others = [one for one in found if (one.api_version, one.kind) != (ours.api_version, ours.kind)]
-    if any(one.controller for one in others):
-        ours = structs.replace(ours, controller=None)
-    return [*others, ours]
+from ipam.adoption import adopted, labels, owner
 
 
 def new_pool(subnet: SpiderSubnet, wanted: AutoPool) -> SpiderIPPool:
@@ -54,11 +32,6 @@ def new_pool(subnet: SpiderSubnet, wanted: AutoPool) -> SpiderIPPool:
     )
 
 
-def labels(subnet: SpiderSubnet) -> dict[str, str]:
-    """Of every pool of the subnet."""
-    return {OWNER_SUBNET: subnet.metadata.name, POOL_CIDR: cidr_label(subnet.spec.subnet)}
-
-
 def refreshed(pool: SpiderIPPool, wanted: AutoPool) -> dict[str, Any]:
     """What an automatic pool lacks of what its application wants, as a merge patch; empty when it lacks nothing."""
     change: dict[str, Any] = {}
@@ -79,30 +52,21 @@ def refreshed(pool: SpiderIPPool, wanted: AutoPool) -> dict[str, Any]:
 
 
 def adoption(pool: SpiderIPPool, subnet: SpiderSubnet) -> dict[str, Any]:
-    """What a pool of the subnet lacks, as a merge patch; empty when it lacks nothing.
-
-    Gateway and routes are inherited once, by a pool that had another owner or none: what somebody takes out of a pool
-    later stays out.
-    """
+    """What a pool of the subnet lacks, as a merge patch; empty when it lacks nothing."""
+    after = adopted(pool, subnet)
     meta: dict[str, Any] = {}
-    lacking = {key: value for key, value in labels(subnet).items() if pool.metadata.labels.get(key) != value}
-    if lacking:
-        meta["labels"] = lacking
-    wanted = owners(pool.metadata.owner_references, subnet)
-    adopted = any(one.uid == subnet.metadata.uid for one in pool.metadata.owner_references)
-    if not adopted:
-        meta["ownerReferences"] = msgspec.to_builtins(wanted)
-    if FINALIZER not in pool.metadata.finalizers:
-        meta["finalizers"] = [*pool.metadata.finalizers, FINALIZER]
-    change: dict[str, Any] = {"metadata": meta} if meta else {}
+    if after.metadata.labels != pool.metadata.labels:
+        meta["labels"] = labels(subnet)
+    if after.metadata.owner_references != pool.metadata.owner_references:
+        meta["ownerReferences"] = msgspec.to_builtins(after.metadata.owner_references)
+    if after.metadata.finalizers != pool.metadata.finalizers:
+        meta["finalizers"] = after.metadata.finalizers
     spec: dict[str, Any] = {}
-    if not adopted and pool.spec.gateway is None and subnet.spec.gateway is not None:
-        spec["gateway"] = subnet.spec.gateway
-    if not adopted and pool.spec.routes is None and subnet.spec.routes:
-        spec["routes"] = msgspec.to_builtins(subnet.spec.routes)
-    if spec:
-        change["spec"] = spec
-    return change
+    if after.spec.gateway != pool.spec.gateway:
+        spec["gateway"] = after.spec.gateway
+    if after.spec.routes != pool.spec.routes:
+        spec["routes"] = msgspec.to_builtins(after.spec.routes)
+    return {**({"metadata": meta} if meta else {}), **({"spec": spec} if spec else {})}
 
 
 def own_lacks(subnet: SpiderSubnet) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from actors.subnets.messages import AutoPool, Discard, Discarded, NotProvided, P
 from actors.subnets.subnets import Subnets
 from api.annotations import (
     APP_NAME,
+    IPPOOL_RECLAIM,
     OWNER_APPLICATION_GV,
     OWNER_APPLICATION_KIND,
     OWNER_APPLICATION_NAME,
@@ -119,6 +120,8 @@ class Subnet:
             OWNER_APPLICATION_KIND: "Deployment",
             OWNER_APPLICATION_NAMESPACE: self.world.namespace,
             OWNER_APPLICATION_NAME: name,
+            # There is no such application: the controllers would have its pools go.
+            IPPOOL_RECLAIM: "false",
         }
         return AutoPool(f"{self.name}-{name}", size, app, {}, {APP_NAME: name})
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from actors.applications import application
 from actors.events import notices
 from actors.node import installer, residence
 from api import retirement, settings
@@ -54,7 +55,7 @@ def test_every_event_has_its_row() -> None:
     rows = {reason for line in text.splitlines() if line.startswith("| `") for reason in re.findall(r"`(\w+)`", line)}
     said = {
         *(notices.FAILED_ALLOCATE, notices.IP_CONFLICT, notices.POOL_EXHAUSTED, notices.POOL_OVERLAP),
-        notices.DELETION_BLOCKED,
+        *(notices.DELETION_BLOCKED, application.POOL_FAILED, application.SUBNET_CHANGED),
         *(installer.SHADOWED, installer.FAILED, installer.LACKS, installer.RESTORED, installer.BACK),
         *(retirement.WITHDRAWN, retirement.LEFT, residence.NO_CONTROLLER),
     }

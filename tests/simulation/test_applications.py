@@ -4,8 +4,10 @@ The workloads are objects that a scene writes; their pods ask by the agents' pro
 """
 
 from collections.abc import Mapping
+from random import Random
 
 import anyio
+import pytest
 from msgspec import structs
 
 from api import annotations as keys
@@ -19,7 +21,9 @@ from api.meta import ObjectMeta, OwnerReference
 from api.subnet import SpiderSubnet, SubnetSpec
 from ipam.autopool import size
 from ipam.ranges import Ranges
+from ipam.territory import territory
 from runtime.store.discovery import Foreign
+from runtime.testing.store import Chances, Script
 from tests.simulation.stage import Stage, act
 
 NOTES = {keys.POD_SUBNET: '{"ipv4":["lan"]}'}
@@ -285,3 +289,44 @@ def test_what_was_deleted_while_nobody_looked_is_found() -> None:
         assert set(await automatic(stage)) == {"web"}
 
     act(scene)
+
+
+STORM = Chances(
+    lost_request=0.05,
+    lost_reply=0.05,
+    late=0.05,
+    conflict=0.05,
+    unavailable=0.05,
+    before=(0.0, 0.02),
+    after=(0.0, 0.02),
+    late_by=(0.0, 1.0),
+    watch_cut=0.05,
+)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_storm_of_changes_over_a_bad_store_ends_with_what_was_asked_for(seed: int) -> None:
+    async def scene(stage: Stage) -> None:
+        await subnet(stage, last=60)
+        random, wanted = Random(seed), {}
+        for _ in range(40):
+            name = f"d{random.randrange(5)}"
+            replicas = random.randrange(9)
+            if name not in wanted:
+                await deployment(stage, name, replicas)
+            elif random.random() < 0.25:
+                await stage.store.delete(DEPLOYMENT, name, namespace="default")
+                del wanted[name]
+                continue
+            else:
+                await scale(stage, name, replicas)
+            wanted[name] = replicas + 1
+            await anyio.sleep(random.uniform(0.0, 0.4))
+        stage.connection.policy = Script()
+        with anyio.fail_after(120):
+            while await sizes(stage) != wanted or await given(stage) != sum(wanted.values()):  # noqa: ASYNC110 - virtual
+                await anyio.sleep(0.5)
+        pools = [territory(pool).addresses for pool in (await automatic(stage)).values()]
+        assert Ranges.of(4, [span for land in pools for span in land.spans]).size == sum(land.size for land in pools)
+
+    act(scene, seed=seed, policy=STORM)

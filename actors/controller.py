@@ -18,7 +18,7 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
 
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -194,18 +194,10 @@ class Controller:
             waits=self._notices.subnet_waits,
         )
 
-        def mine(name: str) -> bool:
-            return self.peers.mine(subnet_key(name))
-
-        async def seen(follow: Callable[[Callable[[str], bool]], Awaitable[None]]) -> None:
-            """What is not seen yet is no reason to change anything."""
-            await self.cluster.synced()
-            await follow(mine)
-
-        self.supervisor.add_supervisor(subnets.supervisor)
-        self.supervisor.add_service("subnet-ownership", lambda: seen(subnets.follow))
-        self.supervisor.add_service("subnet-changes", lambda: seen(subnets.watch_subnets))
-        self.supervisor.add_service("subnet-pools", lambda: seen(subnets.watch_pools))
+        # What is not seen yet is no reason to change anything.
+        subnets.supervise(
+            self.supervisor, mine=lambda name: self.peers.mine(subnet_key(name)), ready=self.cluster.synced
+        )
         self.peers.subnets = subnets
         return subnets
 
@@ -423,8 +415,7 @@ def rules(controller: Controller, settings: ControllerSettings) -> Rulebook:
     subnets, pools = controller.cluster.subnets.snapshot, controller.cluster.pools.snapshot
     owned = controller.subnets is not None
     book.add(
-        SUBNET,
-        SubnetRules(subnets.values, pools.values, families=families, guard_deletion=guard, finalizer=owned),
+        SUBNET, SubnetRules(subnets.values, pools.values, families=families, guard_deletion=guard, finalizer=owned)
     )
     if owned:
         book.add(IPPOOL, PoolInSubnetRules(subnets.values))

@@ -17,9 +17,8 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       webhooks     what the API server asks before it stores an object
 """
 
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -53,6 +52,7 @@ from actors.replica.activity import Activity
 from actors.replica.cluster import Cluster
 from actors.replica.lookups import Lookups, Scene
 from actors.replica.replicas import PeerReplicas, Replicas, named
+from actors.replica.rpc import serve_agents
 from actors.subnets.subnets import Subnets
 from actors.webhooks import server as webhooks
 from actors.webhooks.bundle import BundleActor
@@ -61,7 +61,7 @@ from admission.reservedip import ReservedIPRules
 from admission.rulebook import Rulebook
 from admission.subnet import PoolInSubnetRules, SubnetRules
 from api import wire
-from api.kinds import IPPOOL, POD, RESERVEDIP, SUBNET
+from api.kinds import IPPOOL, RESERVEDIP, SUBNET
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import Budget, ReplicaStatus
 from ipam.history import Change
@@ -71,12 +71,10 @@ from runtime.store.cluster_credentials import credentials_of
 from runtime.store.credentials import Credentials, CredentialsError
 from runtime.store.discovery import Discovery, ServerDiscovery
 from runtime.store.kubernetes import KubernetesStore
-from runtime.store.port import NotFound, Store
-from runtime.store.tokens import review_token
+from runtime.store.port import Store
 from runtime.supervision import Intensity, Supervisor
-from runtime.transport.identity import TokenAuthenticator
 from runtime.transport.port import Call, Overloaded
-from runtime.transport.server import TlsServer, is_own_address
+from runtime.transport.server import is_own_address
 from telemetry import metrics, traces
 from telemetry.http import Post, Response, Route
 
@@ -86,12 +84,6 @@ _audit = logging.getLogger("spiderpool.audit")
 NAME = "spiderpool-controller"
 COMMANDS = {"crds": "actors.errands.crds", "clean": "actors.errands.clean"}
 """Besides `daemon`: what the chart's hooks run."""
-
-_IN_FLIGHT = 16384
-"""Requests that a replica has in hand. Most are the reports of nodes, held until there is something to ask."""
-
-AUDIENCE = "spiderpool-controller"
-"""Of the tokens that agents show."""
 
 
 class Controller:
@@ -222,18 +214,10 @@ class Controller:
             waits=self._notices.subnet_waits,
         )
 
-        def mine(name: str) -> bool:
-            return self.peers.mine(subnet_key(name))
-
-        async def seen(follow: Callable[[Callable[[str], bool]], Awaitable[None]]) -> None:
-            """What is not seen yet is no reason to change anything."""
-            await self.cluster.synced()
-            await follow(mine)
-
-        self.supervisor.add_supervisor(subnets.supervisor)
-        self.supervisor.add_service("subnet-ownership", lambda: seen(subnets.follow))
-        self.supervisor.add_service("subnet-changes", lambda: seen(subnets.watch_subnets))
-        self.supervisor.add_service("subnet-pools", lambda: seen(subnets.watch_pools))
+        # What is not seen yet is no reason to change anything.
+        subnets.supervise(
+            self.supervisor, mine=lambda name: self.peers.mine(subnet_key(name)), ready=self.cluster.synced
+        )
         self.peers.subnets = subnets
         return subnets
 
@@ -396,54 +380,6 @@ async def _follow_peers(
     await channels.follow(store, peers.set)
 
 
-async def _rpc(system: System, controller: Controller, settings: ControllerSettings, store: KubernetesStore) -> None:
-    """Serve agents and other replicas once the cluster has been seen."""
-    await controller.cluster.synced()
-    authenticator = TokenAuthenticator(
-        lambda token: review_token(store.server, token, audiences=(AUDIENCE,)),
-        accounts={
-            f"system:serviceaccount:{settings.pod_namespace}:{settings.agent_name}": "agent",
-            f"system:serviceaccount:{settings.pod_namespace}:{settings.controller_name}": "controller",
-        },
-        clock=system.clock,
-        node_of_pod=lambda namespace, name, uid: _node_of_pod(store, namespace, name, uid),
-    )
-    server = TlsServer(
-        "",
-        settings.rpc_port,
-        cert_file=Path(settings.tls_server_cert),
-        key_file=Path(settings.tls_server_key),
-        authenticate=authenticator,
-        handler=controller.serve,
-        name=settings.pod_name,
-        max_in_flight=_IN_FLIGHT,
-    )
-    connections = metrics.RPC_CONNECTIONS.labels(side="server")
-    with contextlib.ExitStack() as stack:
-        stack.callback(metrics.on_scrape(lambda: connections.set(server.statistics().connections)))
-        await _run(server, ended=controller.collecting.reports.release)
-
-
-async def _run(server: TlsServer, *, ended: Callable[[], None]) -> None:
-    """Serve until cancelled; `ended` lets go of what is held, so that nothing is waited for in vain."""
-    async with anyio.create_task_group() as group:
-        group.start_soon(server.run)
-        _log.info("serving agents on port %d", await server.listening())
-        try:
-            await anyio.sleep_forever()
-        finally:
-            ended()
-
-
-async def _node_of_pod(store: Store, namespace: str, name: str, uid: str) -> str:
-    """The node of a pod, for API servers before 1.30, whose tokens do not say it; empty when there is no such pod."""
-    try:
-        pod = await store.get(POD, name, namespace=namespace)
-    except NotFound:
-        return ""
-    return pod.spec.node_name if pod.metadata.uid == uid else ""
-
-
 def rules(controller: Controller, settings: ControllerSettings) -> Rulebook:
     """What objects are completed and judged by: a line a kind."""
     config = settings.config
@@ -455,8 +391,7 @@ def rules(controller: Controller, settings: ControllerSettings) -> Rulebook:
     subnets, pools = controller.cluster.subnets.snapshot, controller.cluster.pools.snapshot
     owned = controller.subnets is not None
     book.add(
-        SUBNET,
-        SubnetRules(subnets.values, pools.values, families=families, guard_deletion=guard, finalizer=owned),
+        SUBNET, SubnetRules(subnets.values, pools.values, families=families, guard_deletion=guard, finalizer=owned)
     )
     if owned:
         book.add(IPPOOL, PoolInSubnetRules(subnets.values))
@@ -502,7 +437,7 @@ def main(argv: list[str] | None = None) -> int:
         connections = Supervisor("controller/peers", system)
         root.add_supervisor(connections)
         root.add_service("replicas", lambda: _follow_peers(system, controller, settings, store, connections))
-        root.add_service("rpc", lambda: _rpc(system, controller, settings, store))
+        root.add_service("rpc", lambda: serve_agents(system, controller, settings, store))
         root.add_actor(
             "bundle",
             lambda: BundleActor(

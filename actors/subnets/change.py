@@ -15,7 +15,7 @@ Of two such pairs that cross each other, one write fails. A pool that is not the
 pool is made without addresses, before it has an entry, and whoever finds an entry without a pool may drop it at once.
 
 A pool's status is written by every grant, which moves its resourceVersion and means nothing here; so a growth that
-fails for that is sent again, while nothing else has changed (`_same`).
+fails for that is sent again, while nothing else has changed (`upkeep.same`).
 
 What a crash leaves, await by await: a pool without addresses; then an entry without a pool's addresses; after that,
 nothing. The next attempt, of whoever owns the subnet then, gives the surplus to whoever asks for that pool again, and
@@ -31,7 +31,7 @@ import anyio
 
 from actors.subnets.messages import AutoPool, Discard, Discarded, NotProvided, Provide, Provided
 from actors.subnets.sight import Ask, Outcome, Sight
-from actors.subnets.upkeep import adoption, new_pool, own_lacks, refreshed
+from actors.subnets.upkeep import adoption, new_pool, own_lacks, refreshed, same
 from api.annotations import SUBNET_SEEN
 from api.ippool import SpiderIPPool
 from api.kinds import IPPOOL, SUBNET
@@ -94,6 +94,9 @@ class Change:
             _log.warning("subnet %s: what its status says of a pool is dropped: %s", self._name, problem)
         self._pools = dict(self._sight.pools(self._subnet.spec.subnet))
         leaving = self._subnet.metadata.deletion_timestamp is not None
+        if first := self._sight.first(self._subnet):
+            await self._give_way(first, leaving=leaving)
+            return self._outcome
         provided, discarded = self._sorted()
         if leaving:
             for at, _ in provided:
@@ -110,6 +113,16 @@ class Change:
         if not leaving:
             await self._keep_up()
         return self._outcome
+
+    async def _give_way(self, first: str, *, leaving: bool) -> None:
+        """Another subnet has the same CIDR, and was there before: this one has no pools."""
+        self._refuse_all(f"SpiderSubnet {first} has {self._subnet.spec.subnet} as well, and was there before")
+        _log.warning("subnet %s: %s has the same CIDR and was there before: it has no pools", self._name, first)
+        self._pools = {}
+        if leaving:
+            await self._let_go()
+        else:
+            await self._write_status({}, leaving=False)
 
     # -- what is asked -------------------------------------------------------------------------------------------------
 
@@ -398,7 +411,7 @@ class Change:
                 await self._write_pool(pool, change)
             except Conflict:
                 pool = await self._store.get(IPPOOL, name)
-                if not _same(pool, begun):
+                if not same(pool, begun):
                     break
             else:
                 self._outcome.answers[at] = Provided(name)
@@ -480,12 +493,3 @@ class Change:
     def _refuse_all(self, reason: str) -> None:
         for at in range(len(self._asks)):
             self._refuse(at, reason, lasting=True)
-
-
-def _same(pool: SpiderIPPool, begun: SpiderIPPool) -> bool:
-    """Whether nothing that matters here has been written since."""
-    return (
-        pool.metadata.uid == begun.metadata.uid
-        and pool.metadata.generation == begun.metadata.generation
-        and pool.metadata.annotations.get(SUBNET_SEEN) == begun.metadata.annotations.get(SUBNET_SEEN)
-    )

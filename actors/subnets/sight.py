@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from actors.subnets.messages import Discard, Discarded, NotProvided, Provide, Provided
 from api.ippool import SpiderIPPool
+from api.subnet import SpiderSubnet
 from ipam.ranges import Ranges
 
 type Ask = Provide | Discard
@@ -17,6 +18,8 @@ class Sight(Struct, frozen=True):
 
     Attributes:
         pools: those with that CIDR, by name, as last seen or written here; may lag.
+        first: the name of the subnet whose the pools are, where an older one has the same CIDR: two that were made at
+            the same moment, or without admission.
         wrote: takes in a pool as it was read or written.
         gone: takes in that there is no pool of a name.
         reserved: what no pool may be given, by IP version.
@@ -24,6 +27,7 @@ class Sight(Struct, frozen=True):
     """
 
     pools: Callable[[str], Mapping[str, SpiderIPPool]]
+    first: Callable[[SpiderSubnet], str]
     wrote: Callable[[SpiderIPPool], None]
     gone: Callable[[str], None]
     reserved: Callable[[int], Ranges]

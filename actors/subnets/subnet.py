@@ -29,6 +29,8 @@ _ATTEMPTS: Final = 20
 """Of one batch, before its askers are told to come back."""
 _RETRY_SECONDS: Final = 0.2
 """Pause after the store could not be reached."""
+_LONGEST_SECONDS: Final = 30.0
+"""Pause where nobody waits for an answer."""
 _JITTER_SECONDS: Final = 0.01
 """Longest pause after somebody else was first, times the number of times."""
 
@@ -137,25 +139,28 @@ class SubnetActor(Actor[Message]):
             case StoreError():
                 _log.error("subnet %s: %s", self._name, error)
                 self._refuse(str(error))
+                self._look = False  # the next change, or the sweep, brings another
+                self._finish()
             case _:
                 raise error
 
     def _again(self, trouble: Exception | None) -> None:
-        """Another attempt, a little later; without anybody who waits, new asks come first."""
+        """Another attempt, a little later; without anybody who waits, later each time, and new asks come first."""
         self._attempts += 1
         if self._attempts > _ATTEMPTS:
             cause = trouble or "others wrote first"
             self._refuse(f"SpiderSubnet {self._name}: {cause}, {self._attempts} times in a row")
-            return
+            self._look = True
         if isinstance(trouble, Busy):
             pause = trouble.retry_after
         elif trouble is not None:
             pause = _RETRY_SECONDS
         else:
             pause = self.system.random.uniform(0.0, _JITTER_SECONDS * self._attempts)
-        self.timers.start("retry", pause, Retry())
         if not self._asks:
+            pause = max(pause, min(_LONGEST_SECONDS, pause * 2.0 ** min(self._attempts, 16)))
             self.release()
+        self.timers.start("retry", pause, Retry())
 
     def _refuse(self, reason: str) -> None:
         for ask in self._asks:
@@ -163,8 +168,6 @@ class SubnetActor(Actor[Message]):
             name = message.pool.name if isinstance(message, Provide) else message.pool
             _reply(ask, NotProvided(name, reason, lasting=False))
         self._asks = []
-        self._look = False  # the next change, or the sweep, brings another
-        self._finish()
 
     def _finish(self) -> None:
         self._attempts = 0

@@ -1,7 +1,7 @@
 """The subnets that this replica has an actor for, and who tells them that there is something to do."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
 from msgspec import Struct
@@ -59,7 +59,12 @@ class Subnets:
         self._pools = pools
         self._waits = waits
         self._sight = Sight(
-            pools=self._of_cidr, wrote=self._wrote, gone=self._gone, reserved=reserved, wall=system.clock.wall
+            pools=self._of_cidr,
+            first=self._first,
+            wrote=self._wrote,
+            gone=self._gone,
+            reserved=reserved,
+            wall=system.clock.wall,
         )
         self._overlays: dict[str, _Overlay] = {}
         self._refs: dict[str, Ref[Message]] = {}
@@ -82,6 +87,23 @@ class Subnets:
                 capacity=SubnetActor.capacity,
             )
         return ref
+
+    def supervise(
+        self, parent: Supervisor, *, mine: Callable[[str], bool], ready: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Put the actors under a supervisor, and beside them who looks for work, from when `ready` returns."""
+
+        def service(follow: Callable[[Callable[[str], bool]], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+            async def run() -> None:
+                await ready()
+                await follow(mine)
+
+            return run
+
+        parent.add_supervisor(self.supervisor)
+        parent.add_service("subnet-ownership", service(self.follow))
+        parent.add_service("subnet-changes", service(self.watch_subnets))
+        parent.add_service("subnet-pools", service(self.watch_pools))
 
     def measure(self, *, debug: bool) -> None:
         """Set the gauges of subnets; those of single ones only with `debug`."""
@@ -115,6 +137,14 @@ class Subnets:
                 found[name] = overlay.pool
         return found
 
+    def _first(self, subnet: SpiderSubnet) -> str:
+        def age(one: SpiderSubnet) -> tuple[str, str]:
+            return one.metadata.creation_timestamp or "", one.metadata.name
+
+        same = [one for one in self._subnets.objects.values() if one.spec.subnet == subnet.spec.subnet]
+        oldest = min([*same, subnet], key=age)
+        return "" if oldest.metadata.name == subnet.metadata.name else oldest.metadata.name
+
     def _wrote(self, pool: SpiderIPPool) -> None:
         self._overlays[pool.metadata.name] = _Overlay(pool, self._system.clock.now() + _OVERLAY_SECONDS)
 
@@ -146,6 +176,8 @@ class Subnets:
             try:
                 changes, since = self._subnets.changes(since)
                 names = [change.key for change in changes if change.object is not None]
+                left = {change.last.spec.subnet for change in changes if change.object is None and change.last}
+                names += [name for name, one in self._subnets.objects.items() if one.spec.subnet in left]
             except Expired:
                 names, since = list(self._subnets.objects), self._subnets.revision
             for name in filter(mine, names):

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from actors.subnets.messages import AutoPool
-from api.annotations import SUBNET_CIDR, cidr_label
+from api.annotations import SUBNET_CIDR, SUBNET_SEEN, cidr_label
 from api.ippool import IPPoolSpec, SpiderIPPool
 from api.meta import FINALIZER, LabelSelector, ObjectMeta
 from api.subnet import SpiderSubnet
@@ -78,3 +78,12 @@ def own_lacks(subnet: SpiderSubnet) -> dict[str, Any]:
     if subnet.metadata.labels.get(SUBNET_CIDR) != label:
         meta["labels"] = {SUBNET_CIDR: label}
     return {"metadata": meta} if meta else {}
+
+
+def same(pool: SpiderIPPool, begun: SpiderIPPool) -> bool:
+    """Whether nothing that matters here has been written since."""
+    return (
+        pool.metadata.uid == begun.metadata.uid
+        and pool.metadata.generation == begun.metadata.generation
+        and pool.metadata.annotations.get(SUBNET_SEEN) == begun.metadata.annotations.get(SUBNET_SEEN)
+    )

@@ -89,20 +89,22 @@ class Replica:
             reserved=world.reserved,
             waits=lambda subnet, text: world.told.append((subnet, text)),
         )
-        for supervisor in (self.pools.supervisor, self.subnets.supervisor):
-            self.supervisor.add_supervisor(supervisor)
-        for service, follow in (
-            ("leaving", self.pools.watch_leaving),
-            ("ownership", self.subnets.follow),
-            ("changes", self.subnets.watch_subnets),
-            ("poolchanges", self.subnets.watch_pools),
-        ):
-            self.supervisor.add_service(service, _service(self, follow))
+        self.supervisor.add_supervisor(self.pools.supervisor)
+        self.supervisor.add_service("leaving", self._leaving)
+        self.subnets.supervise(self.supervisor, mine=lambda _name: True, ready=self._synced)
         self.scope = anyio.CancelScope()
 
     async def run(self) -> None:
         with self.scope:
             await self.supervisor.run()
+
+    async def _synced(self) -> None:
+        await self.pools_seen.synced()
+        await self.subnets_seen.synced()
+
+    async def _leaving(self) -> None:
+        await self._synced()
+        await self.pools.watch_leaving(lambda _name: True)
 
     async def provide(self, name: str, size: int, subnet: str = "lan", **labels: str) -> Provided | NotProvided:
         return await self.subnets(subnet).ask(Provide(subnet, wanted(name, size, **labels)), timeout=SECONDS)
@@ -118,17 +120,6 @@ class Replica:
 
     async def surrender(self, pool: str, uid: str) -> None:
         await self.pools(pool).ask(Surrender(uid=uid, nic="eth0", cid="c1"), timeout=SECONDS)
-
-
-def _service(
-    replica: Replica, follow: Callable[[Callable[[str], bool]], Awaitable[None]]
-) -> Callable[[], Awaitable[None]]:
-    async def work() -> None:
-        await replica.pools_seen.synced()
-        await replica.subnets_seen.synced()
-        await follow(lambda _name: True)
-
-    return work
 
 
 class Points:
@@ -244,7 +235,10 @@ class Subnetting:
 
     def check(self) -> None:
         """What holds at every moment: pools are inside their entries, and no two have an address."""
+        first: dict[str, SpiderSubnet] = {}
         for subnet in self.store.peek(SUBNET):
+            first.setdefault(subnet.spec.subnet, subnet)
+        for subnet in first.values():
             entries, _ = read_entries(subnet.status.controlled_ippools, 4)
             taken = Ranges(4)
             for name, entry in entries.items():

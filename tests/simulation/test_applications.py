@@ -308,7 +308,8 @@ STORM = Chances(
 def test_a_storm_of_changes_over_a_bad_store_ends_with_what_was_asked_for(seed: int) -> None:
     async def scene(stage: Stage) -> None:
         await subnet(stage, last=60)
-        random, wanted = Random(seed), {}
+        random = Random(seed)
+        wanted: dict[str, int] = {}
         for _ in range(40):
             name = f"d{random.randrange(5)}"
             replicas = random.randrange(9)

@@ -147,6 +147,52 @@ def test_pools_made_by_hand_are_adopted_and_counted() -> None:
     act(scene)
 
 
+def test_of_two_subnets_of_one_cidr_the_first_has_the_pools() -> None:
+    async def scene(world: Subnetting) -> None:
+        await world.subnet("lan")
+        await world.subnet("later")
+        await world.pool("manual", "10.6.0.5")
+        owner = await world.replica("c1")
+        assert await owner.provide("auto", 2) == Provided("auto")
+        refused = await owner.provide("auto", 3, "later")
+        assert isinstance(refused, NotProvided)
+        assert refused.lasting
+        await anyio.sleep(1)
+        before = world.store.revision
+        await anyio.sleep(60)
+        assert world.store.revision == before, "they do not fight"
+        assert world.meta("manual")["labels"][OWNER_SUBNET] == "lan"
+        assert set(world.status("lan")["controlledIPPools"]) == {"auto", "manual"}
+        assert world.status("later") == {"totalIPCount": 100, "allocatedIPCount": 0}
+        world.judge()
+        await world.store.patch(SUBNET, "lan", {"metadata": {"finalizers": None}})
+        await world.store.delete(SUBNET, "lan")
+        await anyio.sleep(1)
+        world.violations.clear()  # of the moment when the book had gone with the first one
+        assert set(world.status("later")["controlledIPPools"]) == {"auto", "manual"}
+        assert world.meta("manual")["labels"][OWNER_SUBNET] == "later"
+
+    act(scene)
+
+
+def test_a_store_that_is_away_for_a_minute_is_waited_for() -> None:
+    async def scene(world: Subnetting) -> None:
+        await world.subnet()
+        owner = await world.replica("c1")
+        await anyio.sleep(1)
+        owner.store.policy = Chances(unavailable=1.0, verbs=("get", "create", "patch"))
+        await world.pool("manual", "10.6.0.5")
+        refused = await owner.provide("auto", 2)
+        assert isinstance(refused, NotProvided)
+        assert not refused.lasting
+        await anyio.sleep(60)
+        owner.store.policy = Chances()
+        await anyio.sleep(35)
+        assert world.status()["controlledIPPools"] == {"manual": {"ips": ["10.6.0.5"]}}
+
+    act(scene)
+
+
 def test_an_empty_list_of_routes_inherits_none() -> None:
     async def scene(world: Subnetting) -> None:
         await world.subnet(routes=[Route("10.0.0.0/8", "10.6.0.253")])

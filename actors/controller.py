@@ -7,6 +7,8 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       events       what there is to say about pods and pools
       history      who had which address when; its last pages are written when all below have ended
       ippools      one actor per pool that this replica owns, made when first asked for
+      subnets      the same for SpiderSubnets, where they are switched on
+      applications the same for workloads with automatic pools, where those are switched on
       allocator    selection, and claims on pools, all or nothing
       attachments  the NetworkAttachmentDefinitions of this replica's SpiderMultusConfigs
       coordination which addresses are the cluster's own, kept in the status of the SpiderCoordinators
@@ -17,7 +19,6 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       webhooks     what the API server asks before it stores an object
 """
 
-import contextlib
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -31,12 +32,14 @@ from prometheus_client import Counter, Histogram
 
 from actors import program
 from actors.allocation.allocator import AllocatorActor, Serve
+from actors.allocation.automatic import AutomaticPools
 from actors.allocation.callers import Callers
 from actors.allocation.endpoint import Endpoints
 from actors.allocation.grants import Early, Grants, Policy
 from actors.allocation.networks import Isolation, Networks
 from actors.allocation.returns import Returns
 from actors.allocation.workloads import Workloads
+from actors.applications.assembly import Running, assemble
 from actors.attachments.attachments import AttachmentsActor
 from actors.attachments.following import Following
 from actors.collection.collecting import Collecting
@@ -48,18 +51,19 @@ from actors.events.recorder import Message as EventsMessage
 from actors.pools.governor import Governor
 from actors.pools.history import DRAIN_SECONDS, Histories, HistoryActor, keep_swept
 from actors.pools.ippools import IPPools
-from actors.pools.peers import Peers, pool_key
+from actors.pools.peers import Peers, pool_key, subnet_key
 from actors.pools.terms import Terms, Witnesses
 from actors.pools.throughput import Throughput, work
 from actors.replica.activity import Activity
 from actors.replica.cluster import Cluster
 from actors.replica.lookups import Lookups, Scene
 from actors.replica.replicas import PeerReplicas, Replicas, named
+from actors.replica.rpc import serve_agents
+from actors.subnets.subnets import Subnets
 from actors.webhooks import server as webhooks
 from actors.webhooks.bundle import BundleActor
 from actors.webhooks.registration import rules
 from api import wire
-from api.kinds import POD
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import Budget, ReplicaStatus
 from ipam.history import Change
@@ -67,13 +71,12 @@ from runtime.actor import Ref, System
 from runtime.errors import ActorError, MailboxFull
 from runtime.store.cluster_credentials import credentials_of
 from runtime.store.credentials import Credentials, CredentialsError
+from runtime.store.discovery import Discovery, ServerDiscovery
 from runtime.store.kubernetes import KubernetesStore
-from runtime.store.port import NotFound, Store
-from runtime.store.tokens import review_token
+from runtime.store.port import Store
 from runtime.supervision import Intensity, Supervisor
-from runtime.transport.identity import TokenAuthenticator
 from runtime.transport.port import Call, Overloaded
-from runtime.transport.server import TlsServer, is_own_address
+from runtime.transport.server import is_own_address
 from telemetry import metrics, traces
 from telemetry.http import Post, Response, Route
 
@@ -83,12 +86,6 @@ _audit = logging.getLogger("spiderpool.audit")
 NAME = "spiderpool-controller"
 COMMANDS = {"crds": "actors.errands.crds", "clean": "actors.errands.clean"}
 """Besides `daemon`: what the chart's hooks run."""
-
-_IN_FLIGHT = 16384
-"""Requests that a replica has in hand. Most are the reports of nodes, held until there is something to ask."""
-
-AUDIENCE = "spiderpool-controller"
-"""Of the tokens that agents show."""
 
 
 class Controller:
@@ -103,6 +100,7 @@ class Controller:
         pods_exist: bool = True,
         discovers: bool = True,
         configurations: Configurations | None = None,
+        discovery: Discovery | None = None,
         path: str,
     ) -> None:
         """Nothing runs before `supervise` and the supervisor.
@@ -114,9 +112,11 @@ class Controller:
             pods_exist: whether there are Pod objects; without them there is no cluster to look at either.
             discovers: whether the status of SpiderCoordinators is kept here, where the settings want that.
             configurations: the folder of CNI configurations; the one that the settings name, unless given.
+            discovery: of foreign kinds; without it, workloads of those have no automatic pools.
             path: the name of the subtree.
         """
         self.store = store
+        self.subnets: Subnets | None = None
         self.supervisor = Supervisor(path, system, intensity=Intensity(failures=10, seconds=10.0))
         discovered = pods_exist and settings.coordinator_enabled
         self.cluster = Cluster(
@@ -130,7 +130,9 @@ class Controller:
         self.cluster.supervise(reflectors, multusconfigs=settings.multus_config_enabled and pods_exist)
         self.supervisor.add_supervisor(reflectors)
         self._notices = Notices(
-            self._make_events(settings.pod_name) if pods_exist else None, pool=self.cluster.pools.snapshot.get
+            self._make_events(settings.pod_name) if pods_exist else None,
+            pool=self.cluster.pools.snapshot.get,
+            subnet=self.cluster.subnets.snapshot.get,
         )
         self.throughput = Throughput()
         self._histories = self._keep_histories(settings.pod_namespace, collected=pods_exist)
@@ -149,6 +151,7 @@ class Controller:
                 noted=self._noted,
                 exhausted=self._notices.exhausted,
                 overlapping=self._notices.overlapping,
+                waits=self._notices.pool_waits,
             ),
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
@@ -157,6 +160,24 @@ class Controller:
         self.supervisor.add_service("overlaps", lambda: self.pools.watch(lambda n: self.peers.mine(pool_key(n))))
         if settings.multus_config_enabled and pods_exist:
             self._make_attachments()
+        self.supervisor.add_service("leaving", lambda: self.pools.watch_leaving(lambda n: self.peers.mine(pool_key(n))))
+        if pods_exist and settings.config.enable_spider_subnet:
+            self.cluster.supervise_subnets(reflectors)
+            self.subnets = self._own_subnets(f"{path}/subnets", system)
+        self.applications: Running | None = None
+        config = settings.config
+        if pods_exist and config.enable_spider_subnet and config.enable_auto_pool_for_application:
+            self.applications = assemble(
+                f"{path}/applications",
+                system,
+                store,
+                cluster=self.cluster,
+                peers=self.peers,
+                said=self._notices.application,
+                config=config,
+                discovery=discovery,
+            )
+            self.applications.supervise(self.supervisor, reflectors)
         endpoints = Endpoints(store)
         self._workloads = Workloads(
             store,
@@ -226,6 +247,24 @@ class Controller:
         )
         self.supervisor.add_service("multusconfigs", lambda: following.run(ref))
 
+    def _own_subnets(self, path: str, system: System) -> Subnets:
+        subnets = Subnets(
+            path,
+            system,
+            self.store,
+            subnets=self.cluster.subnets.snapshot,
+            pools=self.cluster.pools.snapshot,
+            reserved=self.cluster.reserved,
+            waits=self._notices.subnet_waits,
+        )
+
+        # What is not seen yet is no reason to change anything.
+        subnets.supervise(
+            self.supervisor, mine=lambda name: self.peers.mine(subnet_key(name)), ready=self.cluster.synced
+        )
+        self.peers.subnets = subnets
+        return subnets
+
     def _noted(self, pool: str, changes: tuple[Change, ...]) -> None:
         self.throughput.noted(pool, changes)
         self._histories.noted(pool, changes)
@@ -260,10 +299,14 @@ class Controller:
                 enable_ipv4=config.enable_ipv4,
                 enable_ipv6=config.enable_ipv6,
                 enable_subnets=config.enable_spider_subnet,
+                automatic_pools=config.enable_auto_pool_for_application,
                 cluster_network=settings.multus_cluster_network,
                 namespace=settings.pod_namespace,
             ),
             failed=self._notices.failed,
+            automatic=None
+            if self.applications is None
+            else AutomaticPools(self.store, ask=lambda ask, seconds: self.peers.application(ask, timeout=seconds)),
         )
         returns = Returns(
             pools=self.peers,
@@ -284,6 +327,8 @@ class Controller:
         self.throughput.measure()
         if self._coordinating is not None:
             self._coordinating.measure()
+        if self.subnets is not None:
+            self.subnets.measure(debug=debug)
         # A pool that is gone has no addresses, not the last ones that it had.
         metrics.DEBUG_IPPOOL_TOTAL_IP_COUNTS.clear()
         metrics.DEBUG_IPPOOL_AVAILABLE_IP_COUNTS.clear()
@@ -381,54 +426,6 @@ async def _follow_peers(
     await channels.follow(store, peers.set)
 
 
-async def _rpc(system: System, controller: Controller, settings: ControllerSettings, store: KubernetesStore) -> None:
-    """Serve agents and other replicas once the cluster has been seen."""
-    await controller.cluster.synced()
-    authenticator = TokenAuthenticator(
-        lambda token: review_token(store.server, token, audiences=(AUDIENCE,)),
-        accounts={
-            f"system:serviceaccount:{settings.pod_namespace}:{settings.agent_name}": "agent",
-            f"system:serviceaccount:{settings.pod_namespace}:{settings.controller_name}": "controller",
-        },
-        clock=system.clock,
-        node_of_pod=lambda namespace, name, uid: _node_of_pod(store, namespace, name, uid),
-    )
-    server = TlsServer(
-        "",
-        settings.rpc_port,
-        cert_file=Path(settings.tls_server_cert),
-        key_file=Path(settings.tls_server_key),
-        authenticate=authenticator,
-        handler=controller.serve,
-        name=settings.pod_name,
-        max_in_flight=_IN_FLIGHT,
-    )
-    connections = metrics.RPC_CONNECTIONS.labels(side="server")
-    with contextlib.ExitStack() as stack:
-        stack.callback(metrics.on_scrape(lambda: connections.set(server.statistics().connections)))
-        await _run(server, ended=controller.collecting.reports.release)
-
-
-async def _run(server: TlsServer, *, ended: Callable[[], None]) -> None:
-    """Serve until cancelled; `ended` lets go of what is held, so that nothing is waited for in vain."""
-    async with anyio.create_task_group() as group:
-        group.start_soon(server.run)
-        _log.info("serving agents on port %d", await server.listening())
-        try:
-            await anyio.sleep_forever()
-        finally:
-            ended()
-
-
-async def _node_of_pod(store: Store, namespace: str, name: str, uid: str) -> str:
-    """The node of a pod, for API servers before 1.30, whose tokens do not say it; empty when there is no such pod."""
-    try:
-        pod = await store.get(POD, name, namespace=namespace)
-    except NotFound:
-        return ""
-    return pod.spec.node_name if pod.metadata.uid == uid else ""
-
-
 async def _credentials(kubeconfig: str) -> Credentials:
     try:
         return await credentials_of(kubeconfig)
@@ -456,7 +453,9 @@ def main(argv: list[str] | None = None) -> int:
     async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
         store = KubernetesStore(await _credentials(settings.kubeconfig), agent=f"{NAME}/{program.VERSION}")
         stack.push_async_callback(store.aclose)
-        controller = Controller(system, store, settings=settings, path="controller")
+        controller = Controller(
+            system, store, settings=settings, path="controller", discovery=ServerDiscovery(store.server)
+        )
         stack.callback(metrics.on_scrape(lambda: controller.measure(debug=settings.enabled_debug_metric)))
         routes["/debug/status"] = lambda _query: Response(
             msgspec.json.encode(controller.status()) + b"\n", content_type="application/json"
@@ -466,7 +465,7 @@ def main(argv: list[str] | None = None) -> int:
         connections = Supervisor("controller/peers", system)
         root.add_supervisor(connections)
         root.add_service("replicas", lambda: _follow_peers(system, controller, settings, store, connections))
-        root.add_service("rpc", lambda: _rpc(system, controller, settings, store))
+        root.add_service("rpc", lambda: serve_agents(system, controller, settings, store))
         root.add_actor(
             "bundle",
             lambda: BundleActor(

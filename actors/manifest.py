@@ -21,6 +21,7 @@ from admission.ippool import IPPoolRules
 from admission.reservedip import ReservedIPRules
 from admission.review import Review
 from admission.rulebook import Rulebook
+from admission.subnet import SubnetRules
 from api.configfile import did_you_mean, shown
 from api.kinds import COORDINATOR, ENDPOINT, IPPOOL, MULTUSCONFIG, RESERVEDIP, SUBNET, Kind
 from api.meta import API_VERSION, ObjectMeta
@@ -35,6 +36,7 @@ KINDS = {kind.kind: kind for kind in (IPPOOL, SUBNET, RESERVEDIP, COORDINATOR, M
 _RULES = Rulebook()
 _RULES.add(IPPOOL, IPPoolRules())
 _RULES.add(RESERVEDIP, ReservedIPRules())
+_RULES.add(SUBNET, SubnetRules())
 
 
 class ManifestError(ValueError):

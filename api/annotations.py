@@ -68,6 +68,11 @@ SUBNET_CIDR = f"{_IPAM}/subnet-cidr"
 _DOTS, _COLONS = 3, 7
 """So many of them become dashes in these labels, as the original's programs write them."""
 
+# -- annotations of automatic pools
+
+SUBNET_SEEN = f"{_IPAM}/subnet-seen"
+"""resourceVersion of the SpiderSubnet under which its owner wrote the pool's addresses last."""
+
 # -- keys in the podAffinity of automatic pools, compared with the workload and not with pod labels
 
 APP_API_GROUP = f"{_IPAM}/app-api-group"

@@ -174,12 +174,34 @@ class EndpointSlice(Struct, frozen=True, omit_defaults=True, rename="camel"):
 SERVICE_LABEL = "kubernetes.io/service-name"
 
 
+class TemplatePodSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What we need of the specification of pods to come."""
+
+    host_network: bool = False
+
+
+class PodTemplate(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What the pods of a workload are made from."""
+
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    spec: TemplatePodSpec = field(default_factory=TemplatePodSpec)
+
+
+class ReplicatedSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What we need of the specification of a Deployment or ReplicaSet."""
+
+    replicas: int | None = None
+    """1 where it is absent."""
+    template: PodTemplate = field(default_factory=PodTemplate)
+
+
 class ReplicaSet(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """An owner of pods, often owned by a Deployment."""
 
     api_version: str = "apps/v1"
     kind: str = "ReplicaSet"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    spec: ReplicatedSpec = field(default_factory=ReplicatedSpec)
 
 
 class Deployment(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -188,6 +210,7 @@ class Deployment(Struct, frozen=True, omit_defaults=True, rename="camel"):
     api_version: str = "apps/v1"
     kind: str = "Deployment"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    spec: ReplicatedSpec = field(default_factory=ReplicatedSpec)
 
 
 class StatefulSetOrdinals(Struct, frozen=True, omit_defaults=True):
@@ -202,6 +225,7 @@ class StatefulSetSpec(Struct, frozen=True, omit_defaults=True):
     replicas: int | None = None
     """1 where it is absent."""
     ordinals: StatefulSetOrdinals | None = None
+    template: PodTemplate = field(default_factory=PodTemplate)
 
 
 class StatefulSet(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -213,12 +237,37 @@ class StatefulSet(Struct, frozen=True, omit_defaults=True, rename="camel"):
     spec: StatefulSetSpec = field(default_factory=StatefulSetSpec)
 
 
+class DaemonSetSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What we need of a DaemonSet's specification."""
+
+    template: PodTemplate = field(default_factory=PodTemplate)
+
+
+class DaemonSetStatus(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What we need of a DaemonSet's status."""
+
+    desired_number_scheduled: int = 0
+    """Nodes that are to have a pod."""
+
+
 class DaemonSet(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """An owner of one pod per node."""
 
     api_version: str = "apps/v1"
     kind: str = "DaemonSet"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    spec: DaemonSetSpec = field(default_factory=DaemonSetSpec)
+    status: DaemonSetStatus = field(default_factory=DaemonSetStatus)
+
+
+class JobSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What we need of a Job's specification."""
+
+    completions: int | None = None
+    """Pods that are to succeed."""
+    parallelism: int | None = None
+    """Pods at a time."""
+    template: PodTemplate = field(default_factory=PodTemplate)
 
 
 class Job(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -227,6 +276,19 @@ class Job(Struct, frozen=True, omit_defaults=True, rename="camel"):
     api_version: str = "batch/v1"
     kind: str = "Job"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    spec: JobSpec = field(default_factory=JobSpec)
+
+
+class JobTemplate(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What the Jobs of a CronJob are made from."""
+
+    spec: JobSpec = field(default_factory=JobSpec)
+
+
+class CronJobSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What we need of a CronJob's specification."""
+
+    job_template: JobTemplate = field(default_factory=JobTemplate)
 
 
 class CronJob(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -235,6 +297,28 @@ class CronJob(Struct, frozen=True, omit_defaults=True, rename="camel"):
     api_version: str = "batch/v1"
     kind: str = "CronJob"
     metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    spec: CronJobSpec = field(default_factory=CronJobSpec)
+
+
+class Bare(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """An object of a kind that we know nothing of."""
+
+    api_version: str = ""
+    kind: str = ""
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+
+
+class ScaleSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What a scale subresource asks for."""
+
+    replicas: int = 0
+
+
+class Scale(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """How many pods a workload of whatever kind is to have: its scale subresource."""
+
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    spec: ScaleSpec = field(default_factory=ScaleSpec)
 
 
 class ConfigMap(Struct, frozen=True, omit_defaults=True, rename="camel"):

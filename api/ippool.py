@@ -36,8 +36,8 @@ class IPPoolSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """Addresses taken out of ips, in the same form."""
     gateway: str | None = None
     """Next hop of the default route, inside the subnet and never given to a pod."""
-    routes: list[Route] = []
-    """Further routes of pods that get an address of this pool."""
+    routes: list[Route] | None = None
+    """Further routes of pods that get an address of this pool. Absent: those of its SpiderSubnet; empty: none."""
     pod_affinity: Atomic | None = None
     """Only pods with these labels."""
     namespace_affinity: Atomic | None = None
@@ -68,7 +68,8 @@ class IPPoolStatus(Struct, frozen=True, omit_defaults=True, rename="camel"):
     withheld_ips: str | None = field(default=None, name="withheldIPs")
     """JSON object in a string: address to the time until which nobody gets it, and why. Absent when there is none."""
     conditions: Conditions = []
-    """Overlapping is True while addresses of the pool lie in another pool as well: those are granted by neither."""
+    """Overlapping is True while addresses of the pool lie in another pool as well: those are granted by neither.
+    DeletionBlocked is True while the pool is being deleted and addresses of it are in use."""
 
 
 class SpiderIPPool(Struct, frozen=True, omit_defaults=True, rename="camel"):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from msgspec import Struct, field
 
-from api.ippool import IPVersion
+from api.ippool import Conditions, IPVersion
 from api.meta import API_VERSION, ObjectMeta
 from api.route import Route
 from api.schema import FAMILY, Count, Network
@@ -40,6 +40,8 @@ class SubnetStatus(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """Number of addresses in ips without excludeIPs."""
     allocated_ip_count: Count | None = field(default=None, name="allocatedIPCount")
     """Number of addresses given to pools, whether or not pods have them."""
+    conditions: Conditions = []
+    """DeletionBlocked is True while the subnet is being deleted and has pools."""
 
 
 class SpiderSubnet(Struct, frozen=True, omit_defaults=True, rename="camel"):

@@ -2,8 +2,8 @@
 
 The first of these sources that says anything is the only one that counts:
 
-1. the pod's annotations `ipam.spidernet.io/subnets` and `/subnet`, where SpiderSubnets are switched on: refused, the
-   automatic pools that they ask for are not made here;
+1. the pod's annotations `ipam.spidernet.io/subnets` and `/subnet`, where SpiderSubnets are switched on: the automatic
+   pools of the pod's application (`ipam.autopool`), which its owner has made before anybody looks here;
 2. the pod's annotation `/ippools`, for all of its NICs at once;
 3. the pod's annotation `/ippool`, for whichever NIC asks; even one that names no pool (``{}``);
 4. the namespace's annotations `/default-ipv4-ippool` and `/default-ipv6-ippool`;
@@ -25,6 +25,7 @@ from api.core import Namespace, Node, Pod
 from api.ippool import SpiderIPPool
 from api.networks import FIRST_NIC, networks
 from api.reasons import Explanation, Reason, Verdict
+from ipam import autopool
 from ipam.identity import Workload
 from ipam.wildcards import PatternError, expand, is_pattern
 
@@ -49,6 +50,8 @@ class SelectionRequest(Struct, frozen=True, kw_only=True):
     enable_ipv6: bool = True
     enable_subnets: bool = False
     """Whether annotations that ask for automatic pools mean anything (`enableSpiderSubnet`)."""
+    automatic_pools: bool = True
+    """Whether applications get them (`enableAutoPoolForApplication`)."""
     master_subnets: tuple[str, ...] | None = None
     """The addresses, with prefix length, of the physical NIC behind the interface that asks; None where its pools need
     not match them (`match_master_subnet`)."""
@@ -168,7 +171,8 @@ def pool_version(pool: SpiderIPPool) -> int:
 
 def _written(request: SelectionRequest, pools: Mapping[str, SpiderIPPool]) -> _Written:
     of_pod = request.pod.metadata.annotations
-    _refuse_automatic_pools(request)
+    if request.enable_subnets and autopool.asks(of_pod):
+        return _automatic(request, pools)
     several = annotations.pod_ippools(of_pod)
     if several is not None:
         return _several(request, several)
@@ -190,17 +194,40 @@ def _written(request: SelectionRequest, pools: Mapping[str, SpiderIPPool]) -> _W
     return one(DEFAULT_POOLS, IPPoolAnnotation(*(tuple(_names(defaults, version)) for version in VERSIONS)))
 
 
-def _refuse_automatic_pools(request: SelectionRequest) -> None:
-    if not request.enable_subnets:
-        return
-    for key in (annotations.POD_SUBNETS, annotations.POD_SUBNET):
-        value = request.pod.metadata.annotations.get(key)
-        if value is not None:
-            raise SelectionError(
-                f"annotation {key}: automatic pools of a SpiderSubnet are not served by this version: name pools in "
-                f"{annotations.POD_IPPOOL}, or switch enableSpiderSubnet off; the value is {value!r}",
-                cause="wrong_input",
-            )
+def no_automatic_pools(workload: Workload | None, *, enabled: bool) -> str:
+    """Why a pod gets no automatic pool, whatever its application says; empty where nothing speaks against it."""
+    if not enabled:
+        return "automatic pools are switched off: enableAutoPoolForApplication in conf.yml"
+    if workload is None or (workload.api_version, workload.kind) == ("v1", "Pod"):
+        return f"no workload controls the pod, and automatic pools are those of workloads: use {annotations.POD_IPPOOL}"
+    return ""
+
+
+def _automatic(request: SelectionRequest, pools: Mapping[str, SpiderIPPool]) -> _Written:
+    """The pools that the pod's application has for the NIC of the request."""
+    of_pod, workload = request.pod.metadata.annotations, request.workload
+    key = annotations.POD_SUBNETS if annotations.POD_SUBNETS in of_pod else annotations.POD_SUBNET
+    source = f"annotation {key}"
+    problem = no_automatic_pools(workload, enabled=request.automatic_pools)
+    if workload is None or problem:
+        raise SelectionError(f"{source}: {problem}; the value is {of_pod[key]!r}", cause="wrong_input")
+    items = autopool.subnets(of_pod)
+    item = next((one for one in items if one.interface == request.nic), None)
+    if item is None:
+        meant = ", ".join(one.interface for one in items)
+        text = f"{source} is for {meant} and says nothing of {request.nic}; the value is {of_pod[key]!r}"
+        raise SelectionError(text, cause="wrong_input")
+    found: dict[int, tuple[str, ...]] = {}
+    for version, names in ((4, item.ipv4), (6, item.ipv6)):
+        if not names or not request.enabled(version):
+            continue
+        pool = autopool.find(workload, request.nic, version, pools.values())
+        if pool is None or pool.metadata.labels.get(annotations.OWNER_SUBNET, names[0]) != names[0]:
+            text = f"{workload} has no automatic IPv{version} pool for {request.nic} of SpiderSubnet {names[0]}"
+            raise SelectionError(f"{source}: {text}", cause="no_available_pool")
+        found[version] = (pool.metadata.name,)
+    nic = NICPools(interface=request.nic, ipv4=found.get(4), ipv6=found.get(6), cleangateway=request.clean_gateway)
+    return _Written(source=source, nics=(nic,), beside=request.beside)
 
 
 def _several(request: SelectionRequest, items: tuple[NICPools, ...]) -> _Written:

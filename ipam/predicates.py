@@ -7,7 +7,7 @@ says what it wanted and what it saw.
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_interface, ip_network
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from api import annotations
 from api.annotations import AnnotationError
@@ -15,6 +15,7 @@ from api.ippool import SpiderIPPool
 from api.meta import LabelSelector, SelectorError
 from api.networks import CLUSTER_NETWORK, FIRST_NIC, Network, cluster_network, default_network, networks
 from api.reasons import Reason
+from ipam import autopool
 from ipam.candidates import SelectionRequest, pool_version
 from ipam.identity import Workload
 
@@ -158,7 +159,7 @@ def _application(pool: SpiderIPPool, workload: Workload | None) -> Iterator[Reas
     )
     if workload is None:
         yield _reason(pool, "podAffinity", _named(owner), "an unknown workload")
-    elif structs.replace(workload, uid="") != owner:
+    elif autopool.affinity(workload) != autopool.affinity(owner):
         yield _reason(pool, "podAffinity", _named(owner), _named(workload))
 
 

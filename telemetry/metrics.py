@@ -323,6 +323,23 @@ IPAM_DRIFT = counter(
 TOTAL_IPPOOL_COUNTS = gauge(
     "spiderpool_total_ippool_counts", "SpiderIPPools that exist", program=Program.CONTROLLER, documented=True
 )
+TOTAL_SUBNET_COUNTS = gauge(
+    "spiderpool_total_subnet_counts", "SpiderSubnets that exist", program=Program.CONTROLLER, documented=True
+)
+DEBUG_SUBNET_IPPOOL_COUNTS, DEBUG_SUBNET_TOTAL_IP_COUNTS, DEBUG_SUBNET_AVAILABLE_IP_COUNTS = (
+    gauge(
+        f"spiderpool_debug_subnet_{what}_counts",
+        f"{text}; only with SPIDERPOOL_ENABLED_DEBUG_METRIC",
+        program=Program.CONTROLLER,
+        labels=("SpiderSubnet",),
+        documented=True,
+    )
+    for what, text in (
+        ("ippool", "Pools that have addresses of a subnet"),
+        ("total_ip", "Addresses of a subnet"),
+        ("available_ip", "Addresses of a subnet that no pool has"),
+    )
+)
 DEBUG_IPPOOL_TOTAL_IP_COUNTS = gauge(
     "spiderpool_debug_ippool_total_ip_counts",
     "Addresses of a pool; only with SPIDERPOOL_ENABLED_DEBUG_METRIC",

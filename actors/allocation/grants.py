@@ -20,6 +20,7 @@ from ipaddress import ip_address, ip_network
 import anyio
 from msgspec import Struct, structs
 
+from actors.allocation.automatic import AutomaticPools
 from actors.allocation.callers import Callers, Refusal, View
 from actors.allocation.endpoint import Endpoints, Holder
 from actors.allocation.networks import Networks
@@ -35,6 +36,7 @@ from api.networks import FIRST_NIC, Bandwidth, networks
 from api.reasons import Explanation, Reason, Verdict
 from api.route import Route
 from api.wire import Address, Allocate, Allocated, Networked, NicGrant, NicRequest, PodRef, Rejected
+from ipam import autopool
 from ipam.selection import NicSelection, Selection, SelectionError, SelectionRequest, select_together
 from runtime.errors import first
 from runtime.transport.port import Peer
@@ -81,6 +83,8 @@ class Policy(Struct, frozen=True):
     enable_ipv4: bool = True
     enable_ipv6: bool = True
     enable_subnets: bool = True
+    automatic_pools: bool = True
+    """Whether applications that name a SpiderSubnet get pools of their own."""
     cluster_network: str = ""
     """The network attachment of first NICs that name none, ``namespace/name``."""
     namespace: str = ""
@@ -118,10 +122,12 @@ class Grants:
         view: View,
         policy: Policy,
         failed: Callable[[Pod, Rejected], None] = lambda _pod, _rejected: None,
+        automatic: AutomaticPools | None = None,
     ) -> None:
         """`pools` gives the way to a pool's owner by name, whether the pool exists or not.
 
-        `failed` is told of pods that are refused; it may not raise and may not wait.
+        `failed` is told of pods that are refused; it may not raise and may not wait. Without `automatic` a pod that
+        names a SpiderSubnet is served from the automatic pools that its application has, whoever made them.
         """
         self._pool = pools
         self._endpoints = endpoints
@@ -131,6 +137,7 @@ class Grants:
         self._view = view
         self._policy = policy
         self._failed = failed
+        self._automatic = automatic
         self._patient = 0
         """Claims under way that wait where there is no room."""
 
@@ -215,13 +222,17 @@ class Grants:
             enable_ipv4=self._policy.enable_ipv4,
             enable_ipv6=self._policy.enable_ipv6,
             enable_subnets=self._policy.enable_subnets,
+            automatic_pools=self._policy.automatic_pools,
             cluster_network=self._policy.cluster_network,
             agent_namespace=self._policy.namespace,
             workload=holder.workload,
             holds=frozenset() if had is None else _held(had),
         )
+        pools = self._view.pools()
+        if self._automatic is not None and every.enable_subnets and autopool.asks(holder.pod.metadata.annotations):
+            pools = await self._automatic.prepare(every, request.pod, pools)
         try:
-            return select_together([_asking(one, every) for one in asked], self._view.pools())
+            return select_together([_asking(one, every) for one in asked], pools)
         except SelectionError as error:
             raise Refusal(
                 Rejected(

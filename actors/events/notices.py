@@ -10,10 +10,12 @@ from actors.coordination.coordinators import Notice
 from actors.events.recorder import Message, Say
 from api.core import ObjectReference, Pod
 from api.ippool import SpiderIPPool
-from api.kinds import COORDINATOR, IPPOOL, MULTUSCONFIG
+from api.kinds import COORDINATOR, IPPOOL, MULTUSCONFIG, SUBNET
 from api.multusconfig import SpiderMultusConfig
 from api.reasons import Reason
+from api.subnet import SpiderSubnet
 from api.wire import Disown, Rejected
+from ipam.identity import Workload
 from ipam.overlap import Overlap
 from runtime.actor import Ref
 from runtime.errors import ActorError
@@ -23,6 +25,7 @@ FAILED_ALLOCATE = "FailedAllocate"
 IP_CONFLICT = "IPConflict"
 POOL_EXHAUSTED = "PoolExhausted"
 POOL_OVERLAP = "PoolOverlap"
+DELETION_BLOCKED = "DeletionBlocked"
 
 _OTHERS = 5
 """Pools that an overlap is said about, besides the one that found it."""
@@ -33,10 +36,17 @@ _lost = metrics.EVENTS_DROPPED.labels(why="overload")
 class Notices:
     """The words for what happens. None of these raises, none waits."""
 
-    def __init__(self, events: Ref[Message] | None, *, pool: Callable[[str], SpiderIPPool | None]) -> None:
-        """`pool` gives a pool by name, as last seen. Without `events` nothing is said."""
+    def __init__(
+        self,
+        events: Ref[Message] | None,
+        *,
+        pool: Callable[[str], SpiderIPPool | None],
+        subnet: Callable[[str], SpiderSubnet | None] = lambda _name: None,
+    ) -> None:
+        """`pool` and `subnet` give one by name, as last seen. Without `events` nothing is said."""
         self._events = events
         self._pool = pool
+        self._subnet = subnet
 
     def __repr__(self) -> str:
         return f"<Notices{'' if self._events else ', unheard'}>"
@@ -51,6 +61,17 @@ class Notices:
         addresses = ", ".join(disown.addresses)
         text = f"{disown.nic}: {addresses} is used by somebody else on the network: {disown.seen}"
         self._say(Say(IP_CONFLICT, text, about=_of_pod(pod), key=addresses))
+
+    def application(self, workload: Workload, reason: str, text: str) -> None:
+        """An application does not have the automatic pools that it asks for."""
+        about = ObjectReference(
+            api_version=workload.api_version,
+            kind=workload.kind,
+            namespace=workload.namespace,
+            name=workload.name,
+            uid=workload.uid,
+        )
+        self._say(Say(reason, text, about=about, key=reason))
 
     def exhausted(self, pool: str, reason: Reason) -> None:
         """A pool has no address for somebody who wants one."""
@@ -82,6 +103,17 @@ class Notices:
             api_version=COORDINATOR.api_version, kind=COORDINATOR.kind, name=meta.name, uid=meta.uid
         )
         self._say(Say(notice.reason, notice.text, warning=notice.warning, about=about))
+
+    def pool_waits(self, pool: str, text: str) -> None:
+        """A pool is being deleted and cannot go."""
+        self._say(Say(DELETION_BLOCKED, text, about=self._of_pool(pool), warning=False, key=DELETION_BLOCKED))
+
+    def subnet_waits(self, subnet: str, text: str) -> None:
+        """A subnet is being deleted and cannot go."""
+        seen = self._subnet(subnet)
+        uid = seen.metadata.uid if seen is not None else ""
+        about = ObjectReference(api_version=SUBNET.api_version, kind=SUBNET.kind, name=subnet, uid=uid)
+        self._say(Say(DELETION_BLOCKED, text, about=about, warning=False, key=DELETION_BLOCKED))
 
     def _say(self, say: Say) -> None:
         if self._events is None:

@@ -1,10 +1,11 @@
 """The actor of one IPPool: the only writer of its status, one write per batch.
 
-Messages: those of `actors.pools.claims` from allocators and collectors, `Reconsider` from its replica; `Loaded`,
-`Surveyed`, `Written`, `Failed`, `Retry`, `Paid` and `Due` from its own I/O and timers. State: the ledger of the last
-object it read or wrote, with that object's resourceVersion; the batch in hand; the claims that wait for room; what the
-pool shares with others. Persists: `status.allocatedIPs`, `status.withheldIPs`, the counts and the condition
-`Overlapping`. Answers: after the store has acknowledged; `Peek` at once, from memory.
+Messages: those of `actors.pools.claims` from allocators and collectors, `Reconsider` and `Leave` from its replica;
+`Loaded`, `Surveyed`, `Written`, `Left`, `Failed`, `Retry`, `Paid` and `Due` from its own I/O and timers. State: the
+ledger of the last object it read or wrote, with that object's resourceVersion; the batch in hand; the claims that wait
+for room; what the pool shares with others. Persists: `status.allocatedIPs`, `status.withheldIPs`, the counts and the
+condition `Overlapping`; of a pool that is being deleted the condition `DeletionBlocked`, and its finalizer goes with a
+write that demands the version without records. Answers: after the store has acknowledged; `Peek` at once, from memory.
 
 Natural batching: while a write is in flight the mailbox is held and fills; the next write takes all of it, releases
 first. There is no timer that waits for more, but for the byte budget (`actors.pools.governor`): who has overdrawn it
@@ -36,8 +37,8 @@ from collections.abc import Sequence
 from typing import assert_never
 
 import msgspec
-from msgspec import Struct
 
+from actors.pools import leaving
 from actors.pools.batch import Batch, commit, count, depends_on_others, no_room, observe, reply, work_out
 from actors.pools.claims import (
     Claim,
@@ -52,6 +53,19 @@ from actors.pools.claims import (
     holder,
 )
 from actors.pools.governor import Governor
+from actors.pools.messages import (
+    Due,
+    Failed,
+    Leave,
+    Left,
+    Loaded,
+    Message,
+    Paid,
+    Reconsider,
+    Retry,
+    Surveyed,
+    Written,
+)
 from actors.pools.survey import Survey
 from actors.pools.terms import Terms, Witnesses
 from actors.pools.waiting import WaitingRoom
@@ -60,7 +74,7 @@ from api.kinds import IPPOOL
 from api.reasons import Reason
 from ipam import operations as rules
 from ipam.ledger import Ledger
-from ipam.overlap import Overlap, conditions
+from ipam.overlap import Overlap
 from ipam.territory import PoolError
 from runtime.actor import LATER, Actor
 from runtime.envelope import Envelope
@@ -81,53 +95,6 @@ _CONFLICTS = 20
 """Replays of one batch before its askers are told to come back."""
 _RETRY_SECONDS = 0.2
 """Pause after the store could not be reached, before the batch is tried again."""
-
-
-class Loaded(Struct, frozen=True, tag=True):
-    """The object was read."""
-
-    pool: SpiderIPPool
-
-
-class Written(Struct, frozen=True, tag=True):
-    """The write succeeded."""
-
-    pool: SpiderIPPool
-
-
-class Failed(Struct, frozen=True, tag=True):
-    """A read or a write failed."""
-
-    error: Exception
-    writing: bool
-
-
-class Retry(Struct, frozen=True, tag=True):
-    """The pause after a failure is over."""
-
-
-class Surveyed(Struct, frozen=True, tag=True):
-    """All pools were read after `generation` of this one was."""
-
-    overlap: Overlap | None
-    generation: int
-
-
-class Paid(Struct, frozen=True, tag=True):
-    """The debt to the byte budget is paid off."""
-
-
-class Due(Struct, frozen=True, tag=True):
-    """The patience of a claim that waits is over."""
-
-
-class Reconsider(Struct, frozen=True, tag=True):
-    """Other pools have changed: say what is shared with them now, though nobody asks for anything."""
-
-
-Message = (
-    Claim | Surrender | Disown | Reclaim | Peek | Reconsider | Loaded | Surveyed | Written | Failed | Retry | Paid | Due
-)
 
 
 class IPPoolActor(Actor[Message]):
@@ -179,21 +146,23 @@ class IPPoolActor(Actor[Message]):
         """Take a batch in hand, and hold the mailbox until it is answered."""
         self.batch = _BATCH
         asks: list[Envelope] = []
-        look = False
+        look = leave = False
         for envelope in batch:
             match envelope.message:
                 case Peek():
                     reply(envelope, self._peek(envelope.message))
                 case Reconsider():
                     look = True
+                case Leave():
+                    leave = True
                 case _:
                     asks.append(envelope)
-        if asks or look:
+        if asks or look or leave:
             observe(asks, pool=self._name, clock=self.system.clock)
-            self._begin(asks, look=look)
+            self._begin(asks, look=look, leave=leave)
 
-    def _begin(self, asks: list[Envelope], *, look: bool) -> None:
-        self._attempt = Batch(asks=[*self._room.due(), *asks], look=look)
+    def _begin(self, asks: list[Envelope], *, look: bool = False, leave: bool = False) -> None:
+        self._attempt = Batch(asks=[*self._room.due(), *asks], look=look, leave=leave)
         self.hold()
         self._try()
 
@@ -209,6 +178,8 @@ class IPPoolActor(Actor[Message]):
                     self._try()
             case Written(pool):
                 self._written(pool)
+            case Left(pool):
+                self._left(pool)
             case Failed(error, writing):
                 self._failed(error, writing=writing)
             case Retry():
@@ -219,8 +190,8 @@ class IPPoolActor(Actor[Message]):
                 self._open()
             case Due():
                 if self._attempt is None and not self._paused:
-                    self._begin([], look=False)
-            case Claim() | Surrender() | Disown() | Reclaim() | Peek() | Reconsider():
+                    self._begin([])
+            case Claim() | Surrender() | Disown() | Reclaim() | Peek() | Reconsider() | Leave():
                 return LATER  # user messages come in batches
             case _:
                 assert_never(message)
@@ -237,10 +208,11 @@ class IPPoolActor(Actor[Message]):
         attempt = self._attempt
         assert attempt is not None
         attempt.asks = [ask for ask in attempt.asks if ask.reply is None or not ask.reply.done]
-        if not attempt.asks and not attempt.look and not self._condition_due():
+        idle = not attempt.asks and not attempt.look and not attempt.leave
+        if idle and not self._condition_due() and not self._may_leave():
             self._finish()
             return
-        if self._ledger is None or self._pool is None:
+        if self._ledger is None or self._pool is None or (attempt.leave and not attempt.verified):
             self._load()
             return
         edition = self._survey.edition()
@@ -257,6 +229,8 @@ class IPPoolActor(Actor[Message]):
             self._look()
         elif outcome.changed or self._condition_due():
             self._write(attempt)
+        elif self._may_leave():
+            self._leave()
         elif attempt.verified or not attempt.asks:
             _unchanged.inc()
             self._answer_all(attempt)
@@ -264,11 +238,30 @@ class IPPoolActor(Actor[Message]):
             self._load()
 
     def _condition_due(self) -> bool:
-        """Whether the pool's status says otherwise than it is what it shares with others, as far as that is known."""
-        pool = self._pool
-        if pool is None or self._surveyed != pool.metadata.generation:
-            return False
-        return conditions(pool, self._overlap, now=0.0) is not pool.status.conditions
+        return leaving.due(self._pool, self._ledger, self._overlap, surveyed=self._knows_others())
+
+    def _knows_others(self) -> bool:
+        """Whether all pools were read under this spec."""
+        return self._pool is not None and self._surveyed == self._pool.metadata.generation
+
+    def _may_leave(self) -> bool:
+        return leaving.may_leave(self._pool, self._ledger)
+
+    def _leave(self) -> None:
+        assert self._pool is not None
+        self.pipe(
+            leaving.leave(self._store, self._pool),
+            Left,
+            failed=lambda error: Failed(error, writing=True),
+            on_behalf=self._behalf(),
+        )
+
+    def _left(self, pool: SpiderIPPool) -> None:
+        """The answers are proven by the write; of a pool that goes nothing is remembered."""
+        self._pool = pool
+        if self._attempt is not None:
+            self._answer_all(self._attempt)
+        self._ledger = self._pool = None
 
     def _look(self) -> None:
         assert self._pool is not None
@@ -318,13 +311,19 @@ class IPPoolActor(Actor[Message]):
     def _write(self, attempt: Batch) -> None:
         assert self._ledger is not None and self._pool is not None
         status = self._ledger.status()
-        told = conditions(self._pool, self._overlap, now=self.system.clock.wall())
+        told = leaving.told(
+            self._pool,
+            self._ledger,
+            self._overlap,
+            surveyed=self._knows_others(),
+            now=self.system.clock.wall(),
+        )
         change: dict[str, object] = {
             "allocatedIPs": status.allocated_ips,
             "allocatedIPCount": status.allocated_ip_count,
             "totalIPCount": status.total_ip_count,
             "withheldIPs": status.withheld_ips,
-            "conditions": msgspec.to_builtins(told if self._condition_due() else self._pool.status.conditions) or None,
+            "conditions": msgspec.to_builtins(told) or None,
         }
         self.pipe(
             commit(
@@ -342,12 +341,14 @@ class IPPoolActor(Actor[Message]):
 
     def _written(self, pool: SpiderIPPool) -> None:
         assert self._ledger is not None
-        told = self._pool.status.conditions if self._pool is not None else []
-        self._pool = pool
+        before, self._pool = self._pool, pool
+        told = before.status.conditions if before is not None else []
         _committed.inc()
         self._pause = self._governor.spend(self._ledger.object_bytes)
         if self._overlap is not None and pool.status.conditions != told:
             self._witnesses.overlapping(self._name, self._overlap)
+        if before is not None and leaving.said(pool) and not leaving.said(before):
+            self._witnesses.waits(self._name, leaving.said(pool))
         if self._attempt is not None:
             if self._attempt.outcome is not None and self._attempt.outcome.changes:
                 self._witnesses.noted(self._name, self._attempt.outcome.changes)
@@ -461,7 +462,10 @@ class IPPoolActor(Actor[Message]):
             self._open()
 
     def _open(self) -> None:
-        """Take the next batch as soon as somebody asks, or one who waits has to be answered."""
+        """Take the next batch as soon as somebody asks, or one who waits has to be answered, or the pool may go."""
+        if self._may_leave():
+            self._begin([])
+            return
         self.release()
         seconds = self._room.due_in()
         if seconds is not None:

@@ -6,15 +6,17 @@ from collections.abc import Callable
 import anyio
 
 from actors.pools.governor import Governor
-from actors.pools.ippool import IPPoolActor, Message, Reconsider
+from actors.pools.ippool import IPPoolActor
+from actors.pools.messages import Leave, Message, Reconsider
 from actors.pools.survey import Survey
 from actors.pools.terms import Terms, Witnesses
 from api.ippool import SpiderIPPool
+from ipam.departure import departing
 from ipam.overlap import Atlas, conditions
 from ipam.withheld import withheld_now
 from runtime.actor import Ref, System
 from runtime.errors import ActorError
-from runtime.store.port import Store
+from runtime.store.port import Expired, Store
 from runtime.store.snapshot import Snapshot
 from runtime.supervision import Intensity, Supervisor
 from telemetry import metrics
@@ -120,5 +122,31 @@ class IPPools:
                 if conditions(pool, overlap, now=0.0) is not pool.status.conditions and mine(name):
                     try:
                         self(name).tell(Reconsider())
+                    except ActorError as error:
+                        _log.warning("pool %s: %s", name, error)
+
+    async def watch_leaving(self, mine: Callable[[str], bool]) -> None:
+        """Tell the owners of pools that are being deleted, when that is seen, and again with the sweep."""
+        revision = 0
+        waiting: dict[str, bool] = {}  # whether the owner was told
+        while True:
+            with anyio.move_on_after(_SWEEP_SECONDS) as scope:
+                await self._snapshot.wait(revision)
+            try:
+                changes, revision = self._snapshot.changes(revision)
+                for change in changes:
+                    if change.object is None or not departing(change.object.metadata):
+                        waiting.pop(change.key, None)
+                    else:
+                        waiting.setdefault(change.key, False)
+            except Expired:
+                revision = self._snapshot.revision
+                leaving = [name for name, pool in self._snapshot.objects.items() if departing(pool.metadata)]
+                waiting = dict.fromkeys(leaving, False)
+            for name, told in waiting.items():
+                if (scope.cancelled_caught or not told) and mine(name):
+                    waiting[name] = True
+                    try:
+                        self(name).tell(Leave())
                     except ActorError as error:
                         _log.warning("pool %s: %s", name, error)

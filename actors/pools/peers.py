@@ -21,9 +21,15 @@ from typing import Any, cast
 import msgspec
 from msgspec import Struct
 
+from actors.applications.application import Message as ApplicationMessage
+from actors.applications.messages import Prepare, Prepared, Unprepared
 from actors.pools.claims import Claim, Disown, Granted, Peek, Reclaim, Refused, Surrender, Surrendered
-from actors.pools.ippool import Message
+from actors.pools.messages import Message
+from actors.subnets.messages import Discard, Discarded, NotProvided, Provide, Provided
+from actors.subnets.subnet import Message as SubnetMessage
 from api.wire import Attachment, Look, Noted
+from ipam.autopool import application_key
+from ipam.identity import Workload
 from runtime.actor import Question, Ref, working_until
 from runtime.clock import Clock
 from runtime.errors import ActorError, AskTimeout, MailboxFull
@@ -57,6 +63,12 @@ class Forward(Struct, frozen=True, tag=True):
 
     pool: str
     message: Claim | Surrender | Disown | Reclaim | Peek
+
+
+class Convey(Struct, frozen=True, tag=True):
+    """A message for the actor of a subnet."""
+
+    message: Provide | Discard
 
 
 class Heard(Struct, frozen=True, tag=True):
@@ -94,8 +106,9 @@ class Unserved(Struct, frozen=True, tag=True):
     text: str
 
 
-PeerRequest = Forward | Heard | Wanted | Sweep
-PeerAnswer = Granted | Surrendered | Refused | Peeked | Noted | Unserved
+PeerRequest = Forward | Convey | Prepare | Heard | Wanted | Sweep
+_Provision = Provided | Discarded | NotProvided | Prepared | Unprepared
+PeerAnswer = Granted | Surrendered | Refused | Peeked | _Provision | Noted | Unserved
 
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[PeerRequest] = msgspec.msgpack.Decoder(PeerRequest)
@@ -105,6 +118,11 @@ _answers: msgspec.msgpack.Decoder[PeerAnswer] = msgspec.msgpack.Decoder(PeerAnsw
 def pool_key(name: str) -> str:
     """What the owner of a pool is found by."""
     return f"pool/{name}"
+
+
+def subnet_key(name: str) -> str:
+    """What the owner of a subnet is found by."""
+    return f"subnet/{name}"
 
 
 COLLECTOR = "collector"
@@ -165,11 +183,15 @@ class Peers:
         clock: Clock,
         local: Callable[[str], Ref[Message]],
         chores: Chores | None = None,
+        subnets: Callable[[str], Ref[SubnetMessage]] | None = None,
     ) -> None:
-        """`me` is this replica's name. `local` gives a pool's actor in this process."""
+        """`me` is this replica's name. `local` gives a pool's actor in this process, `subnets` a subnet's."""
         self.me = me
         self.local = local
+        self.subnets = subnets
         self.chores = chores
+        self.applications: Callable[[Workload], Ref[ApplicationMessage]] | None = None
+        """Gives an application's actor in this process, where applications have automatic pools."""
         self._clock = clock
         self._members: frozenset[str] = frozenset()
         self._ranked: dict[str, tuple[str, ...]] = {}
@@ -184,6 +206,38 @@ class Peers:
     def __call__(self, name: str) -> Pool:
         """The pool of that name, whether it exists or not."""
         return Pool(self, name)
+
+    async def subnet(self, message: Provide | Discard, *, timeout: float) -> Provided | Discarded | NotProvided:
+        """Ask the owner of a subnet, as `Pool.ask` asks that of a pool."""
+
+        async def here(deadline: float) -> Provided | Discarded | NotProvided:
+            return await self._subnet(message, deadline)
+
+        answer, _ = await self.ask(subnet_key(message.subnet), Convey(message), here, timeout=timeout)
+        return cast("Provided | Discarded | NotProvided", answer)
+
+    async def _subnet(self, message: Provide | Discard, deadline: float) -> Provided | Discarded | NotProvided:
+        if self.subnets is None:
+            name = message.pool.name if isinstance(message, Provide) else message.pool
+            return NotProvided(name, "SpiderSubnets are switched off: enableSpiderSubnet in conf.yml", lasting=True)
+        ref = self.subnets(message.subnet)
+        if isinstance(message, Provide):
+            return await ref.ask(message, deadline=deadline)
+        return await ref.ask(message, deadline=deadline)
+
+    async def application(self, message: Prepare, *, timeout: float) -> Prepared | Unprepared:
+        """Ask the owner of an application, as `Pool.ask` asks that of a pool."""
+
+        async def here(deadline: float) -> Prepared | Unprepared:
+            return await self._application(message, deadline)
+
+        answer, _ = await self.ask(application_key(message.workload), message, here, timeout=timeout)
+        return cast("Prepared | Unprepared", answer)
+
+    async def _application(self, message: Prepare, deadline: float) -> Prepared | Unprepared:
+        if self.applications is None:
+            return Unprepared("automatic pools of applications are switched off", lasting=True)
+        return await self.applications(message.workload).ask(message, deadline=deadline)
 
     def members(self, names: Iterable[str]) -> None:
         """These replicas are ready; our own name counts only when it is among them."""
@@ -287,6 +341,10 @@ class Peers:
                         answer = await self.local(pool).ask(question, deadline=call.deadline)
                         if isinstance(answer, bool):
                             answer = Peeked(answer)
+                    case Convey(message):
+                        answer = await self._subnet(message, call.deadline)
+                    case Prepare():
+                        answer = await self._application(request, call.deadline)
                     case _:
                         answer = await self._do(request, call.deadline)
         except MailboxFull as error:
@@ -330,7 +388,7 @@ def _urgent(request: PeerRequest) -> bool:
 
 
 def _kind(request: PeerRequest) -> str:
-    return type(request.message).__name__ if isinstance(request, Forward) else type(request).__name__
+    return type(request.message if isinstance(request, Forward | Convey) else request).__name__
 
 
 def _who(call: Call) -> tuple[str, str]:

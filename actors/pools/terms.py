@@ -33,3 +33,5 @@ class Witnesses(Struct, frozen=True):
     """A batch had a claim for which there was no room."""
     overlapping: Callable[[str, Overlap], None] = _ignore
     """It was written into the pool's status that it shares addresses with others."""
+    waits: Callable[[str, str], None] = _ignore
+    """It was written into the status of a pool that is being deleted what it waits for."""

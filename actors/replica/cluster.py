@@ -23,6 +23,7 @@ from api.kinds import (
     SERVICECIDR,
     SERVICECIDR_BEFORE,
     STATEFULSET,
+    SUBNET,
     VIRTUALMACHINE,
 )
 from api.kubevirt import VirtualMachine
@@ -30,7 +31,9 @@ from api.meta import ObjectMeta
 from api.multusconfig import SpiderMultusConfig
 from api.networkattachment import NetworkAttachmentDefinition
 from api.reservedip import SpiderReservedIP
+from api.subnet import SpiderSubnet
 from api.wire import Coordination, FoundCoordinator
+from ipam.autopool import trimmed
 from ipam.ranges import RangeError, Ranges, parse_ranges
 from runtime.actor import System
 from runtime.store.port import NotFound, Store
@@ -62,7 +65,7 @@ class Cluster:
             store, SERVICECIDR, before=SERVICECIDR_BEFORE, random=system.random
         )
         self.statefulsets: Reflector[StatefulSet] = Reflector(
-            store, STATEFULSET, random=system.random, transform=_bare_statefulset
+            store, STATEFULSET, random=system.random, transform=trimmed
         )
         self.machines: Reflector[VirtualMachine] = Reflector(
             store, VIRTUALMACHINE, random=system.random, transform=_bare_machine
@@ -74,6 +77,9 @@ class Cluster:
         """None where nobody has installed the definition of that kind."""
         self.multusconfigs: Reflector[SpiderMultusConfig] = Reflector(store, MULTUSCONFIG, random=system.random)
         """Followed where definitions are made of them."""
+        self.subnets: Reflector[SpiderSubnet] = Reflector(store, SUBNET, random=system.random)
+        """Followed only where SpiderSubnets are switched on (`supervise_subnets`)."""
+        self._follows_subnets = False
 
     def supervise(self, supervisor: Supervisor, *, multusconfigs: bool = False) -> None:
         """Make every reflector a child of `supervisor`, that of `multusconfigs` only where it is wanted."""
@@ -93,10 +99,17 @@ class Cluster:
         ):
             supervisor.add_service(name, reflector.run)
 
+    def supervise_subnets(self, supervisor: Supervisor) -> None:
+        """Make their reflector a child of `supervisor`."""
+        supervisor.add_service("subnets", self.subnets.run)
+        self._follows_subnets = True
+
     async def synced(self) -> None:
         """Return when every kind has been listed once, or has been found to be missing where that may be."""
         for reflector in (self.pools, self.pods, self.namespaces, self.nodes, self.reserved_ips, self.coordinators):
             await reflector.synced()
+        if self._follows_subnets:
+            await self.subnets.synced()
         for answered in (self.service_cidrs, self.statefulsets, self.machines, self.attachments):
             await answered.answered()
 
@@ -160,10 +173,6 @@ class Cluster:
                 )
             self._worked_out = revisions, found
         return self._worked_out[1]
-
-
-def _bare_statefulset(item: StatefulSet) -> StatefulSet:
-    return StatefulSet(metadata=_bare(item.metadata), spec=item.spec)
 
 
 def _bare_machine(item: VirtualMachine) -> VirtualMachine:

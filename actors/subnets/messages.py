@@ -2,6 +2,8 @@
 
 from msgspec import Struct
 
+from runtime.actor import Question
+
 
 class AutoPool(Struct, frozen=True, tag=True):
     """An automatic pool as a workload wants it.
@@ -20,15 +22,18 @@ class AutoPool(Struct, frozen=True, tag=True):
     affinity: dict[str, str]
 
 
-class Provide(Struct, frozen=True, tag=True):
+class Provide(Question["Provided | NotProvided"], frozen=True, tag=True):
     """Have this pool in the subnet. Answered with `Provided` when it is so, else with `NotProvided`."""
 
     subnet: str
     pool: AutoPool
 
 
-class Discard(Struct, frozen=True, tag=True):
-    """Delete this automatic pool. Answered with `Discarded`; its addresses come back when no pod has one any more."""
+class Discard(Question["Discarded | NotProvided"], frozen=True, tag=True):
+    """Delete this automatic pool. Answered with `Discarded`; its addresses come back when no pod has one any more.
+
+    With `NotProvided` where the pool is not an automatic one of that subnet: it stays.
+    """
 
     subnet: str
     pool: str

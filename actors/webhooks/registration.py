@@ -7,7 +7,8 @@ from admission.ippool import IPPoolRules
 from admission.multusconfig import MultusConfigRules, Others
 from admission.reservedip import ReservedIPRules
 from admission.rulebook import Rulebook
-from api.kinds import COORDINATOR, IPPOOL, MULTUSCONFIG, RESERVEDIP
+from admission.subnet import PoolInSubnetRules, SubnetRules
+from api.kinds import COORDINATOR, IPPOOL, MULTUSCONFIG, RESERVEDIP, SUBNET
 from api.settings import ControllerSettings
 
 
@@ -19,6 +20,11 @@ def rules(cluster: Cluster, pools: IPPools, settings: ControllerSettings) -> Rul
     book = Rulebook()
     book.add(IPPOOL, IPPoolRules(pools.atlas, families=families, guard_deletion=guard, finalizer=False))
     book.add(RESERVEDIP, ReservedIPRules(families=families))
+    subnets, owned = cluster.subnets.snapshot.values, config.enable_spider_subnet
+    seen = cluster.pools.snapshot.values
+    book.add(SUBNET, SubnetRules(subnets, seen, families=families, guard_deletion=guard, finalizer=owned))
+    if owned:
+        book.add(IPPOOL, PoolInSubnetRules(subnets))
     if settings.coordinator_enabled:
         book.add(COORDINATOR, CoordinatorRules())
     if settings.multus_config_enabled:

@@ -151,6 +151,7 @@ def _nic(scene: Scene, subject: Subject, plugin: Plugin, books: Books) -> NicExp
         enable_ipv4=installation.config.enable_ipv4,
         enable_ipv6=installation.config.enable_ipv6,
         enable_subnets=installation.config.enable_spider_subnet,
+        automatic_pools=installation.config.enable_auto_pool_for_application,
         cluster_network=installation.cluster_network,
         agent_namespace=installation.namespace,
         workload=subject.workload,

@@ -79,6 +79,11 @@ class Reflector[T]:
         return f"<Reflector {self._topic} {state} at {self._revision or '-'}, {self.snapshot!r}>"
 
     @property
+    def kind(self) -> Kind[T]:
+        """What is followed."""
+        return self._kind
+
+    @property
     def is_synced(self) -> bool:
         """Whether all objects have been listed once."""
         return self._synced.is_set()

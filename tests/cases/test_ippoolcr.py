@@ -120,11 +120,12 @@ def test_D00004_deleted_while_in_use(world: World) -> None:
     placed(world, "late", [pool])
     assert pool in world.refusal("late", match="terminating")
     assert len(world.records(pool)) == 1
+    world.wait(lambda: "DeletionBlocked" in {c["type"] for c in world.status(pool).get("conditions", ())}, "it says so")
     world.delete("Pod", "late")
     world.delete("Pod", "holds")
-    world.wait(lambda: not world.records(pool), "the release works")
-    world.request("PATCH", f"{IPPOOLS}/{pool}", {"metadata": {"finalizers": None}})
     del world.pools[pool]
+    path = f"{IPPOOLS}/{pool}"
+    world.wait(lambda: world.control_plane.request("GET", path, check=False).status == 404, "it goes with its last one")
 
 
 def test_D00005_disabled_pool(world: World) -> None:

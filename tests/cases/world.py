@@ -356,6 +356,16 @@ class World:
         """A pool's status."""
         return dict(self.request("GET", f"{IPPOOLS}/{pool}").get("status", {}))
 
+    def automatic_pools(self, application: str = "") -> list[dict[str, Any]]:
+        """The SpiderIPPools of the applications of the case's namespaces, or of one name."""
+        found = []
+        for item in self.request("GET", IPPOOLS)["items"]:
+            labels = item["metadata"].get("labels", {})
+            of, name = (labels.get(f"ipam.spidernet.io/owner-application-{key}") for key in ("namespace", "name"))
+            if of in self.namespaces and application in ("", name):
+                found.append(item)
+        return found
+
     def records(self, pool: str) -> dict[str, dict[str, Any]]:
         """A pool's records by address."""
         return dict(json.loads(self.status(pool).get("allocatedIPs") or "{}"))
@@ -377,6 +387,7 @@ class World:
     def audit(self) -> list[str]:
         """What is wrong now."""
         pools = [self.request("GET", f"{IPPOOLS}/{name}") for name in self.pools]
+        pools += self.automatic_pools()
         endpoints = [item for namespace in self.namespaces for item in self.endpoints(namespace).values()]
         return findings(self.held(), pools, endpoints, kept=self.kept, holders=self.holders)
 

@@ -3,11 +3,12 @@
 import pytest
 from msgspec import structs
 
-from api.annotations import MULTUS_NETWORKS, NAMESPACE_DEFAULT_IPV6, POD_IPPOOL, POD_IPPOOLS, POD_SUBNET, POD_SUBNETS
+from api.annotations import MULTUS_NETWORKS, NAMESPACE_DEFAULT_IPV6, POD_IPPOOLS, POD_SUBNET, POD_SUBNETS
 from api.ippool import IPPoolSpec, SpiderIPPool
 from api.meta import ObjectMeta
+from ipam import autopool
 from ipam.selection import SelectionRequest, select
-from tests.rules.selection_world import by_name, pool, refused, request
+from tests.rules.selection_world import DEPLOYMENT, by_name, pool, refused, request
 
 FOUR = by_name(*(pool(name) for name in ("p1", "p2", "p3")), pool("p4", default=True))
 MANY = by_name(*(pool(f"p{n}") for n in (3, 1, 2)), *(pool(f"q{n}", 6) for n in (2, 1)), pool("r1", disable=True))
@@ -36,17 +37,20 @@ def test_the_first_source_wins(asked: SelectionRequest, ipv4: str, source: str) 
     assert (selection.asked.ipv4, selection.asked.ipv6, selection.source) == ((ipv4,), (), source)
 
 
-@pytest.mark.parametrize("key", [POD_SUBNET, POD_SUBNETS])
-@pytest.mark.parametrize("value", ['{"ipv4":["lan"]}', "{"])
-def test_automatic_pools_are_refused_where_they_are_switched_on_and_passed_over_where_not(key: str, value: str) -> None:
-    asked = request({"ipv4": ["p1"]}, others={key: value})
+@pytest.mark.parametrize(
+    ("key", "value"), [(POD_SUBNET, '{"ipv4":["lan"]}'), (POD_SUBNETS, '[{"interface":"eth0","ipv4":["lan"]}]')]
+)
+def test_automatic_pools_go_before_all_others_where_they_are_switched_on(key: str, value: str) -> None:
+    asked = structs.replace(request({"ipv4": ["p1"]}, others={key: value}), workload=DEPLOYMENT)
     assert select(asked, FOUR).asked.ipv4 == ("p1",)
-    error = refused(structs.replace(asked, enable_subnets=True), FOUR)
-    assert error.cause == "wrong_input"
-    assert str(error) == (
-        f"annotation {key}: automatic pools of a SpiderSubnet are not served by this version: name pools in "
-        f"{POD_IPPOOL}, or switch enableSpiderSubnet off; the value is {value!r}"
-    )
+    on = structs.replace(asked, enable_subnets=True)
+    plan = autopool.plan(autopool.Application(DEPLOYMENT, {key: value}, 1), redundant=0)
+    labels = autopool.labels(DEPLOYMENT, plan.pools[0], reclaim=True)
+    mine = structs.replace(pool("auto", owner=DEPLOYMENT), metadata=ObjectMeta(name="auto", labels=labels))
+    selection = select(on, {**FOUR, "auto": mine})
+    assert (selection.asked.ipv4, selection.source) == (("auto",), f"annotation {key}")
+    error = refused(structs.replace(on, nic="net1"), {**FOUR, "auto": mine})
+    assert (error.cause, "is for eth0 and says nothing of net1" in str(error)) == ("wrong_input", True)
 
 
 # ---------------------------------------------------------------- families

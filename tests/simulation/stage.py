@@ -31,8 +31,10 @@ from api.meta import FINALIZER, ObjectMeta, OwnerReference
 from api.settings import ControllerSettings
 from api.wire import Attachment, Look, Noted
 from runtime.actor import System
+from runtime.store.discovery import Discovery
 from runtime.store.memory import MemoryStore
 from runtime.testing import VirtualClock, run
+from runtime.testing.store import FaultyStore, Policy, Script
 from runtime.transport.port import Call, Peer
 
 type Scene = Callable[["Stage"], Coroutine[Any, Any, None]]
@@ -85,16 +87,27 @@ class PlayedAgent:
 class Stage:
     """See the module."""
 
-    def __init__(self, *, config: ConfigFile | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        config: ConfigFile | None = None,
+        discovery: Discovery | None = None,
+        policy: Policy | None = None,
+        seed: int = 1,
+        **settings: Any,
+    ) -> None:
+        """`policy` is for what the controller asks of its store."""
         self.clock = VirtualClock()
         self.store = MemoryStore(wall=self.clock.wall)
+        self.connection = FaultyStore(self.store, policy=policy or Script(), random=Random(seed))
         self.controller = Controller(
-            System(clock=self.clock, random=Random(1)),
-            self.store,
+            System(clock=self.clock, random=Random(seed)),
+            self.connection if policy is not None else self.store,
             settings=ControllerSettings(
                 pod_namespace="spiderpool", pod_name="c1", config=config or ConfigFile(), **settings
             ),
             path="c1",
+            discovery=discovery,
         )
         self.agents: dict[str, PlayedAgent] = {}
         self._group: TaskGroup | None = None
@@ -243,7 +256,7 @@ def act(scene: Scene, *, nodes: tuple[str, ...] = ("n1",), seed: int = 1, **sett
     """Play a scene to its end."""
 
     async def main() -> None:
-        await Stage(**settings).play(scene, nodes)
+        await Stage(seed=seed, **settings).play(scene, nodes)
 
     run(main, seed=seed)
 

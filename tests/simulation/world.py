@@ -167,7 +167,7 @@ class World:
             pod_namespace="spiderpool",
             pod_name=name,
             gc_ip_enabled=self.collecting,
-            config=ConfigFile(enable_clean_outdated_endpoint=self.cleaning),
+            config=ConfigFile(enable_clean_outdated_endpoint=self.cleaning, enable_spider_subnet=False),
         )
         controller = self.controllers[name] = Controller(self._system(), faulty, settings=settings, path=name)
         if self._spread:

@@ -1,0 +1,151 @@
+"""Area subnet, applications: a workload that names a SpiderSubnet has pools of its own, that grow and go with it.
+
+Deployments and the others are driven by the controllers of Kubernetes.
+"""
+
+import pytest
+
+from tests.cases.automatic import Subnet, gone, keep, number, sized, sizes, subnet, subnets
+from tests.cases.workloads import pod, workload
+from tests.cases.world import World
+
+pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
+
+
+def test_I00003_a_pool_grows_before_the_pods_and_shrinks_behind_them(world: World) -> None:
+    with Subnet(world, 20) as lan:
+        world.apply(workload("Deployment", "web", subnet(ipv4=[lan.name]) | number("+1"), replicas=2))
+        held = world.running(2)
+        (pool,) = world.automatic_pools("web")
+        assert pool["metadata"]["name"].startswith("auto4-web-eth0-")
+        assert {address for one in held.values() for address in one.addresses["eth0"]} <= set(lan.addresses)
+        sized(world, "web", eth0_4=3)
+        world.scale("Deployment", "web", 6)
+        world.running(6)
+        sized(world, "web", eth0_4=7)
+        assert lan.given() == 7
+        world.scale("Deployment", "web", 1)
+        sized(world, "web", eth0_4=2)
+        world.delete("Deployment", "web")
+        gone(world)
+        lan.empty()
+
+
+@pytest.mark.parametrize("kind", ["StatefulSet", "DaemonSet", "ReplicaSet", "Job"])
+def test_I00007_every_kind_of_workload(world: World, kind: str) -> None:
+    with Subnet(world, 10) as lan, Subnet(world, 10, version=6) as lan6:
+        world.apply(workload(kind, "w", subnet(ipv4=[lan.name], ipv6=[lan6.name]) | number("+0"), replicas=3))
+        held = world.running(3)
+        assert all(len(one.addresses["eth0"]) == 2 for one in held.values())
+        sized(world, "w", eth0_4=3, eth0_6=3)
+        world.delete(kind, "w")
+        gone(world)
+        lan.empty()
+
+
+def test_I00006_many_applications_come_and_go(world: World) -> None:
+    with Subnet(world, 40) as lan:
+        names = [f"d{index}" for index in range(10)]
+        for name in names:
+            world.apply(workload("Deployment", name, subnet(ipv4=[lan.name]) | number("2"), replicas=1))
+        world.running(10)
+        assert {tuple(sizes(world, name).values()) for name in names} == {(2,)}
+        assert lan.given() == 20
+        for name in names:
+            world.delete("Deployment", name)
+        gone(world)
+        lan.empty()
+
+
+def test_I00008_all_are_scaled_at_once_again_and_again(world: World) -> None:
+    with Subnet(world, 40) as lan:
+        names = ["a", "b", "c"]
+        for name in names:
+            world.apply(workload("Deployment", name, subnet(ipv4=[lan.name]) | number("+0"), replicas=1))
+        for replicas in (4, 1, 3, 0, 2):
+            for name in names:
+                world.scale("Deployment", name, replicas)
+        for name in names:
+            sized(world, name, eth0_4=2)
+        world.running(6)
+        world.wait(lambda: lan.given() == 6, "the subnet counts what its pools have")
+
+
+def test_I00010_a_subnet_that_is_too_small_says_so_and_serves_when_there_is_room(world: World) -> None:
+    with Subnet(world, 3) as lan:
+        world.apply(workload("Deployment", "first", subnet(ipv4=[lan.name]) | number("2"), replicas=1))
+        world.running(1)
+        world.apply(workload("Deployment", "second", subnet(ipv4=[lan.name]) | number("2"), replicas=1))
+        (name,) = world.wait(lambda: world.pods("second"), "its pod is made")
+        assert lan.name in world.refusal(name, match="addresses left")
+        path = f"/api/v1/namespaces/{world.namespace}/events"
+
+        def said() -> bool:
+            events = world.request("GET", path)["items"]
+            return any(
+                event["reason"] == "AutomaticPoolFailed" and event["involvedObject"]["name"] == "second"
+                for event in events
+            )
+
+        world.wait(said, "an event on the Deployment says so")
+        world.delete("Deployment", "first")
+        world.running(1, prefix="second")
+
+
+def test_I00011_reserved_addresses_do_not_count(world: World) -> None:
+    with Subnet(world, 6) as lan:
+        world.reserve(f"{lan.addresses[0]}-{lan.addresses[1]}")
+        world.apply(workload("Deployment", "web", subnet(ipv4=[lan.name]) | number("+0"), replicas=4))
+        held = world.running(4)
+        assert {ip for one in held.values() for ip in one.addresses["eth0"]} == set(lan.addresses[2:])
+
+
+def test_I00012_a_pool_for_each_nic(world: World) -> None:
+    with Subnet(world, 5) as first, Subnet(world, 5, lan=1) as second:
+        net = world.network("net")
+        notes = subnets({"interface": "eth0", "ipv4": [first.name]}, {"interface": "net1", "ipv4": [second.name]}) | {
+            "k8s.v1.cni.cncf.io/networks": net
+        }
+        world.apply(workload("Deployment", "web", notes | number("+0"), replicas=2))
+        held = world.running(2)
+        sized(world, "web", eth0_4=2, net1_4=2)
+        for one in held.values():
+            assert one.addresses["eth0"][0] in first.addresses
+            assert one.addresses["net1"][0] in second.addresses
+
+
+def test_E00010_one_family_named_one_family_given(world: World) -> None:
+    with Subnet(world, 5, version=6) as lan:
+        world.apply(workload("Deployment", "web", subnet(ipv6=[lan.name]), replicas=1))
+        (one,) = world.running(1).values()
+        assert len(one.addresses["eth0"]) == 1
+        assert one.addresses["eth0"][0] in lan.addresses
+        sized(world, "web", eth0_6=2)
+
+
+def test_I00021_an_application_made_again_has_its_pools_again(world: World) -> None:
+    with Subnet(world, 5) as lan:
+        manifest = workload("Deployment", "web", subnet(ipv4=[lan.name]) | number("2") | keep(), replicas=2)
+        world.apply(manifest)
+        world.running(2)
+        (before,) = world.automatic_pools("web")
+        world.delete("Deployment", "web")
+        world.running(0)
+        (kept,) = world.automatic_pools("web")
+        assert "deletionTimestamp" not in kept["metadata"]
+        world.apply(workload("Deployment", "web", subnet(ipv4=[lan.name]) | number("2"), replicas=2))
+        world.running(2)
+        (after,) = world.automatic_pools("web")
+        assert (after["metadata"]["uid"], after["spec"]["ips"]) == (before["metadata"]["uid"], before["spec"]["ips"])
+        # It is not to be kept any more.
+        world.delete("Deployment", "web")
+        gone(world)
+
+
+def test_I00023_a_pod_that_nothing_controls_gets_none(world: World) -> None:
+    with Subnet(world, 5) as lan:
+        world.apply(pod("alone", subnet(ipv4=[lan.name])))
+        assert "no workload controls the pod" in world.refusal("alone")
+        assert not world.automatic_pools()
+        world.delete("Pod", "alone")
+        world.gone("alone")

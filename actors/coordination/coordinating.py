@@ -3,7 +3,6 @@
 Only where the operator wants it (SPIDERPOOL_COORDINATOR_ENABLED) and where there is a cluster to look at.
 """
 
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -18,8 +17,6 @@ from runtime.errors import ActorError
 from runtime.store.port import Store
 from runtime.supervision import Intensity, Supervisor
 from telemetry import metrics
-
-_log = logging.getLogger(__name__)
 
 
 class Coordinating:

@@ -75,6 +75,19 @@ class PlayedFolder:
         await self._news.wait()
 
 
+class Watchful(MemoryStore):
+    """Sees every status that is written: over a version that was read, and whole or empty."""
+
+    async def patch[T](self, kind: Kind[T], name: str, change: Mapping[str, Any], **options: Any) -> T:
+        if kind.plural == COORDINATOR.plural and options.get("subresource") == "status":
+            assert options.get("resource_version"), "a write without the fence"
+            assert options.get("uid")
+            status = change["status"]
+            assert (status["phase"] == "Synced") == bool(status["serviceCIDR"]) == (status["reason"] is None)
+            assert status["phase"] == "Synced" or status["overlayPodCIDR"] == []
+        return await super().patch(kind, name, change, **options)
+
+
 class Mortal(FaultyStore):
     """A connection whose owner may die at any of its requests: before it is sent, or before its answer is heard."""
 
@@ -101,17 +114,25 @@ class Cluster:
     """One store, and the controllers over it."""
 
     def __init__(
-        self, seed: int, *, replicas: int = 2, chances: Chances | None = None, crash_at: int = 0, settle: float = 1.0
+        self,
+        seed: int,
+        *,
+        replicas: int = 2,
+        chances: Chances | None = None,
+        crash_at: int = 0,
+        settle: float = 1.0,
+        discovers: bool = True,
     ) -> None:
         """A controller dies at the moment `crash_at`, and the next one comes; `settle` is a step's patience."""
         self.random = random.Random(seed)
         self.clock = VirtualClock()
-        self.store = MemoryStore(wall=self.clock.wall)
+        self.store = Watchful(wall=self.clock.wall)
         self.chances = chances or Chances()
         self.folder = Folder("/cni")
         self.news = anyio.Event()
         self.moments = 0
         self.settle = settle
+        self._discovers = discovers
         self._crash_at = crash_at
         self._replicas = replicas
         self.controllers: dict[str, Controller] = {}
@@ -149,6 +170,7 @@ class Cluster:
                     pod_namespace="spiderpool", pod_name=name, coordinator_enabled=True, gc_ip_enabled=False
                 ),
                 configurations=PlayedFolder(self),
+                discovers=self._discovers,
                 path=name,
             )
             self.controllers[name] = controller
@@ -371,13 +393,17 @@ def test_a_pod_is_refused_before_it_costs_an_address_and_only_if_it_needs_the_cl
     run(main, seed=4)
 
 
-def test_the_check_sees_a_status_that_nobody_keeps() -> None:
-    """The control: without discovery the same story fails at its first step."""
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_the_check_sees_a_status_that_nobody_keeps(replicas: int) -> None:
+    """The control: without discovery, as in an agent that allocates by itself, the same story fails at its start."""
 
     async def main() -> None:
-        cluster = Cluster(3, replicas=0)
+        cluster = Cluster(3, replicas=replicas, discovers=False)
         with pytest.raises(ExceptionGroup) as failed:
             await cluster.play(*STORY)
         assert failed.group_contains(AssertionError)
+        assert await cluster.told() == ("", (), ())
+        for controller in cluster.controllers.values():
+            assert "not ready" in controller.cluster.coordinator().coordination.unready
 
     run(main, seed=3)

@@ -98,10 +98,12 @@ class Controller:
         pods_exist: bool = True,
         path: str,
         discovery: Discovery | None = None,
+        provides: bool = True,
     ) -> None:
         """`path` is the name of the subtree. Nothing runs before `supervise` and the supervisor.
 
-        Without `discovery` workloads of foreign kinds have no automatic pools.
+        Without `discovery` workloads of foreign kinds have no automatic pools. Where it does not `provides`, it grants
+        from the pools that there are, automatic ones among them, and makes none.
         """
         self.store = store
         self.subnets: Subnets | None = None
@@ -140,12 +142,13 @@ class Controller:
         self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
         self.supervisor.add_service("overlaps", lambda: self.pools.watch(lambda n: self.peers.mine(pool_key(n))))
         self.supervisor.add_service("leaving", lambda: self.pools.watch_leaving(lambda n: self.peers.mine(pool_key(n))))
-        if pods_exist and settings.config.enable_spider_subnet:
+        config = settings.config
+        provides = provides and pods_exist and config.enable_spider_subnet
+        if provides:
             self.cluster.supervise_subnets(reflectors)
             self.subnets = self._own_subnets(f"{path}/subnets", system)
         self.applications: Running | None = None
-        config = settings.config
-        if pods_exist and config.enable_spider_subnet and config.enable_auto_pool_for_application:
+        if provides and config.enable_auto_pool_for_application:
             self.applications = assemble(
                 f"{path}/applications",
                 system,

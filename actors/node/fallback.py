@@ -50,7 +50,7 @@ def prepare(
         system,
         controllers=controllers,
         supervisor=supervisor,
-        make=lambda path: Controller(system, store, settings=settings, path=path),
+        make=lambda path: Controller(system, store, settings=settings, path=path, provides=False),
         peer=Peer(account=f"pod {agent.pod_namespace}/{agent.pod_name}", node=agent.node_name, role="agent"),
         patience=agent.fallback_after,
     )

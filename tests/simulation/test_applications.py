@@ -10,6 +10,7 @@ import anyio
 import pytest
 from msgspec import structs
 
+from actors.applications.application import Missing
 from api import annotations as keys
 from api import wire
 from api.annotations import OWNER_APPLICATION_NAME
@@ -20,6 +21,7 @@ from api.kinds import DEPLOYMENT, EVENT, IPPOOL, SUBNET, Kind
 from api.meta import ObjectMeta, OwnerReference
 from api.subnet import SpiderSubnet, SubnetSpec
 from ipam.autopool import size
+from ipam.identity import owned
 from ipam.ranges import Ranges
 from ipam.territory import territory
 from runtime.store.discovery import Foreign
@@ -331,3 +333,23 @@ def test_a_storm_of_changes_over_a_bad_store_ends_with_what_was_asked_for(seed: 
         assert Ranges.of(4, [span for land in pools for span in land.spans]).size == sum(land.size for land in pools)
 
     act(scene, seed=seed, policy=STORM)
+
+
+def test_no_pool_goes_on_the_word_of_a_watch() -> None:
+    async def scene(stage: Stage) -> None:
+        await subnet(stage)
+        owner = await deployment(stage, "web", 1)
+        await anyio.sleep(0.5)
+        running = stage.controller.applications
+        assert running is not None
+        workload = owned("default", owner)
+        running.applications(workload).tell(Missing())
+        await anyio.sleep(1.0)
+        assert await sizes(stage) == {"web": 2}
+        # The control: it goes when that is true.
+        await stage.store.delete(DEPLOYMENT, "web", namespace="default")
+        running.applications(workload).tell(Missing())
+        await anyio.sleep(1.0)
+        assert await sizes(stage) == {}
+
+    act(scene)

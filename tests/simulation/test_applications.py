@@ -249,6 +249,8 @@ def test_a_wrong_annotation_makes_no_pool_and_is_named() -> None:
 
 
 def test_a_foreign_kind_is_served_when_a_pod_comes_and_its_pool_goes_with_it() -> None:
+    discovery = Played()
+
     async def scene(stage: Stage) -> None:
         await subnet(stage)
         made = await stage.store.create(
@@ -260,14 +262,19 @@ def test_a_foreign_kind_is_served_when_a_pod_comes_and_its_pool_goes_with_it() -
         )
         granted(await add(stage, "c-0", owner, {**NOTES, keys.IPPOOL_IP_NUMBER: "+1"}))
         assert await sizes(stage) == {"c": 3}
+        # From now on it is followed, without waiting for the next look at everything.
+        discovery.replicas_of_all = 4
+        await stage.store.patch(CLONES, "c", {"metadata": {"labels": {"seen": "yes"}}}, namespace="default")
+        await anyio.sleep(1.0)
+        assert await sizes(stage) == {"c": 5}
         await anyio.sleep(40.0)
-        assert await sizes(stage) == {"c": 3}
+        assert await sizes(stage) == {"c": 5}
         await stage.delete("c-0")
         await stage.store.delete(CLONES, "c", namespace="default")
         await anyio.sleep(40.0)
         assert (await automatic(stage), await given(stage)) == ({}, 0)
 
-    act(scene, discovery=Played())
+    act(scene, discovery=discovery)
 
 
 def test_what_was_deleted_while_nobody_looked_is_found() -> None:

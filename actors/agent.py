@@ -285,7 +285,11 @@ def main(argv: list[str] | None = None) -> int:
             vlan_id_per_parent=settings.vlan_id_per_parent,
             terms=terms_of(settings),
             meta=Meta(
-                delegates=ExecutedDelegates(settings.cni_bin_dir, socket=settings.config.ipam_unix_socket_path),
+                delegates=ExecutedDelegates(
+                    settings.cni_bin_dir,
+                    socket=settings.config.ipam_unix_socket_path,
+                    mounts=Path(settings.node_mounts) if settings.node_mounts else None,
+                ),
                 conf_dir=Path(settings.cni_conf_dir) if settings.cni_conf_dir else None,
             ),
         )

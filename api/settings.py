@@ -134,6 +134,8 @@ class AgentSettings(_Common, frozen=True, kw_only=True):
     """Path of a unix socket that answers the probes for this process alone; empty: only the health port does."""
     cni_bin_dir: Annotated[str, Meta(pattern="^(/|$)"), Env("SPIDERPOOL_CNI_BIN_DIR", (), _PATH)] = ""
     """Path, in this container, of the node's folder of CNI programs; empty: nothing is installed."""
+    node_mounts: Annotated[str, Meta(pattern="^(/|$)"), Env("SPIDERPOOL_NODE_MOUNTS", (), _PATH)] = ""
+    """Path of the node's mount namespace, among whose files others' plugins are executed; empty: its own."""
     cni_conf_dir: Annotated[str, Meta(pattern="^(/|$)"), Env("SPIDERPOOL_CNI_CONF_DIR", (), _PATH)] = ""
     """Path, in this container, of the node's folder of CNI configurations; empty: only the shim is installed."""
     cni_shim_dir: Annotated[str, Meta(pattern="^/"), Env("SPIDERPOOL_CNI_SHIM_DIR", (), _PATH)] = (

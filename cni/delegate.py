@@ -2,25 +2,29 @@
 
 A plugin of ours may have taken the name of one that was there before; the program that was set aside then is the one
 that is meant here, since what is ours is never executed.
+
+A runtime's plugins see the node's files: its iptables, its libraries, what they keep in /var. An agent in a container
+that may do so executes them among the node's mounts, from the runtime's CNI_PATH; any other one from the node's folder
+of plugins as it is mounted there.
 """
 
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import anyio
-import anyio.to_thread
 import msgspec
 from msgspec import Struct
 
 from cni.config import shown
-from cni.errors import CniError, InvalidConfig, TryAgainLater
+from cni.errors import CniError, InvalidConfig, IoFailure, TryAgainLater
 from cni.install import SET_ASIDE
 from cni.protocol import Verb
 from cni.result import Result, decode_result, encode_result
+from cni.workers import Workers
 from telemetry import attributes, metrics, traces
 
 _SECONDS = 50.0
@@ -64,16 +68,22 @@ class Delegates(Protocol):
 class ExecutedDelegates:
     """The plugins in the node's folders. Implements `Delegates`."""
 
-    def __init__(self, *folders: str, socket: str = "") -> None:
-        """`folders` are looked through before CNI_PATH: as this process sees them.
+    def __init__(self, *folders: str, socket: str = "", mounts: Path | None = None) -> None:
+        """Nothing is executed yet.
 
-        `socket` is where the shim finds this process, for plugins that call it as their IPAM; empty: the usual path.
+        Args:
+            folders: are looked through before CNI_PATH, as this process sees them.
+            socket: where the shim finds this process, for plugins that call it as their IPAM; empty: the usual path.
+            mounts: the node's mount namespace, /proc/1/ns/mnt; then only CNI_PATH is looked through.
         """
-        self._folders = [folder for folder in folders if folder]
+        self._folders = [folder for folder in folders if folder and mounts is None]
+        self._mounts = mounts
+        self._threads = Workers("delegates", threads=_AT_ONCE)
+        """Each stays among the mounts that it has entered once: nothing else runs on them."""
+        self._among = threading.local()
         self._environment = {"PATH": os.environ.get("PATH", os.defpath)}
         if socket:
             self._environment["SPIDERPOOL_SOCKET"] = socket
-        self._limiter = anyio.CapacityLimiter(_AT_ONCE)
 
     def __repr__(self) -> str:
         return f"<ExecutedDelegates {os.pathsep.join(self._folders)}>"
@@ -85,7 +95,7 @@ class ExecutedDelegates:
         kind = str(conf.get("type"))
         version = str(conf.get("cniVersion"))
         folders = [*self._folders, *filter(None, target.path.split(os.pathsep))]
-        program = await anyio.to_thread.run_sync(find_program, kind, folders)
+        program = await self._threads.run(self._find, kind, folders)
         if program is None:
             raise InvalidConfig(
                 f"type: there is no plugin {shown(kind)}", f"looked in {', '.join(folders) or 'nothing'}"
@@ -104,14 +114,47 @@ class ExecutedDelegates:
         }
         metrics.CNI_DELEGATE_EXECS.labels(verb=verb, type=kind).inc()
         with traces.span(f"delegate {kind}", attributes={attributes.CNI_TYPE: kind, attributes.CNI_COMMAND: verb}):
-            code, out, err = await anyio.to_thread.run_sync(
-                _execute, program, environment, msgspec.json.encode(stdin), kind, limiter=self._limiter
+            code, out, err = await self._threads.run(
+                self._execute, program, environment, msgspec.json.encode(stdin), kind
             )
         if code:
             raise _failure(kind, verb, code, out, err)
         if verb is not Verb.ADD:
             return Result()
         return decode_result(_decoded(out, kind), field=f"the result of plugin {kind}")
+
+    def _find(self, kind: str, folders: Sequence[str]) -> Path | None:
+        self._enter()
+        return find_program(kind, folders)
+
+    def _execute(
+        self, program: Path, environment: Mapping[str, str], stdin: bytes, kind: str
+    ) -> tuple[int, bytes, bytes]:
+        """Exit code, stdout and stderr. Blocks."""
+        self._enter()
+        try:
+            ended = subprocess.run(
+                [program], input=stdin, capture_output=True, check=False, env=environment, timeout=_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            msg = f"plugin {kind} did not end within {_SECONDS:g} s"
+            raise TryAgainLater(msg) from None
+        except OSError as error:
+            raise InvalidConfig(f"type: plugin {shown(kind)} cannot be executed", f"{program}: {error}") from error
+        return ended.returncode, ended.stdout, ended.stderr
+
+    def _enter(self) -> None:
+        """Have the calling thread among the node's mounts; a process that it starts is there, too."""
+        if self._mounts is None or getattr(self._among, "node", False):
+            return
+        try:
+            with self._mounts.open("rb") as namespace:
+                os.unshare(os.CLONE_FS)  # root and working folder of its own, or the kernel refuses
+                os.setns(namespace.fileno(), os.CLONE_NEWNS)
+        except OSError as error:
+            msg = "other plugins cannot be executed among the node's mounts"
+            raise IoFailure(msg, f"{self._mounts}: {error}; it needs CAP_SYS_ADMIN and CAP_SYS_CHROOT") from error
+        self._among.node = True
 
 
 def find_program(kind: str, folders: Sequence[str]) -> Path | None:
@@ -121,20 +164,6 @@ def find_program(kind: str, folders: Sequence[str]) -> Path | None:
         if found is not None:
             return Path(found)
     return None
-
-
-def _execute(program: Path, environment: Mapping[str, str], stdin: bytes, kind: str) -> tuple[int, bytes, bytes]:
-    """Exit code, stdout and stderr. Blocks."""
-    try:
-        ended = subprocess.run(
-            [program], input=stdin, capture_output=True, check=False, env=environment, timeout=_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        msg = f"plugin {kind} did not end within {_SECONDS:g} s"
-        raise TryAgainLater(msg) from None
-    except OSError as error:
-        raise InvalidConfig(f"type: plugin {shown(kind)} cannot be executed", f"{program}: {error}") from error
-    return ended.returncode, ended.stdout, ended.stderr
 
 
 def _failure(kind: str, verb: Verb, code: int, out: bytes, err: bytes) -> DelegateFailed:

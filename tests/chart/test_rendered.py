@@ -176,7 +176,11 @@ def test_only_the_agent_is_root_and_nobody_is_privileged(render: Render) -> None
     assert "hostPID" not in agent["spec"]["template"]["spec"]
     with_pids = render("spiderpoolAgent.hostPID=true")["DaemonSet", AGENT]
     assert with_pids["spec"]["template"]["spec"]["hostPID"]
-    assert "SYS_PTRACE" in container(with_pids)["securityContext"]["capabilities"]["add"]
+    added = container(with_pids)["securityContext"]["capabilities"]["add"]
+    assert set(added) - set(inner["capabilities"]["add"]) == {"SYS_PTRACE", "SYS_CHROOT"}
+    mounts = {"name": "SPIDERPOOL_NODE_MOUNTS", "value": "/proc/1/ns/mnt"}
+    assert mounts in container(with_pids)["env"]
+    assert mounts not in container(agent)["env"]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ class Controller:
         *,
         settings: ControllerSettings,
         pods_exist: bool = True,
-        discovers: bool = True,
+        grants_only: bool = False,
         configurations: Configurations | None = None,
         discovery: Discovery | None = None,
         path: str,
@@ -110,7 +110,7 @@ class Controller:
             store: where all objects are.
             settings: of the program.
             pods_exist: whether there are Pod objects; without them there is no cluster to look at either.
-            discovers: whether the status of SpiderCoordinators is kept here, where the settings want that.
+            grants_only: from the pools and by the statuses that there are: no pool is made, no coordinator's status kept.
             configurations: the folder of CNI configurations; the one that the settings name, unless given.
             discovery: of foreign kinds; without it, workloads of those have no automatic pools.
             path: the name of the subtree.
@@ -161,12 +161,13 @@ class Controller:
         if settings.multus_config_enabled and pods_exist:
             self._make_attachments()
         self.supervisor.add_service("leaving", lambda: self.pools.watch_leaving(lambda n: self.peers.mine(pool_key(n))))
-        if pods_exist and settings.config.enable_spider_subnet:
+        config = settings.config
+        provides = not grants_only and pods_exist and config.enable_spider_subnet
+        if provides:
             self.cluster.supervise_subnets(reflectors)
             self.subnets = self._own_subnets(f"{path}/subnets", system)
         self.applications: Running | None = None
-        config = settings.config
-        if pods_exist and config.enable_spider_subnet and config.enable_auto_pool_for_application:
+        if provides and config.enable_auto_pool_for_application:
             self.applications = assemble(
                 f"{path}/applications",
                 system,
@@ -196,7 +197,7 @@ class Controller:
             enabled=pods_exist and settings.gc_ip_enabled,
         )
         self._coordinating: Coordinating | None = None
-        if discovered and discovers:
+        if discovered and not grants_only:
             self._coordinating = Coordinating(
                 system,
                 store,

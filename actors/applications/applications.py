@@ -159,7 +159,7 @@ class Applications:
             for reflector in self._followed.values():
                 group.start_soon(self._follow, reflector, mine)
             group.start_soon(self._follow_subnets)
-            group.start_soon(self._follow_pools)
+            group.start_soon(self._follow_pools, group.start_soon, mine)
             while True:
                 await self._follow_foreign(group.start_soon, mine)
                 await self._sweep(mine)
@@ -210,7 +210,7 @@ class Applications:
                 if free[name] != was:
                     self._feed(name)
 
-    async def _follow_pools(self) -> None:
+    async def _follow_pools(self, start: Callable[..., object], mine: Mine) -> None:
         """When a pool has been given addresses back, have its application ask again if it has too many."""
         since = 0
         used: dict[str, int] = {}
@@ -221,6 +221,7 @@ class Applications:
             except Expired:
                 since, changes = self._pools.revision, []
             for change in changes:
+                new = change.key not in used
                 if change.object is None:
                     used.pop(change.key, None)
                     owner = autopool.owner_of(change.last) if change.last is not None else None
@@ -230,6 +231,8 @@ class Applications:
                     now = change.object.status.allocated_ip_count or 0
                     fewer = now < used.get(change.key, 0)
                     used[change.key] = now
+                if new and owner is not None and not self._follows(owner):
+                    await self._follow_foreign(start, mine)
                 if fewer and owner is not None and application_key(owner) in self._hungry:
                     self._tell(owner, Room())
 
@@ -237,19 +240,23 @@ class Applications:
         """Follow the foreign kinds that applications with pools are of."""
         for workload in self._index.owners():
             kind = workload.api_version, workload.kind
-            if kind in self._followed or kind in self._foreign:
+            if self._follows(workload):
                 continue
             try:
                 foreign = await self._lookup.foreign(workload)
             except StoreError as error:
                 _log.warning("%s (%s) cannot be followed: %s", *reversed(kind), error)
                 continue
-            if foreign is None:
+            if foreign is None or self._follows(workload):
                 continue
             reflector = Reflector(self._store, foreign.kind, random=self._system.random, transform=_bare)
             self._foreign[kind] = reflector
             start(reflector.run)
             start(self._follow, reflector, mine)
+
+    def _follows(self, workload: Workload) -> bool:
+        kind = workload.api_version, workload.kind
+        return kind in self._followed or kind in self._foreign
 
     async def _sweep(self, mine: Mine) -> None:
         """Show everybody what is, once more, and drop the actors of those that are not ours or not there."""

@@ -50,7 +50,7 @@ def prepare(
         system,
         controllers=controllers,
         supervisor=supervisor,
-        make=lambda path: Controller(system, store, settings=settings, discovers=False, path=path),
+        make=lambda path: Controller(system, store, settings=settings, grants_only=True, path=path),
         peer=Peer(account=f"pod {agent.pod_namespace}/{agent.pod_name}", node=agent.node_name, role="agent"),
         patience=agent.fallback_after,
     )

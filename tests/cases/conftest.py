@@ -76,7 +76,7 @@ def kubelets(control_plane: ControlPlane, lab: Lab) -> Iterator[Kubelets]:
 @pytest.fixture
 def world(lab: Lab, kubelets: Kubelets, request: pytest.FixtureRequest) -> Iterator[World]:
     """Namespace and pools of one case. In the end pools, pods and endpoints agree; then all goes, and nothing stays."""
-    area = request.node.path.stem.removeprefix("test_")
+    area = request.node.path.stem.removeprefix("test_").replace("_", "-")
     number = request.node.name.split("_")[1].lower()
     case = World(lab, kubelets, f"{area}-{number}")
     failed_before = request.session.testsfailed

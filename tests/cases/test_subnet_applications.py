@@ -130,7 +130,7 @@ def test_I00021_an_application_made_again_has_its_pools_again(world: World) -> N
         world.running(2)
         (before,) = world.automatic_pools("web")
         world.delete("Deployment", "web")
-        world.running(0)
+        world.wait(lambda: not world.pods() and not world.held(), "its pods are gone")
         (kept,) = world.automatic_pools("web")
         assert "deletionTimestamp" not in kept["metadata"]
         world.apply(workload("Deployment", "web", subnet(ipv4=[lan.name]) | number("2"), replicas=2))

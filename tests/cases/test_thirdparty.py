@@ -66,6 +66,11 @@ class Clones:
             self.world.apply(manifest)
             self._made += 1
 
+    def delete(self) -> None:
+        """The garbage collector learns of new kinds after half a minute only: the pods are deleted, too."""
+        self.world.delete(KIND, self.name)
+        self.settle(0)
+
     def scale(self, replicas: int) -> None:
         """By the scale subresource, as kubectl does."""
         path = f"{path_of(KIND, self.world.namespace)}/{self.name}/scale"
@@ -79,8 +84,8 @@ def test_T00001_fixed_pools(world: World) -> None:
     clones.settle(2)
     for held in world.running(2).values():
         world.assert_from(held, pools["ipv4"][0], pools["ipv6"][0])
-    world.delete(KIND, "c")
-    world.running(0)
+    clones.delete()
+    world.wait(lambda: not world.pods() and not world.held(), "its pods are gone")
 
 
 @pytest.mark.usefixtures("clonesets")
@@ -95,6 +100,6 @@ def test_T00002_automatic_pools(world: World) -> None:
         clones.settle(4)
         world.running(4)
         sized(world, "c", eth0_4=5)
-        world.delete(KIND, "c")
+        clones.delete()
         gone(world)
         lan.empty()

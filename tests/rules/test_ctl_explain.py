@@ -20,6 +20,8 @@ from ctl.errors import Failure
 from ctl.explain import pod, pool, scene
 from ctl.explain.pod import NicExplained, PodExplained
 from ctl.main import main
+from ipam import autopool
+from ipam.identity import Workload
 from runtime.store.memory import MemoryStore
 from runtime.store.port import Store
 from runtime.store.sqlite import FILE_NAME, SQLiteStore
@@ -251,6 +253,21 @@ def test_an_automatic_pool_is_compared_with_what_the_pod_belongs_to() -> None:
     )
     assert asked(first(explained(*installed(), automatic, web(owner=owner)))) == [(1, "lan", "10.6.0.10/16")]
     assert asked(first(explained(*installed(), automatic, web()))) == [(0, "lan", "podAffinity")]
+
+
+def test_a_pod_that_names_a_subnet_is_told_of_its_application_s_pool_or_that_there_is_none() -> None:
+    owner = OwnerReference(api_version="apps/v1", kind="StatefulSet", name="db", uid="u", controller=True)
+    pod = web(owner=owner)
+    notes = {a.POD_SUBNET: '{"ipv4":["lan"]}'}
+    pod = msgspec.structs.replace(pod, metadata=msgspec.structs.replace(pod.metadata, annotations=notes))
+    workload = Workload(api_version="apps/v1", kind="StatefulSet", namespace=pod.metadata.namespace, name="db", uid="u")
+    labels = autopool.labels(workload, autopool.Wanted("eth0", 4, "lan", 1), reclaim=True)
+    affinity = LabelSelector(match_labels=autopool.affinity(workload))
+    automatic = msgspec.structs.replace(lan(pod_affinity=affinity), metadata=ObjectMeta(name="lan", labels=labels))
+    assert asked(first(explained(*installed(), automatic, pod))) == [(1, "lan", "10.6.0.10/16")]
+    assert "has no automatic IPv4 pool for eth0 of SpiderSubnet lan" in first(explained(*installed(), pod)).error
+    alone = msgspec.structs.replace(web(), metadata=msgspec.structs.replace(web().metadata, annotations=notes))
+    assert "no workload controls the pod" in first(explained(*installed(), automatic, alone)).error
 
 
 def test_several_nics_take_from_one_pool_after_one_another() -> None:

@@ -10,6 +10,7 @@ import anyio
 import pytest
 from msgspec import structs
 
+from actors.applications.application import Missing
 from api import annotations as keys
 from api import wire
 from api.annotations import OWNER_APPLICATION_NAME
@@ -20,6 +21,7 @@ from api.kinds import DEPLOYMENT, EVENT, IPPOOL, SUBNET, Kind
 from api.meta import ObjectMeta, OwnerReference
 from api.subnet import SpiderSubnet, SubnetSpec
 from ipam.autopool import size
+from ipam.identity import owned
 from ipam.ranges import Ranges
 from ipam.territory import territory
 from runtime.store.discovery import Foreign
@@ -247,6 +249,8 @@ def test_a_wrong_annotation_makes_no_pool_and_is_named() -> None:
 
 
 def test_a_foreign_kind_is_served_when_a_pod_comes_and_its_pool_goes_with_it() -> None:
+    discovery = Played()
+
     async def scene(stage: Stage) -> None:
         await subnet(stage)
         made = await stage.store.create(
@@ -258,14 +262,19 @@ def test_a_foreign_kind_is_served_when_a_pod_comes_and_its_pool_goes_with_it() -
         )
         granted(await add(stage, "c-0", owner, {**NOTES, keys.IPPOOL_IP_NUMBER: "+1"}))
         assert await sizes(stage) == {"c": 3}
+        # From now on it is followed, without waiting for the next look at everything.
+        discovery.replicas_of_all = 4
+        await stage.store.patch(CLONES, "c", {"metadata": {"labels": {"seen": "yes"}}}, namespace="default")
+        await anyio.sleep(1.0)
+        assert await sizes(stage) == {"c": 5}
         await anyio.sleep(40.0)
-        assert await sizes(stage) == {"c": 3}
+        assert await sizes(stage) == {"c": 5}
         await stage.delete("c-0")
         await stage.store.delete(CLONES, "c", namespace="default")
         await anyio.sleep(40.0)
         assert (await automatic(stage), await given(stage)) == ({}, 0)
 
-    act(scene, discovery=Played())
+    act(scene, discovery=discovery)
 
 
 def test_what_was_deleted_while_nobody_looked_is_found() -> None:
@@ -331,3 +340,23 @@ def test_a_storm_of_changes_over_a_bad_store_ends_with_what_was_asked_for(seed: 
         assert Ranges.of(4, [span for land in pools for span in land.spans]).size == sum(land.size for land in pools)
 
     act(scene, seed=seed, policy=STORM)
+
+
+def test_no_pool_goes_on_the_word_of_a_watch() -> None:
+    async def scene(stage: Stage) -> None:
+        await subnet(stage)
+        owner = await deployment(stage, "web", 1)
+        await anyio.sleep(0.5)
+        running = stage.controller.applications
+        assert running is not None
+        workload = owned("default", owner)
+        running.applications(workload).tell(Missing())
+        await anyio.sleep(1.0)
+        assert await sizes(stage) == {"web": 2}
+        # The control: it goes when that is true.
+        await stage.store.delete(DEPLOYMENT, "web", namespace="default")
+        running.applications(workload).tell(Missing())
+        await anyio.sleep(1.0)
+        assert await sizes(stage) == {}
+
+    act(scene)

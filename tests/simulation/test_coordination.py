@@ -170,7 +170,7 @@ class Cluster:
                     pod_namespace="spiderpool", pod_name=name, coordinator_enabled=True, gc_ip_enabled=False
                 ),
                 configurations=PlayedFolder(self),
-                discovers=self._discovers,
+                grants_only=not self._discovers,
                 path=name,
             )
             self.controllers[name] = controller

@@ -110,7 +110,7 @@ class Controller:
             store: where all objects are.
             settings: of the program.
             pods_exist: whether there are Pod objects; without them there is no cluster to look at either.
-            grants_only: from the pools and by the statuses that there are: no pool is made, no coordinator's status kept.
+            grants_only: from the pools and by the statuses that there are; it makes no pool and keeps no status.
             configurations: the folder of CNI configurations; the one that the settings name, unless given.
             discovery: of foreign kinds; without it, workloads of those have no automatic pools.
             path: the name of the subtree.

@@ -20,6 +20,7 @@ from tests.cases.conftest import COORDINATOR, COORDINATORS
 from tests.processes.lab import CniError, Lab, Pod, call
 from tests.processes.test_original_plugins import ask
 from tests.servers import ControlPlane
+from tests.servers.control_plane import ApiRefused
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(120)]
 
@@ -55,7 +56,15 @@ class Cluster:
         self._made.append(f"{collection}/{name}")
 
     def change(self, path: str, **parts: Any) -> None:
-        self.request("PATCH", path, parts)
+        """Change an object. A replica that has died is asked for admission all the same here, and then another one."""
+
+        def changed() -> bool:
+            answer = self.control_plane.request("PATCH", path, parts, check=False)
+            if answer.status >= HTTPStatus.BAD_REQUEST and "failed calling webhook" not in str(answer.body):
+                raise ApiRefused("PATCH", path, answer)
+            return answer.status < HTTPStatus.BAD_REQUEST
+
+        self.lab.wait_for(changed)
 
     def remove(self, path: str) -> None:
         self.control_plane.request("DELETE", path, {"gracePeriodSeconds": 0})
@@ -434,3 +443,4 @@ def test_V00011_no_source_and_back_again(cluster: Cluster) -> None:
         cluster.synced()
     finally:
         cluster.lab.start_controller("controller-1")
+        cluster.lab.admission.wait()

@@ -1,19 +1,20 @@
 """Area spidermultus, the definitions: what the controllers make of SpiderMultusConfigs in the real API server.
 
-What only a webhook refuses is in `tests/rules/test_admission_multusconfig.py`; here is what the API server's own schema
-refuses, and that an object which came past any webhook is said to be wrong and makes nothing.
+What is refused is what `tests/rules/test_admission_multusconfig.py` has, by the API server's schema or by a webhook.
+An object that came past any webhook is said to be wrong, and makes nothing.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from tests.cases.kubelet import Kubelets
+from tests.cases.refusals import causes
 from tests.processes.lab import Lab
-from tests.servers import ControlPlane
+from tests.rules.test_admission_multusconfig import REFUSED
 from tests.servers.control_plane import ApiRefused
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(60)]
@@ -30,24 +31,22 @@ RESOURCE = "k8s.v1.cni.cncf.io/resourceName"
 class Definitions:
     """A namespace of its own for a case."""
 
-    def __init__(self, control_plane: ControlPlane) -> None:
-        self.control_plane = control_plane
-        self.namespace = control_plane.create_namespace()
+    def __init__(self, lab: Lab) -> None:
+        self.admission = lab.admission
+        self.control_plane = lab.control_plane
+        self.namespace = lab.control_plane.create_namespace()
         self.configs = f"/apis/spiderpool.spidernet.io/v2beta1/namespaces/{self.namespace}/spidermultusconfigs"
         self.path = f"/apis/k8s.cni.cncf.io/v1/namespaces/{self.namespace}/network-attachment-definitions"
 
     def create(self, spec: dict[str, Any] | None, name: str = "lan", **notes: str) -> dict[str, Any]:
         """A SpiderMultusConfig. Raises `ApiRefused`."""
-        keys = {"cr_name": CR_NAME, "cni_version": "multus.spidernet.io/cni-version"}
-        annotations = {keys.get(key, key): value for key, value in notes.items()}
-        body = {
-            "apiVersion": "spiderpool.spidernet.io/v2beta1",
-            "kind": "SpiderMultusConfig",
-            "metadata": {"name": name, "annotations": annotations},
-            **({"spec": spec} if spec is not None else {}),
-        }
-        made: dict[str, Any] = self.control_plane.request("POST", self.configs, body).body
+        made: dict[str, Any] = self.control_plane.request("POST", self.configs, _config(spec, name, notes)).body
         return made
+
+    def refused(self, spec: dict[str, Any], name: str = "lan", **notes: str) -> list[str]:
+        """Why there cannot be one."""
+        body = _config(spec, name, notes)
+        return causes(self.control_plane.request("POST", f"{self.configs}?dryRun=All", body, check=False))
 
     def change(self, change: dict[str, Any], name: str = "lan") -> None:
         self.control_plane.request("PATCH", f"{self.configs}/{name}", change)
@@ -82,11 +81,21 @@ class Definitions:
         return [item for item in self.control_plane.request("GET", path).body["items"] if item["reason"] == reason]
 
 
+def _config(spec: dict[str, Any] | None, name: str, notes: Mapping[str, str]) -> dict[str, Any]:
+    keys = {"cr_name": CR_NAME, "cni_version": "multus.spidernet.io/cni-version"}
+    return {
+        "apiVersion": "spiderpool.spidernet.io/v2beta1",
+        "kind": "SpiderMultusConfig",
+        "metadata": {"name": name, "annotations": {keys.get(key, key): value for key, value in notes.items()}},
+        **({"spec": spec} if spec is not None else {}),
+    }
+
+
 @pytest.fixture
 def definitions(lab: Lab, kubelets: Kubelets) -> Iterator[Definitions]:
     """With the garbage collector of the real controller manager."""
     del kubelets
-    case = Definitions(lab.control_plane)
+    case = Definitions(lab)
     yield case
     lab.control_plane.request("DELETE", f"/api/v1/namespaces/{case.namespace}", check=False)
 
@@ -140,7 +149,11 @@ def test_M00004_custom(definitions: Definitions) -> None:
 
 
 def test_M00005_custom_that_is_not_json(definitions: Definitions) -> None:
-    definitions.create({"cniType": "custom", "customCNI": "{ invalid"})
+    spec = {"cniType": "custom", "customCNI": "{ invalid"}
+    (cause,) = definitions.refused(spec)
+    assert cause.startswith('spec.customCNI: Invalid value: "{ invalid": it is not JSON')
+    with definitions.admission.unseen():  # as in a cluster whose webhooks were away
+        definitions.create(spec)
     (event,) = definitions.until(lambda: definitions.events("InvalidNetwork"), "it is said")
     assert 'spec.customCNI: Invalid value: "{ invalid": it is not JSON' in event["message"]
     assert event["involvedObject"]["kind"] == "SpiderMultusConfig"
@@ -199,7 +212,12 @@ def test_M00010_another_name(definitions: Definitions) -> None:
 def test_M00011_a_name_that_another_one_has(definitions: Definitions) -> None:
     definitions.create(macvlan())
     before = definitions.made()
-    definitions.create(macvlan(mtu=1400), "second", cr_name="lan")
+    (cause,) = definitions.until(
+        lambda: definitions.refused(macvlan(mtu=1400), "second", cr_name="lan"), "every replica has seen the first"
+    )
+    assert "SpiderMultusConfig lan makes the definition of this name" in cause
+    with definitions.admission.unseen():  # as two replicas would admit them at the same moment
+        definitions.create(macvlan(mtu=1400), "second", cr_name="lan")
     (event,) = definitions.until(lambda: definitions.events("NetworkTaken"), "it is said")
     assert event["involvedObject"]["name"] == "second"
     assert f"{definitions.namespace}/lan is SpiderMultusConfig lan's" in event["message"]
@@ -253,6 +271,18 @@ def test_M00015_type_and_block_that_do_not_fit(definitions: Definitions, spec: d
         definitions.create(spec)
 
 
+BY_WEBHOOK = [(*one[1:],) for one in REFUSED if one[0].startswith("M") and one[0][:6] not in {"M00015", "M00040"}]
+
+
+@pytest.mark.parametrize(("spec", "notes", "said"), BY_WEBHOOK, ids=[said.partition(":")[0] for *_, said in BY_WEBHOOK])
+def test_M00013_M00020_M00023_M00032_what_the_webhook_refuses(
+    definitions: Definitions, spec: dict[str, Any], notes: dict[str, str], said: str
+) -> None:
+    """M00025 and M00028 to M00030 among them. The same texts as in the rules' own test."""
+    (cause,) = definitions.refused(spec, **notes)
+    assert cause.startswith(said)
+
+
 def test_M00040_automatic_vlan_with_an_id(definitions: Definitions) -> None:
     with pytest.raises(ApiRefused, match="vlanID comes with the address where vlanMode is auto"):
         definitions.create({"cniType": "vlan", "vlan": {"master": ["eth0"], "vlanMode": "auto", "vlanID": 5}})
@@ -293,7 +323,9 @@ def test_M00022_M00024_settings_of_the_coordinator(definitions: Definitions) -> 
 def test_M00027_M00031_resources_that_pods_ask_for(definitions: Definitions) -> None:
     notes = {"cni.spidernet.io/rdma-resource-inject": "rdma", "cni.spidernet.io/network-resource-inject": "net"}
     definitions.create(macvlan(rdmaResourceName="example.com/rdma"), **notes)
-    definitions.create(macvlan(ippools=None), "bad", **notes)
+    assert any("ippools" in cause for cause in definitions.refused(macvlan(ippools=None), "bad", **notes))
+    with definitions.admission.unseen():
+        definitions.create(macvlan(ippools=None), "bad", **notes)
     assert definitions.made()["metadata"]["annotations"] == notes
     (event,) = definitions.until(lambda: definitions.events("InvalidNetwork"), "it is said")
     assert event["involvedObject"]["name"] == "bad"

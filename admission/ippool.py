@@ -13,10 +13,10 @@ from typing import Final
 
 from msgspec import structs
 
+from admission.addressed import completed, family_errors, fixed_errors
 from admission.errors import FieldError, forbidden, invalid, required
 from admission.network import (
     Network,
-    canonical,
     gateway_errors,
     network,
     network_errors,
@@ -34,10 +34,9 @@ from api.annotations import (
     APP_NAMESPACE,
     OWNER_APPLICATION_NAME,
     POOL_CIDR,
-    cidr_label,
 )
 from api.ippool import IPPoolSpec, SpiderIPPool
-from api.meta import FINALIZER, LabelSelector, ObjectMeta
+from api.meta import LabelSelector, ObjectMeta
 from ipam.addresses import format_address
 from ipam.overlap import Atlas
 from ipam.ranges import Ranges
@@ -79,19 +78,7 @@ class IPPoolRules:
         pool = review.new
         if review.operation == "DELETE" or pool.metadata.deletion_timestamp is not None:
             return pool
-        meta, spec = pool.metadata, pool.spec
-        found = network(spec.subnet)
-        version = spec.ip_version or _family(found)
-        if self._finalizer and FINALIZER not in meta.finalizers:
-            meta = structs.replace(meta, finalizers=[*meta.finalizers, FINALIZER])
-        if not network_errors("", spec.subnet):
-            meta = structs.replace(meta, labels={**meta.labels, POOL_CIDR: cidr_label(spec.subnet)})
-        spec = structs.replace(
-            spec,
-            ip_version=version,
-            ips=canonical(spec.ips, version),
-            exclude_ips=canonical(spec.exclude_ips, version),
-        )
+        meta, spec = completed(pool.metadata, pool.spec, label=POOL_CIDR, finalizer=self._finalizer)
         return structs.replace(pool, metadata=meta, spec=spec)
 
     def judge(self, review: Review[SpiderIPPool]) -> Judgement:
@@ -105,8 +92,8 @@ class IPPoolRules:
             return Judgement((forbidden("spec", "the pool is being deleted"),))
         errors = [*network_errors("spec.subnet", new.spec.subnet)]
         within = network(new.spec.subnet)
-        errors += self._family_errors(new.spec, within, created=old is None)
-        version = _family(within) or new.spec.ip_version
+        errors += family_errors(new.spec, within, families=self._families, created=old is None)
+        version = within.version if within is not None else new.spec.ip_version
         listed, wrong = ranges("spec.ips", new.spec.ips, version)
         excluded, also_wrong = ranges("spec.excludeIPs", new.spec.exclude_ips, version)
         errors += [*wrong, *also_wrong]
@@ -122,14 +109,6 @@ class IPPoolRules:
         if old is not None:
             errors += _change_errors(old, new.spec)
         return Judgement(tuple(errors))
-
-    def _family_errors(self, spec: IPPoolSpec, within: Network | None, *, created: bool) -> list[FieldError]:
-        version = spec.ip_version or _family(within)
-        if within is not None and version != within.version:
-            return [invalid("spec.ipVersion", version, f"spec.subnet {spec.subnet} is IPv{within.version}")]
-        if created and version is not None and version not in self._families:
-            return [invalid("spec.ipVersion", version, f"IPv{version} is switched off: enableIPv{version} in conf.yml")]
-        return []
 
     def _overlap_errors(
         self, pool: SpiderIPPool, within: Network, given: Ranges, old: SpiderIPPool | None
@@ -181,14 +160,10 @@ def affinity_errors(meta: ObjectMeta, spec: IPPoolSpec) -> list[FieldError]:
 
 def _change_errors(old: SpiderIPPool, spec: IPPoolSpec) -> list[FieldError]:
     """The network never changes, and what is in use stays in the pool."""
-    errors = []
+    errors = fixed_errors(old.spec, spec)
     before = network(old.spec.subnet)
     if before is None or before != network(spec.subnet):
-        if spec.subnet != old.spec.subnet:
-            errors.append(invalid("spec.subnet", spec.subnet, f"it is {old.spec.subnet} and never changes"))
         return errors
-    if old.spec.ip_version is not None and spec.ip_version not in {old.spec.ip_version, None}:
-        errors.append(invalid("spec.ipVersion", spec.ip_version, f"it is {old.spec.ip_version} and never changes"))
     listed, _ = ranges("", spec.ips, before.version)
     excluded, _ = ranges("", spec.exclude_ips, before.version)
     assert listed is not None and excluded is not None  # they have a version
@@ -220,7 +195,3 @@ def _given(spec: IPPoolSpec, version: int) -> Ranges:
     excluded, _ = ranges("", spec.exclude_ips, version)
     assert listed is not None and excluded is not None  # they have a version
     return listed.difference(excluded)
-
-
-def _family(found: Network | None) -> int | None:
-    return found.version if found is not None else None

@@ -10,10 +10,10 @@ from typing import Final
 
 from msgspec import structs
 
+from admission.addressed import completed, family_errors, fixed_errors
 from admission.errors import FieldError, forbidden, invalid
 from admission.network import (
     Network,
-    canonical,
     gateway_errors,
     network,
     network_errors,
@@ -22,9 +22,8 @@ from admission.network import (
     route_errors,
 )
 from admission.review import Judgement, Review
-from api.annotations import SUBNET_CIDR, SUBNET_SEEN, cidr_label
+from api.annotations import SUBNET_CIDR, SUBNET_SEEN
 from api.ippool import SpiderIPPool
-from api.meta import FINALIZER
 from api.subnet import SpiderSubnet, SubnetSpec
 from ipam.adoption import adopted
 from ipam.ranges import Ranges
@@ -69,19 +68,7 @@ class SubnetRules:
         subnet = review.new
         if review.operation == "DELETE" or subnet.metadata.deletion_timestamp is not None:
             return subnet
-        meta, spec = subnet.metadata, subnet.spec
-        found = network(spec.subnet)
-        version = spec.ip_version or (found.version if found is not None else None)
-        if self._finalizer and FINALIZER not in meta.finalizers:
-            meta = structs.replace(meta, finalizers=[*meta.finalizers, FINALIZER])
-        if not network_errors("", spec.subnet):
-            meta = structs.replace(meta, labels={**meta.labels, SUBNET_CIDR: cidr_label(spec.subnet)})
-        spec = structs.replace(
-            spec,
-            ip_version=version,
-            ips=canonical(spec.ips, version),
-            exclude_ips=canonical(spec.exclude_ips, version),
-        )
+        meta, spec = completed(subnet.metadata, subnet.spec, label=SUBNET_CIDR, finalizer=self._finalizer)
         return structs.replace(subnet, metadata=meta, spec=spec)
 
     def judge(self, review: Review[SpiderSubnet]) -> Judgement:
@@ -96,7 +83,7 @@ class SubnetRules:
         errors = network_errors("spec.subnet", new.spec.subnet)
         within = network(new.spec.subnet)
         version = within.version if within is not None else new.spec.ip_version
-        errors += self._family_errors(new.spec, within, created=old is None)
+        errors += family_errors(new.spec, within, families=self._families, created=old is None)
         listed, wrong = ranges("spec.ips", new.spec.ips, version)
         excluded, also_wrong = ranges("spec.excludeIPs", new.spec.exclude_ips, version)
         errors += [*wrong, *also_wrong]
@@ -110,16 +97,6 @@ class SubnetRules:
         errors += route_errors(new.spec.routes, within)
         errors += self._neighbour_errors(new, within, given) if old is None else _change_errors(old, new.spec, given)
         return Judgement(tuple(errors))
-
-    def _family_errors(self, spec: SubnetSpec, within: Network | None, *, created: bool) -> list[FieldError]:
-        if within is None:
-            return []
-        if spec.ip_version not in {None, within.version}:
-            return [invalid("spec.ipVersion", spec.ip_version, f"spec.subnet {spec.subnet} is IPv{within.version}")]
-        if created and within.version not in self._families:
-            text = f"IPv{within.version} is switched off: enableIPv{within.version} in conf.yml"
-            return [invalid("spec.ipVersion", within.version, text)]
-        return []
 
     def _neighbour_errors(self, subnet: SpiderSubnet, within: Network, given: Ranges) -> list[FieldError]:
         """No two subnets share an address; pools that are there already fit into the new one, or are elsewhere."""
@@ -223,13 +200,10 @@ def _manual_errors(
 
 def _change_errors(old: SpiderSubnet, spec: SubnetSpec, given: Ranges) -> list[FieldError]:
     """The network never changes, and what pools have stays in the subnet."""
+    errors = fixed_errors(old.spec, spec)
     before = network(old.spec.subnet)
     if before is None or before != network(spec.subnet):
-        text = f"it is {old.spec.subnet} and never changes"
-        return [invalid("spec.subnet", spec.subnet, text)] if spec.subnet != old.spec.subnet else []
-    errors = []
-    if old.spec.ip_version is not None and spec.ip_version not in {old.spec.ip_version, None}:
-        errors.append(invalid("spec.ipVersion", spec.ip_version, f"it is {old.spec.ip_version} and never changes"))
+        return errors
     try:
         gone = ground(old.spec).difference(given)
     except ValueError:

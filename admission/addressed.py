@@ -44,9 +44,8 @@ def fixed_errors(old: IPPoolSpec | SubnetSpec, new: IPPoolSpec | SubnetSpec) -> 
     """Network and family stay."""
     before = network(old.subnet)
     if before is None or before != network(new.subnet):
-        return (
-            [invalid("spec.subnet", new.subnet, f"it is {old.subnet} {_IMMUTABLE}")] if new.subnet != old.subnet else []
-        )
+        changed = new.subnet != old.subnet
+        return [invalid("spec.subnet", new.subnet, f"it is {old.subnet} and never changes")] if changed else []
     if old.ip_version is not None and new.ip_version not in {old.ip_version, None}:
         return [invalid("spec.ipVersion", new.ip_version, f"it is {old.ip_version} and never changes")]
     return []

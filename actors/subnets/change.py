@@ -24,7 +24,8 @@ takes it back where nobody does. After a pool has shrunk: an entry that is too b
 
 import contextlib
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -42,6 +43,7 @@ from ipam.departure import blocked, has_pools, others
 from ipam.ranges import MAX_INT64, Ranges
 from ipam.records import RecordError, read_records
 from runtime.store.port import AlreadyExists, Ambiguous, Busy, Conflict, Denied, Invalid, NotFound, Store, Unavailable
+from runtime.together import Step
 
 _log = logging.getLogger(__name__)
 
@@ -102,14 +104,14 @@ class Change:
             for at, _ in provided:
                 self._refuse(at, f"SpiderSubnet {self._name} is being deleted", lasting=True)
             provided = []
-            await self._each([self._delete(pool) for pool in self._pools.values()])
-        await self._each([self._discard(at, ask.pool) for at, ask in discarded])
+            await self._each([partial(self._delete, pool) for pool in self._pools.values()])
+        await self._each([partial(self._discard, at, ask.pool) for at, ask in discarded])
         await self._look_closer(frozenset(ask.pool.name for _, ask in provided))
         new = self._affordable(provided)
-        await self._each([self._prepare(at, ask.pool, new=ask.pool.name in new) for at, ask in provided])
+        await self._each([partial(self._prepare, at, ask.pool, new=ask.pool.name in new) for at, ask in provided])
         provided = [(at, ask) for at, ask in provided if at not in self._outcome.answers and at in self._ready]
         growing = await self._settle(provided, leaving=leaving)
-        await self._each([self._grow(at, pool, target) for at, pool, target in growing])
+        await self._each([partial(self._grow, at, pool, target) for at, pool, target in growing])
         if not leaving:
             await self._keep_up()
         return self._outcome
@@ -272,7 +274,7 @@ class Change:
             pool, entry = self._pools.get(name), self._entries.get(name)
             if pool is None or (book.is_automatic(pool) and not self._agree(pool, entry)):
                 doubtful.append(name)
-        await self._each([self._read(name) for name in doubtful])
+        await self._each([partial(self._read, name) for name in doubtful])
 
     def _agree(self, pool: SpiderIPPool, entry: book.Entry | None) -> bool:
         try:
@@ -359,7 +361,7 @@ class Change:
     async def _unmake(self, name: str) -> None:
         """A pool that was made for nothing goes again."""
         if name in self._made:
-            await self._each([self._delete(self._pools[name])])
+            await self._each([partial(self._delete, self._pools[name])])
 
     async def _write_status(self, entries: Mapping[str, book.Entry], *, leaving: bool) -> None:
         subnet, before = self._subnet, self._subnet.status
@@ -424,13 +426,13 @@ class Change:
         """Labels, owners and finalizers."""
         lacking = own_lacks(self._subnet)
         if lacking:
-            await self._each([self._patch_subnet(lacking)])
+            await self._each([partial(self._patch_subnet, lacking)])
         adopted = [
             (pool, change)
             for pool in self._pools.values()
             if pool.metadata.deletion_timestamp is None and (change := adoption(pool, self._subnet))
         ]
-        await self._each([self._adopt(pool, change) for pool, change in adopted])
+        await self._each([partial(self._adopt, pool, change) for pool, change in adopted])
 
     async def _patch_subnet(self, change: Mapping[str, Any]) -> None:
         version = self._subnet.metadata.resource_version
@@ -462,14 +464,14 @@ class Change:
         self._absent.add(name)
         self._sight.gone(name)
 
-    async def _each(self, jobs: Sequence[Coroutine[Any, Any, None]]) -> None:
+    async def _each(self, jobs: Sequence[Step]) -> None:
         """Do these, some at a time. What fails for one leaves that one unanswered."""
         limit = anyio.CapacityLimiter(_AT_ONCE)
 
-        async def one(job: Coroutine[Any, Any, None]) -> None:
+        async def one(job: Step) -> None:
             async with limit:
                 try:
-                    await job
+                    await job()
                 except (Conflict, NotFound):
                     self._outcome.overtaken = True
                 except (Unavailable, Ambiguous, Busy, Invalid, Denied) as error:

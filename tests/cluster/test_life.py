@@ -198,10 +198,16 @@ def test_uninstalling_leaves_running_pods_connected_and_no_pod_hangs(product: Pr
         _still_the_same(steady, before)
         left = cluster.items(f"{PRODUCT}/spiderippools")
         assert [p["status"] for p in left] == [p["status"] for p in held]
-        for kind in ("daemonset", "deployment", "service", "pod", "serviceaccount", "configmap"):
+
+        def ours(kind: str) -> list[str]:
             names = cluster.kubectl("get", kind, f"--namespace={PRODUCT_NAMESPACE}", "--output=name").split()
             # A pool's history stays as long as the pool does, which owns it.
-            assert [n for n in names if "spiderpool" in n and "/spiderpool-history." not in n] == []
+            return [n for n in names if "spiderpool" in n and "/spiderpool-history." not in n]
+
+        for kind in ("daemonset", "deployment", "service", "serviceaccount", "configmap"):
+            assert ours(kind) == []
+        # helm waits for what it deletes itself; kubelet ends the pods of those.
+        cluster.wait(lambda: ours("pod") == [], 30, "no pod of ours")
         # No other CNI takes over here, so that the shim is left to answer DEL.
         assert all(_is_marked(cluster, node) for node in cluster.nodes)
         (victim, *_) = before

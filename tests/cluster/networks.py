@@ -69,10 +69,10 @@ def lay_networks(cluster: Cluster) -> None:
     cluster.add_segment(plan.STORAGE_SEGMENT, gateways=gateways)
     for node in cluster.nodes:
         cluster.add_nic(node, plan.UPLINK, segment=plan.STORAGE_SEGMENT)
-    for node in cluster.nodes.values():
+    for found in cluster.nodes.values():
         # Until then its routes are still coming, and who compares pictures would see them come.
         argv = ["ip", "-6", "-oneline", "address", "show", "dev", plan.UPLINK, "scope", "link"]
-        cluster.wait(partial(_is_settled, node, argv), 20, f"{plan.UPLINK} of {node.name} has its own address")
+        cluster.wait(partial(_is_settled, found, argv), 20, f"{plan.UPLINK} of {found.name} has its own address")
     cluster.apply(KIND)
     cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{KIND['metadata']['name']}")
     second = [

@@ -197,7 +197,7 @@ def test_uninstalling_leaves_running_pods_connected_and_no_pod_hangs(product: Pr
     try:
         _still_the_same(steady, before)
         left = cluster.items(f"{PRODUCT}/spiderippools")
-        assert [p["status"] for p in left] == [p["status"] for p in held]
+        assert [p.get("status") for p in left] == [p.get("status") for p in held]
 
         def ours(kind: str) -> list[str]:
             names = cluster.kubectl("get", kind, f"--namespace={PRODUCT_NAMESPACE}", "--output=name").split()

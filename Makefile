@@ -55,7 +55,7 @@ cluster-down: setup ## take it down: no process, mount, namespace or cgroup stay
 cluster-shell: setup ## a shell in it with kubectl and helm; CMD='kubectl get nodes' runs one command
 	@$(PYTHON) -m tests.cluster shell $(if $(CMD),'$(subst ','\'',$(value CMD))')
 
-bench: setup shim servers ## figures of this machine, never asserted; BENCH=core: allocation; BENCH=node: links, several NICs, detection; BENCH=simulate: 100,000 simulated pods; BENCH=cluster: a real kubelet, against the reference CNI
+bench: setup shim servers ## figures of this machine, never asserted; BENCH=core: allocation; BENCH=control: applications and admission; BENCH=node: links, several NICs, detection; BENCH=simulate: 100,000 simulated pods; BENCH=cluster: a real kubelet, against the reference CNI
 	@$(PYTHON) -m bench $(BENCH)
 
 simulate: setup ## random worlds of the real actors on a virtual clock, with faults and the invariants; SEEDS=300 FIRST=1 PLAN='{"seed":7}'

@@ -2,12 +2,13 @@
 
 ``make bench BENCH=core``: what is promised of allocation, a thousand pods on ten agents first of all. ``make bench
 BENCH=node``: links, several NICs and detection, against the reference plugins. ``make bench BENCH=cluster``: a real
-cluster. ``make bench BENCH=simulate``: how long `spiderpoolctl simulate` takes.
+cluster. ``make bench BENCH=control``: applications' pools, admission. ``make bench BENCH=simulate``: how long
+`spiderpoolctl simulate` takes.
 """
 
 import sys
 
-from bench import add, core, ledger, node, simulate
+from bench import add, control, core, ledger, node, simulate
 from bench.kubelet import program
 
 
@@ -19,6 +20,8 @@ def main() -> int:
             return add.main()
         case ["cluster", *rest]:
             return program.main(rest)
+        case ["control", *rest]:
+            return control.main(rest)
         case ["core", *rest]:
             return core.main(rest)
         case ["node", *rest]:
@@ -26,9 +29,7 @@ def main() -> int:
         case ["simulate", *rest]:
             return simulate.main(rest)
         case _:
-            sys.stderr.write(
-                "usage: python -m bench [core [--help] | node [--help] | cluster [--help] | simulate [--help]]\n"
-            )
+            sys.stderr.write("usage: python -m bench [control | core | node | cluster | simulate, each with --help]\n")
             return 2
 
 

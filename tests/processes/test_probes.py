@@ -58,9 +58,11 @@ def test_a_repeated_del_asks_nobody_unless_the_agent_has_forgotten(lab: Lab) -> 
     pod.add()
     pod.delete()
     lab.wait_for(lambda: not lab.journal("n1"))
+    once = asked()  # or more often, where the controller did not answer at once
+    assert once > before
     pod.delete()
     pod.delete()
-    assert asked() == before + 1
+    assert asked() == once
     lab.kill("n1")
     lab.processes["n1"].start()
     lab.wait_ready()

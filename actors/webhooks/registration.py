@@ -18,7 +18,7 @@ def rules(cluster: Cluster, pools: IPPools, settings: ControllerSettings) -> Rul
     families = [version for version, on in ((4, config.enable_ipv4), (6, config.enable_ipv6)) if on]
     guard = config.enable_validating_resources_deleted_webhook
     book = Rulebook()
-    book.add(IPPOOL, IPPoolRules(pools.atlas, families=families, guard_deletion=guard, finalizer=False))
+    book.add(IPPOOL, IPPoolRules(pools.atlas, families=families, guard_deletion=guard))
     book.add(RESERVEDIP, ReservedIPRules(families=families))
     subnets, owned = cluster.subnets.snapshot.values, config.enable_spider_subnet
     seen = cluster.pools.snapshot.values

@@ -113,7 +113,7 @@ def test_what_is_in_use_stays(world: World) -> None:
 
 def test_D00004_deleted_while_in_use(world: World) -> None:
     pool = world.pool()
-    world.request("PATCH", f"{IPPOOLS}/{pool}", {"metadata": {"finalizers": ["spiderpool.spidernet.io"]}})
+    assert world.request("GET", f"{IPPOOLS}/{pool}")["metadata"]["finalizers"] == ["spiderpool.spidernet.io"]
     placed(world, "holds", [pool])
     world.pod("holds")
     world.request("DELETE", f"{IPPOOLS}/{pool}")
@@ -155,8 +155,11 @@ def test_D00006_many_pools_at_once(world: World) -> None:
     for pool in pools:
         world.request("DELETE", f"{IPPOOLS}/{pool}")
         del world.pools[pool]
-    left = {item["metadata"]["name"] for item in world.request("GET", IPPOOLS)["items"]}
-    assert not left & set(pools)
+
+    def left() -> set[str]:
+        return {item["metadata"]["name"] for item in world.request("GET", IPPOOLS)["items"]} & set(pools)
+
+    world.wait(lambda: not left(), "their owners let all of them go")
 
 
 def test_D00007_created_edited_deleted(world: World) -> None:

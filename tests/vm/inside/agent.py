@@ -212,7 +212,7 @@ class Container:
             "CNI_NETNS": str(self.netns.path),
             "CNI_IFNAME": "eth0",
             "CNI_PATH": str(self._node.folder / "bin"),
-            # Not just the namespace's name: with digits only behind its dash it were a StatefulSet's pod.
+            # Not just the namespace's name: with digits only behind its dash it would be a StatefulSet's.
             "CNI_ARGS": f"K8S_POD_NAMESPACE=default;K8S_POD_NAME={self.netns.name}-pod;K8S_POD_UID={self.netns.name}",
             "SPIDERPOOL_SOCKET": str(self._node.socket),
         }

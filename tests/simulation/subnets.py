@@ -90,7 +90,7 @@ class Replica:
             waits=lambda subnet, text: world.told.append((subnet, text)),
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
-        self.supervisor.add_service("leaving", self._leaving)
+        self.pools.supervise(self.supervisor, lambda _name: True)
         self.subnets.supervise(self.supervisor, mine=lambda _name: True, ready=self._synced)
         self.scope = anyio.CancelScope()
 
@@ -101,10 +101,6 @@ class Replica:
     async def _synced(self) -> None:
         await self.pools_seen.synced()
         await self.subnets_seen.synced()
-
-    async def _leaving(self) -> None:
-        await self._synced()
-        await self.pools.watch_leaving(lambda _name: True)
 
     async def provide(self, name: str, size: int, subnet: str = "lan", **labels: str) -> Provided | NotProvided:
         return await self.subnets(subnet).ask(Provide(subnet, wanted(name, size, **labels)), timeout=SECONDS)

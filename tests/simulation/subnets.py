@@ -291,18 +291,20 @@ class Subnetting:
             raise Violation(f"never settled: {self.status()}, {[self.spec(n) for n in self.names()]}")
 
 
-def act(scene: Callable[[Subnetting], Awaitable[None]], **options: Any) -> Subnetting:
+def act(
+    scene: Callable[[Subnetting], Awaitable[None]], *, world: type[Subnetting] = Subnetting, **options: Any
+) -> Subnetting:
     """Play a scene in virtual time."""
     seed = options.get("seed", 1)
 
     async def main() -> Subnetting:
-        world = Subnetting(**options)
+        made = world(**options)
         async with anyio.create_task_group() as group:
-            world.group = group
+            made.group = group
             with anyio.fail_after(3600):
-                await scene(world)
+                await scene(made)
             group.cancel_scope.cancel()
-        world.judge()
-        return world
+        made.judge()
+        return made
 
     return run(main, seed=seed)

@@ -1,0 +1,154 @@
+"""The kinds as users of kubectl have them: what it explains, what can be waited for, the examples of the documents."""
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from api import crd
+from api.crd import DEFINITIONS, Definition
+from tests.processes import networks
+from tests.processes.lab import Lab
+from tests.rules.test_examples import EXAMPLES
+from tests.servers import CommandFailed, ControlPlane
+
+pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
+
+BARE = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "bares.test.spidernet.io"},
+    "spec": {
+        "group": "test.spidernet.io",
+        "names": {"kind": "Bare", "plural": "bares"},
+        "scope": "Cluster",
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "properties": {
+                            "spec": {"type": "object", "description": "Said.", "properties": {"a": {"type": "string"}}}
+                        },
+                    }
+                },
+            }
+        ],
+    },
+}
+_FIELD = re.compile(r"^  (\w+)\t<", re.MULTILINE)
+
+
+def objects(schema: dict[str, Any], path: str) -> Iterator[tuple[str, set[str]]]:
+    """Every object of a schema, at any depth, as `kubectl explain` calls it, with its fields."""
+    while "items" in schema:
+        schema = schema["items"]
+    fields: dict[str, Any] = schema.get("properties", {})
+    if fields:
+        yield path, set(fields)
+    for name, field in fields.items():
+        yield from objects(field, f"{path}.{name}")
+
+
+def explained(control_plane: ControlPlane, path: str) -> tuple[set[str], bool]:
+    """The fields that `kubectl explain` lists, and whether it has words for all of them and for what has them."""
+    text = control_plane.kubectl("explain", path)
+    listed = text.partition("\nFIELDS:\n")[2]
+    return set(_FIELD.findall(listed)), "<no description>" not in text and "<empty>" not in text
+
+
+@pytest.fixture(scope="module")
+def lab(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A controller that has all kinds, asked by the API server as the chart says it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, or: unshare --map-root-user --net --mount")
+    networks.install_kind(control_plane)
+    settings = {
+        "SPIDERPOOL_COORDINATOR_ENABLED": "true",
+        "SPIDERPOOL_MULTUS_CONFIG_ENABLED": "true",
+        "SPIDERPOOL_CNI_CONFIG_DIR": str(tmp_path_factory.mktemp("net.d")),
+    }
+    with Lab(control_plane, nodes=("n1",), environment=settings, webhooks=True) as running:
+        yield running
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda definition: definition.kind.kind)
+def test_kubectl_explains_every_field(control_plane: ControlPlane, definition: Definition) -> None:
+    schema = crd.document(definition)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for path, fields in objects(schema, definition.kind.plural):
+        assert explained(control_plane, path) == (fields, True), path
+
+
+def test_negative_control_kubectl_says_that_a_field_has_no_words(control_plane: ControlPlane) -> None:
+    control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(BARE))
+    found: tuple[set[str], bool] | None = None
+    deadline = time.monotonic() + 30
+    try:
+        while found is None:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(CommandFailed):  # it is not published yet
+                found = explained(control_plane, "bares.spec")
+        assert found == ({"a"}, False)
+    finally:
+        control_plane.kubectl("delete", "crd", BARE["metadata"]["name"])  # type: ignore[index]
+
+
+# -- with a controller
+
+
+def wait(lab: Lab, name: str, condition: str, *, seconds: int = 30) -> None:
+    """Raises `CommandFailed` when it has not become so."""
+    lab.control_plane.kubectl("wait", f"--for=condition={condition}", f"--timeout={seconds}s", name)
+
+
+def apply(lab: Lab, kind: str, name: str, **spec: Any) -> str:
+    body = {"apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+    lab.control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(body))
+    return f"{kind.lower()}/{name}"
+
+
+def test_a_coordinator_can_be_waited_for(lab: Lab) -> None:
+    name = apply(lab, "SpiderCoordinator", "waited", podCIDRType="none")
+    wait(lab, name, "Synced")
+    apply(lab, "SpiderCoordinator", "waited", podCIDRType="calico")
+    wait(lab, name, "Synced=False")
+    with pytest.raises(CommandFailed, match="timed out"):
+        wait(lab, name, "Synced", seconds=1)
+    apply(lab, "SpiderCoordinator", "waited", podCIDRType="none", txQueueLen=1000)
+    wait(lab, name, "Synced")
+    lab.control_plane.kubectl("delete", name)
+
+
+def test_a_subnet_can_be_waited_for(lab: Lab) -> None:
+    name = apply(lab, "SpiderSubnet", "waited", subnet="10.66.0.0/24", ips=["10.66.0.10-10.66.0.20"])
+    wait(lab, name, "Ready")
+    apply(lab, "SpiderSubnet", "waited", subnet="10.66.0.0/24", ips=["10.66.0.10-10.66.0.20"], gateway="10.66.0.1")
+    wait(lab, name, "Ready")
+    lab.control_plane.kubectl("delete", name)
+
+
+def test_the_examples_of_the_documents_can_be_applied_as_they_are(lab: Lab) -> None:
+    """And again, which changes nothing that they say; then they go."""
+
+    def kubectl(*arguments: str) -> str:
+        return lab.control_plane.kubectl(*arguments, "--namespace", lab.namespace, "-f", str(EXAMPLES))
+
+    def stored() -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = json.loads(kubectl("get", "-o", "json"))["items"]
+        return [{"name": item["metadata"]["name"], "spec": item.get("spec")} for item in items]
+
+    said = kubectl("apply").splitlines()
+    assert {line.rpartition(" ")[2] for line in said} == {"created"}
+    before = stored()
+    assert len(before) == len(said)
+    kubectl("apply")
+    assert stored() == before
+    kubectl("delete", "--wait", "--timeout=30s")

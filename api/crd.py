@@ -197,7 +197,9 @@ def _schema(shape: shapes.Type) -> Schema:
             return {"enum": list(values), "type": "integer" if isinstance(values[0], int) else "string"}
         case shapes.IntType(ge=minimum, le=maximum):
             limits = {"maximum": maximum, "minimum": minimum}
-            return {name: limit for name, limit in limits.items() if limit is not None} | {"type": "integer"}
+            given = {name: limit for name, limit in limits.items() if limit is not None}
+            # Without it 1e+30 is an integer, which no reader of ours has room for.
+            return given | {"format": "int64", "type": "integer"}
         case shapes.StrType():
             return {"type": "string"}
         case shapes.BoolType():

@@ -12,11 +12,17 @@ import pytest
 
 from api import crd
 from api.crd import DEFINITIONS, Definition
+from api.kinds import NETWORKATTACHMENT
+from tests.cases.refusals import causes
 from tests.processes import networks
 from tests.processes.lab import Lab
+from tests.rules.refusals import NAMESPACE, REFUSALS, Manifest, Refusal
 from tests.rules.test_examples import EXAMPLES
 from tests.servers import CommandFailed, ControlPlane
+from tests.servers.control_plane import Answer
 
+KINDS = {kind.kind: kind for kind in (*(definition.kind for definition in DEFINITIONS), NETWORKATTACHMENT)}
+NOT_FOUND = 404
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
 
 BARE = {
@@ -152,3 +158,103 @@ def test_the_examples_of_the_documents_can_be_applied_as_they_are(lab: Lab) -> N
     kubectl("apply")
     assert stored() == before
     kubectl("delete", "--wait", "--timeout=30s")
+
+
+# -- what is refused
+
+
+def path_of(document: Manifest) -> str:
+    """Of an object's kind, where it lives."""
+    meta, kind = document["metadata"], KINDS[document["kind"]]
+    return kind.path(meta.get("namespace", ""))
+
+
+class Cluster:
+    """The objects that are there while one manifest is tried."""
+
+    def __init__(self, control_plane: ControlPlane) -> None:
+        self._control_plane = control_plane
+        self._made: list[str] = []
+
+    def make(self, document: Manifest) -> None:
+        """Have it stored, with its status; one that is being deleted is held."""
+        meta = {key: value for key, value in document["metadata"].items() if key != "deletionTimestamp"}
+        path = f"{path_of(document)}/{meta['name']}"
+        self._control_plane.request("POST", path_of(document), {**document, "metadata": meta})
+        self._made.append(path)
+        if "status" in document:
+            self._control_plane.request("PATCH", f"{path}/status", {"status": document["status"]})
+        if meta is not document["metadata"] and "deletionTimestamp" in document["metadata"]:
+            self._control_plane.request("DELETE", path)
+
+    def try_it(self, refusal: Refusal) -> Answer:
+        """What the API server answers; it stores nothing."""
+        path = path_of(refusal.new)
+        own = f"{path}/{refusal.new['metadata']['name']}"
+        if refusal.delete:
+            return self._request("DELETE", f"{own}?dryRun=All")
+        if refusal.before is None:
+            return self._request("POST", f"{path}?dryRun=All", refusal.new)
+        change = {"metadata": {"annotations": refusal.new["metadata"].get("annotations")}, "spec": refusal.new["spec"]}
+        return self._request("PATCH", f"{own}?dryRun=All", change)
+
+    def clear(self) -> None:
+        """All goes, whatever it waits for."""
+        empty = {"status": {"allocatedIPs": None, "allocatedIPCount": None}}
+        deadline = time.monotonic() + 30
+        while left := [path for path in self._made if self._request("GET", path).status != NOT_FOUND]:
+            assert time.monotonic() < deadline, left
+            for path in reversed(left):
+                self._request("PATCH", f"{path}/status", empty)
+                self._request("DELETE", path)
+                self._request("PATCH", path, {"metadata": {"finalizers": None}})
+        # Nobody collects here what an object has made.
+        self._request("DELETE", NETWORKATTACHMENT.path(NAMESPACE))
+
+    def _request(self, method: str, path: str, body: Any = None) -> Answer:
+        return self._control_plane.request(method, path, body, check=False)
+
+
+def mismatch(refusal: Refusal, answer: Answer) -> str:
+    """Why an answer is not what the catalogue says; empty when it is."""
+    found = causes(answer)
+    wanted = refusal.by_schema or refusal.said
+    good = len(found) == len(wanted) and all(a.startswith(b) for a, b in zip(found, wanted, strict=True))
+    return "" if good else f"{refusal.name}: {answer.status} {found}"
+
+
+def tried(lab: Lab, refusal: Refusal) -> str:
+    """Try one; what the controller sees by a watch may be a moment late."""
+    cluster = Cluster(lab.control_plane)
+    try:
+        for document in (*refusal.there, *([refusal.before] if refusal.before is not None else [])):
+            cluster.make(document)
+        if refusal.delete:
+            cluster.make(refusal.new)
+        deadline = time.monotonic() + (5 if refusal.there or refusal.before else 0)
+        while (wrong := mismatch(refusal, cluster.try_it(refusal))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return wrong
+    finally:
+        cluster.clear()
+
+
+def switches(refusal: Refusal) -> dict[str, Any]:
+    """The controller's settings by which it is refused."""
+    return {
+        **{f"enableIPv{version}": False for version in refusal.off},
+        **({"enableValidatingResourcesDeletedWebhook": True} if refusal.guarded else {}),
+    }
+
+
+def test_the_api_server_says_what_the_rules_say(lab: Lab) -> None:
+    lab.control_plane.create_namespace(NAMESPACE)
+    wrong: list[str] = []
+    for config in ({}, {"enableIPv6": False}, {"enableValidatingResourcesDeletedWebhook": True}):
+        if config != lab.controller_config:
+            lab.controller_config = config
+            lab.processes["controller"].stop()
+            lab.start_controller()
+            lab.admission.wait()
+        wrong += [said for refusal in REFUSALS if switches(refusal) == config and (said := tried(lab, refusal))]
+    assert not wrong, "\n".join(wrong)

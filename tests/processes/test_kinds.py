@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from api import crd
 from api.crd import DEFINITIONS, Definition
 from api.kinds import NETWORKATTACHMENT
 from tests.cases.refusals import causes
-from tests.processes import networks
 from tests.processes.lab import Lab
 from tests.rules.refusals import NAMESPACE, REFUSALS, Manifest, Refusal
 from tests.rules.test_examples import EXAMPLES
@@ -72,18 +70,8 @@ def explained(control_plane: ControlPlane, path: str) -> tuple[set[str], bool]:
 
 
 @pytest.fixture(scope="module")
-def lab(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A controller that has all kinds, asked by the API server as the chart says it."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, or: unshare --map-root-user --net --mount")
-    networks.install_kind(control_plane)
-    settings = {
-        "SPIDERPOOL_COORDINATOR_ENABLED": "true",
-        "SPIDERPOOL_MULTUS_CONFIG_ENABLED": "true",
-        "SPIDERPOOL_CNI_CONFIG_DIR": str(tmp_path_factory.mktemp("net.d")),
-    }
-    with Lab(control_plane, nodes=("n1",), environment=settings, webhooks=True) as running:
-        yield running
+def lab(all_kinds: Lab) -> Lab:
+    return all_kinds
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda definition: definition.kind.kind)

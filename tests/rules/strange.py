@@ -89,7 +89,7 @@ _BY_FIELD: Final[dict[str, tuple[str, ...]]] = {
 NUMBERS: Final = (
     -(1 << 63), -(1 << 31), -1, 0, 1, 2, 100, 253, 254, 1500, 4094, 4095, 65535, 65536, (1 << 31) - 1, 1 << 32,
 )
-_WRONG: Final = (
+_WRONG: Final[tuple[Json, ...]] = (
     None, True, 0, -1, 1.5, 1500.0, 1e300, 1 << 63, 10**30, "", "x", [], {}, [None], [[]], {"a": {}}, {"": None},
 )
 # fmt: on
@@ -232,10 +232,11 @@ def _digest_network(item: SpiderMultusConfig) -> None:
                 settle(config.coordinator or CoordinatorConfig(), Coordination(), prefix="")
     pools = pools_of(item.spec)
     for name in (*pools.ipv4, *pools.ipv6) if pools is not None else ():
-        wildcards.parse(name)
+        if wildcards.is_pattern(name):
+            wildcards.parse(name)
 
 
-def readers(kind: str) -> Callable[[bytes], None]:
-    """Decode and digest what is stored."""
+def reader(kind: str) -> Callable[[bytes], None]:
+    """Decodes and digests what is stored of a kind."""
     decoder = msgspec.json.Decoder(KINDS[kind].type)
     return lambda stored: digest(decoder.decode(stored))

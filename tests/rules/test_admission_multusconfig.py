@@ -103,6 +103,8 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, str], str]] = [
      "spec.macvlan.ippools.matchMasterSubnet: Forbidden: only with cniType sriov"),
     ("pool without name", macvlan(ippools={"ipv6": [""]}), {},
      'spec.macvlan.ippools.ipv6[0]: Invalid value: "": expected the name of a pool'),
+    ("pool pattern", macvlan(ippools={"ipv4": ["lan-[", "lan-[0-9]*"]}), {},
+     'spec.macvlan.ippools.ipv4[0]: Invalid value: "lan-[": [ without ]'),
     ("pool twice", macvlan(ippools={"ipv4": ["a", "a"]}), {},
      'spec.macvlan.ippools.ipv4[1]: Duplicate value: "a"'),
     ("mtu", macvlan(mtu=70000), {}, "spec.macvlan.mtu: Invalid value: 70000: at most 65535 bytes"),

@@ -29,7 +29,13 @@ from tests.servers.control_plane import Answer
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
 NAMES: Final = st.sampled_from(["strange", "stranger"])
-REFUSED: Final = {HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY}
+REFUSED: Final = {
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    # Who is being deleted may have changed, or have gone, before it is written.
+    HTTPStatus.CONFLICT,
+    HTTPStatus.NOT_FOUND,
+}
 EXAMPLES: Final = 150
 """Of the stories; each writes up to eight objects, by two or three requests."""
 
@@ -116,7 +122,8 @@ def complaints(lab: Lab) -> list[str]:
     """Lines of the programs' logs that no object may cause."""
     found = []
     for process in lab.processes.values():
-        for line in process.log.read_text(errors="replace").splitlines():
+        # A line ends where a JSON text cannot: values in it may have other characters that end lines for Python.
+        for line in filter(None, process.log.read_text(errors="replace").split("\n")):
             with contextlib.suppress(ValueError):
                 record = json.loads(line)
                 if record["level"] not in {"error", "fatal"} and "stack" not in record:
@@ -170,7 +177,7 @@ def _still_work(lab: Lab) -> None:
 
 def test_negative_control_what_an_actor_would_stumble_over_is_noticed(lab: Lab) -> None:
     """As it would be stored without the webhooks."""
-    document = {**POOL_TYPE, "metadata": {"name": "strange"}, "spec": {"subnet": "10.60.0.0/24", "ips": ["x"]}}
+    document = {**POOL_TYPE, "metadata": {"name": "unseen"}, "spec": {"subnet": "10.60.0.0/24", "ips": ["x"]}}
     with lab.admission.unseen():
         answer = lab.control_plane.request("POST", f"{IPPOOL.path()}?dryRun=All", document)
     with pytest.raises(Exception, match=r"spec\.ips"):

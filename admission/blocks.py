@@ -23,6 +23,7 @@ from api.multusconfig import (
 from cni.bond import bond_options
 from cni.errors import CniError
 from cni.protocol import ifname_problem
+from ipam.wildcards import PatternError, is_pattern, parse
 
 type OnMaster = MacvlanConfig | IPvlanConfig | VlanConfig
 type Block = OnMaster | SriovConfig | IBSriovConfig | IpoibConfig | OvsConfig
@@ -177,8 +178,20 @@ def _pool_errors(field: str, pools: SpiderpoolPools | None, *, of_vf: bool) -> I
                 yield invalid(f"{field}.{name}[{at}]", entry, "expected the name of a pool")
             elif entry in entries[:at]:
                 yield duplicate(f"{field}.{name}[{at}]", entry)
+            elif problem := _pattern_problem(entry):
+                yield invalid(f"{field}.{name}[{at}]", entry, problem)
     if pools.match_master_subnet and not of_vf:
         yield forbidden(f"{field}.matchMasterSubnet", "only with cniType sriov")
+
+
+def _pattern_problem(text: str) -> str:
+    """Why it is no pattern, where it is meant as one; empty when it is."""
+    try:
+        if is_pattern(text):
+            parse(text)
+    except PatternError as error:
+        return error.problem
+    return ""
 
 
 def _mtu_errors(field: str, mtu: int | None) -> Iterator[FieldError]:

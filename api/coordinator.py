@@ -18,27 +18,28 @@ class CoordinatorSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
     pod_cidr_type: Literal["auto", "cluster", "calico", "cilium", "none"] | None = field(
         default=None, name="podCIDRType"
     )
-    """Where the addresses of the cluster's own pod network are read from."""
+    """Where the addresses of the cluster's own pod network are read from: what kubeadm was given (cluster), Calico,
+    Cilium, nowhere (none), or whichever is there (auto). A SpiderCoordinator has to say it."""
     hijack_cidr: list[str] = field(default_factory=list, name="hijackCIDR")
-    """Further destinations, addresses or CIDRs, that pods reach through their node."""
+    """Further destinations, addresses or CIDRs, that pods reach through their node. None when absent."""
     policy_routes: list[Route] = []
-    """Routes put into every NIC's own table."""
+    """Routes put into every NIC's own table. None when absent."""
     pod_mac_prefix: str | None = field(default=None, name="podMACPrefix")
     """First two bytes, as 0a:1b, of MAC addresses made from the pod's IPv4 address. Absent leaves them alone."""
     tune_pod_routes: bool | None = True
     """Whether the routes of additional NICs get tables of their own, so that replies leave where requests came in."""
     pod_default_route_nic: str | None = field(default=None, name="podDefaultRouteNIC")
-    """The NIC that gets the default route of a pod with several."""
+    """The NIC that gets the default route of a pod with several, as eth0. The first one when absent."""
     host_rule_table: int | None = 500
-    """Routing table on the node with the routes to pods."""
+    """Number of the routing table on the node that has the routes to pods."""
     pod_rp_filter: int | None = field(default=0, name="podRPFilter")
     """Value of rp_filter inside pods: 0, 1 or 2; negative leaves it alone."""
     tx_queue_len: int | None = 0
-    """Length of a NIC's transmit queue; 0 leaves it alone."""
+    """Length of a NIC's transmit queue in packets; 0 leaves it alone."""
     veth_link_address: str | None = None
-    """Link-local address of the node's side of veth0, for example 169.254.100.1."""
+    """IPv4 address of the node's side of veth0, as 169.254.100.1. None when absent."""
     veth_mtu: Annotated[int, Meta(ge=1)] | None = field(default=None, name="vethMTU")
-    """MTU of veth0."""
+    """MTU of veth0 in bytes. 1500 when absent."""
 
 
 class CoordinatorStatus(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -53,7 +54,7 @@ class CoordinatorStatus(Struct, frozen=True, omit_defaults=True, rename="camel")
     service_cidr: list[str] = field(default_factory=list, name="serviceCIDR")
     """CIDRs of Services."""
     conditions: Conditions = []
-    """Further facts about the coordinator, Synced with where the addresses were found."""
+    """Synced is True while phase is Synced, with where the addresses were found, else False with the reason."""
 
 
 class SpiderCoordinator(Struct, frozen=True, omit_defaults=True, rename="camel"):

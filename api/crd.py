@@ -4,7 +4,7 @@
 
 What of a Struct becomes what in the schema:
 
-* a docstring, of the class or under the field: the description;
+* a docstring, of the class or under the field: the description, with the default;
 * ``T | None``: T. None means that the field is absent; a null is not a value that the API server would store;
 * a default of true, false, a number or a word of an enum: the schema's default, so that it is visible in the stored
   object. An empty text or list is no default: the field stays absent;
@@ -197,7 +197,9 @@ def _schema(shape: shapes.Type) -> Schema:
             return {"enum": list(values), "type": "integer" if isinstance(values[0], int) else "string"}
         case shapes.IntType(ge=minimum, le=maximum):
             limits = {"maximum": maximum, "minimum": minimum}
-            return {name: limit for name, limit in limits.items() if limit is not None} | {"type": "integer"}
+            given = {name: limit for name, limit in limits.items() if limit is not None}
+            # Without it 1e+30 is an integer, which no reader of ours has room for.
+            return given | {"format": "int64", "type": "integer"}
         case shapes.StrType():
             return {"type": "string"}
         case shapes.BoolType():
@@ -218,6 +220,8 @@ def _struct(cls: type[Struct], fields: Sequence[shapes.Field]) -> Schema:
             schema["description"] = text
         if isinstance(field.default, bool | int) or field.default in schema.get("enum", ()):
             schema["default"] = field.default
+            # `kubectl explain` prints no defaults.
+            schema["description"] = f"{text} Default: {str(field.default).lower()}.".lstrip()
         if field.required or _is_required(field.type) or not cls.__struct_config__.omit_defaults:
             required.append(field.encode_name)
         properties[field.encode_name] = schema

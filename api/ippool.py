@@ -33,23 +33,25 @@ class IPPoolSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
     ips: list[str] = []
     """Addresses of the pool, single or as ranges: 10.6.0.5 or 10.6.0.10-10.6.0.20."""
     exclude_ips: list[str] = field(default_factory=list, name="excludeIPs")
-    """Addresses taken out of ips, in the same form."""
+    """Addresses taken out of ips, in the same form. None when absent."""
     gateway: str | None = None
-    """Next hop of the default route, inside the subnet and never given to a pod."""
+    """Next hop of the default route, inside the subnet and never given to a pod. Absent: that of its SpiderSubnet if
+    there is one, else none."""
     routes: list[Route] | None = None
     """Further routes of pods that get an address of this pool. Absent: those of its SpiderSubnet; empty: none."""
     pod_affinity: Atomic | None = None
-    """Only pods with these labels."""
+    """Only pods with these labels. All pods when absent."""
     namespace_affinity: Atomic | None = None
     """Only pods in namespaces with these labels. Ignored when namespaceName is given."""
     namespace_name: list[str] = []
-    """Only pods in namespaces with these names."""
+    """Only pods in namespaces with these names. All namespaces when absent."""
     node_affinity: Atomic | None = None
     """Only pods on nodes with these labels. Ignored when nodeName is given."""
     node_name: list[str] = []
-    """Only pods on nodes with these names."""
+    """Only pods on nodes with these names. All nodes when absent."""
     multus_name: list[str] = []
-    """Only NICs made by these network attachments: namespace/name, or a name in the agent's namespace."""
+    """Only NICs made by these network attachments: namespace/name, or a name in the agent's namespace. All NICs when
+    absent."""
     default: bool = False
     """Whether pods that name no pool may use this one."""
     disable: bool = False

@@ -1,8 +1,9 @@
 """What all Kubernetes objects share: metadata, references to owners, and label selectors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Final
 
-from msgspec import Struct
+from msgspec import Meta, Struct, structs
 
 GROUP = "spiderpool.spidernet.io"
 VERSION = "v2beta1"
@@ -49,21 +50,45 @@ class ObjectMeta(Struct, frozen=True, omit_defaults=True, rename="camel"):
         return next((owner for owner in self.owner_references if owner.controller), None)
 
 
+MESSAGE_LENGTH: Final = 32768
+"""Characters that a condition's message has at most."""
+_NAME = r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]"
+_DOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+_CAMEL = r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?"
+
+# What the API server asks of a condition, as of those of its own kinds. What is stored is read whatever it says.
+type _Type = Annotated[str, Meta(extra_json_schema={"maxLength": 316, "pattern": rf"^({_DOMAIN}/)?({_NAME})$"})]
+type _Status = Annotated[str, Meta(extra_json_schema={"enum": ["True", "False", "Unknown"]})]
+type _Reason = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": 1024, "pattern": rf"^{_CAMEL}$"})]
+type _Message = Annotated[str, Meta(extra_json_schema={"maxLength": MESSAGE_LENGTH})]
+type _Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+type _Generation = Annotated[int, Meta(extra_json_schema={"format": "int64", "minimum": 0})]
+
+
 class Condition(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """Something that is or is not so about an object, in the form that kubectl and controllers know."""
 
-    type: str
+    type: _Type
     """What it is about; one condition of each type."""
-    status: str
+    status: _Status
     """True, False or Unknown."""
-    reason: str
+    reason: _Reason
     """Why, in one word."""
-    message: str
+    message: _Message
     """Why, for people."""
-    last_transition_time: str
-    """When the status became what it is."""
-    observed_generation: int | None = None
-    """The generation of the object that was looked at."""
+    last_transition_time: _Time
+    """When the status became what it is, in UTC."""
+    observed_generation: _Generation | None = None
+    """The metadata.generation that was looked at; kubectl wait waits for the newest."""
+
+
+def with_condition(conditions: Sequence[Condition], mine: Condition) -> list[Condition]:
+    """The conditions with this one in its place; it keeps the time since when its status is what it is."""
+    found = list(conditions)
+    at = next((at for at, one in enumerate(found) if one.type == mine.type), len(found))
+    if at < len(found) and found[at].status == mine.status:
+        mine = structs.replace(mine, last_transition_time=found[at].last_transition_time)
+    return [*found[:at], mine, *found[at + 1 :]]
 
 
 class SelectorError(ValueError):

@@ -38,9 +38,9 @@ class SpiderpoolPools(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """The IPPools that NICs of this attachment draw from where pod and namespace name none."""
 
     ipv4: list[str] = []
-    """Names of IPv4 pools in order of preference; * ? [ ] match as in a shell."""
+    """Names of IPv4 pools in order of preference; * ? [ ] match as in a shell. None when absent."""
     ipv6: list[str] = []
-    """Names of IPv6 pools in order of preference; * ? [ ] match as in a shell."""
+    """Names of IPv6 pools in order of preference; * ? [ ] match as in a shell. None when absent."""
     match_master_subnet: bool = False
     """Whether only pools count in whose subnet the NIC's physical function has an address (sriov)."""
 
@@ -49,11 +49,11 @@ class BondConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """A bond that is made of the masters on the node."""
 
     name: str
-    """Name of the bond."""
+    """Name of the bond on the node, as bond0."""
     mode: Annotated[int, Meta(ge=0, le=6, extra_json_schema={"format": "int32"})]
     """Bonding mode as the kernel counts them: 0 balance-rr, 1 active-backup, 4 802.3ad and so on."""
     options: str | None = None
-    """Further options of the kernel's bonding driver, as key=value;key=value."""
+    """Further options of the kernel's bonding driver, as miimon=100;primary=eth1. The kernel's own when absent."""
 
 
 class _OnMaster(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -62,15 +62,15 @@ class _OnMaster(Struct, frozen=True, omit_defaults=True, rename="camel"):
     master: list[str]
     """Interfaces of the node; several need a bond."""
     mtu: MTU | None = 0
-    """MTU of the pod's NIC; 0 means the master's."""
+    """MTU of the pod's NIC in bytes; 0 means the master's."""
     vlan_id: VlanID | None = field(default=None, name="vlanID")
-    """VLAN of the master, 0 for none."""
+    """VLAN of the master, 1 to 4094; 0 and absent mean none."""
     bond: BondConfig | None = None
-    """How several masters are bonded."""
+    """How several masters are bonded; without effect on one."""
     rdma_resource_name: str | None = None
-    """Resource of the RDMA shared device plugin that pods ask for."""
+    """Resource of the RDMA shared device plugin that pods ask for, as example.com/rdma. None when absent."""
     ippools: SpiderpoolPools | None = None
-    """The pools of these NICs."""
+    """The pools of these NICs. Absent: the cluster's default pools."""
 
 
 class MacvlanConfig(_OnMaster, frozen=True):
@@ -94,15 +94,15 @@ class SriovConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """NICs that are SR-IOV virtual functions of an Ethernet device."""
 
     resource_name: str
-    """Resource of the SR-IOV device plugin that pods ask for."""
+    """Resource of the SR-IOV device plugin that pods ask for, as example.com/nic."""
     vlan_id: VlanID | None = field(default=None, name="vlanID")
-    """VLAN of the virtual function, 0 for none."""
+    """VLAN of the virtual function, 1 to 4094; 0 and absent mean none."""
     mtu: MTU | None = 0
-    """MTU of the pod's NIC; 0 leaves it alone."""
+    """MTU of the pod's NIC in bytes; 0 leaves it alone."""
     min_tx_rate_mbps: Rate | None = None
-    """Guaranteed transmit rate in Mbit/s, 0 for none."""
+    """Guaranteed transmit rate in Mbit/s; 0 and absent mean none."""
     max_tx_rate_mbps: Rate | None = None
-    """Highest transmit rate in Mbit/s, 0 for no limit."""
+    """Highest transmit rate in Mbit/s; 0 and absent mean no limit."""
     rdma_isolation: bool = False
     """Whether the pod gets the RDMA device of the virtual function for itself."""
     spoofchk: Literal["on", "off"] | None = None
@@ -112,20 +112,20 @@ class SriovConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     link_state: Literal["auto", "enable", "disable"] | None = None
     """State of the virtual function's link; auto follows the device's. Absent leaves it alone."""
     vlan_qos: Priority | None = field(default=None, name="vlanQoS")
-    """Priority in the VLAN's tag; needs vlanID."""
+    """Priority in the VLAN's tag, 0 to 7; needs vlanID. 0 when absent."""
     vlan_proto: Literal["802.1q", "802.1ad"] | None = None
     """Protocol of the VLAN's tag; needs vlanID. Absent means 802.1q."""
     ippools: SpiderpoolPools | None = None
-    """The pools of these NICs."""
+    """The pools of these NICs. Absent: the cluster's default pools."""
 
 
 class IBSriovConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """NICs that are SR-IOV virtual functions of an InfiniBand device."""
 
     resource_name: str
-    """Resource of the SR-IOV device plugin that pods ask for."""
+    """Resource of the SR-IOV device plugin that pods ask for, as example.com/nic."""
     pkey: str | None = None
-    """InfiniBand partition key."""
+    """InfiniBand partition key, as 0x8001. The port's own when absent."""
     link_state: Literal["auto", "enable", "disable"] | None = "enable"
     """State of the virtual function's link."""
     rdma_isolation: bool | None = True
@@ -133,7 +133,7 @@ class IBSriovConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     enable_ib_kubernetes: bool | None = False
     """Whether ib-kubernetes gives out the GUIDs."""
     ippools: SpiderpoolPools | None = None
-    """The pools of these NICs."""
+    """The pools of these NICs. Absent: the cluster's default pools."""
 
 
 class IpoibConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -142,18 +142,18 @@ class IpoibConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     master: str
     """InfiniBand interface of the node."""
     ippools: SpiderpoolPools | None = None
-    """The pools of these NICs."""
+    """The pools of these NICs. Absent: the cluster's default pools."""
 
 
 class Trunk(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """VLANs that pass: a range or one."""
 
     min_id: Annotated[int, Meta(ge=0, le=4094)] | None = field(default=None, name="minID")
-    """First VLAN of the range."""
+    """First VLAN of the range, 0 to 4094."""
     max_id: Annotated[int, Meta(ge=0, le=4094)] | None = field(default=None, name="maxID")
-    """Last VLAN of the range."""
+    """Last VLAN of the range, 0 to 4094."""
     id: Annotated[int, Meta(ge=0, le=4094)] | None = None
-    """The one VLAN."""
+    """The one VLAN, 0 to 4094."""
 
 
 class OvsConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -162,13 +162,13 @@ class OvsConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     bridge: str
     """Name of the bridge on the node."""
     vlan: VlanID | None = None
-    """VLAN of the port, 0 for none."""
+    """VLAN of the port, 1 to 4094; 0 and absent mean none."""
     trunk: list[Trunk] = []
-    """VLANs that pass tagged."""
+    """VLANs that pass tagged. None when absent."""
     device_id: str | None = field(default=None, name="deviceID")
-    """PCI address of a virtual function, for hardware offload."""
+    """PCI address of a virtual function for hardware offload, as 0000:03:02.1. None when absent."""
     ippools: SpiderpoolPools | None = None
-    """The pools of these NICs."""
+    """The pools of these NICs. Absent: the cluster's default pools."""
 
 
 _AUTOMATIC = (
@@ -210,9 +210,9 @@ class MultusConfigSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
     disable_ipam: bool | None = field(default=False, name="disableIPAM")
     """Whether the NIC gets no address from Spiderpool."""
     coordinator: CoordinatorSpec | None = None
-    """Settings of the coordinator for these NICs; they win over the SpiderCoordinator's."""
+    """Settings of the coordinator for these NICs; they win over the SpiderCoordinator's, which hold when absent."""
     chain_cni_json_data: list[str] = field(default_factory=list, name="chainCNIJsonData")
-    """Further CNI plugins to run after the main one, each as JSON."""
+    """Further CNI plugins to run after the main one, each as JSON, as {"type":"tuning"}. None when absent."""
 
 
 BLOCKS: Final = {

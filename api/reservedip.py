@@ -12,7 +12,7 @@ class ReservedIPSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
     ip_version: IPVersion | None = None
     """IP family, 4 or 6. Taken from the addresses when absent."""
     ips: list[str] = []
-    """Addresses, single or as ranges: 10.6.0.5 or 10.6.0.10-10.6.0.20."""
+    """Addresses of one family, single or as ranges: 10.6.0.5 or 10.6.0.10-10.6.0.20."""
 
 
 class SpiderReservedIP(Struct, frozen=True, omit_defaults=True, rename="camel"):

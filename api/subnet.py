@@ -24,11 +24,11 @@ class SubnetSpec(Struct, frozen=True, omit_defaults=True, rename="camel"):
     ips: list[str] = []
     """Addresses for pools, single or as ranges: 10.6.0.5 or 10.6.0.10-10.6.0.20."""
     exclude_ips: list[str] = field(default_factory=list, name="excludeIPs")
-    """Addresses taken out of ips, in the same form."""
+    """Addresses taken out of ips, in the same form. None when absent."""
     gateway: str | None = None
-    """Next hop of the default route, inside the subnet and never given to a pod."""
+    """Next hop of the default route, inside the subnet and never given to a pod. None when absent."""
     routes: list[Route] = []
-    """Further routes of pods that get an address of this subnet."""
+    """Further routes of pods that get an address of this subnet. None when absent."""
 
 
 class SubnetStatus(Struct, frozen=True, omit_defaults=True, rename="camel"):
@@ -41,7 +41,8 @@ class SubnetStatus(Struct, frozen=True, omit_defaults=True, rename="camel"):
     allocated_ip_count: Count | None = field(default=None, name="allocatedIPCount")
     """Number of addresses given to pools, whether or not pods have them."""
     conditions: Conditions = []
-    """DeletionBlocked is True while the subnet is being deleted and has pools."""
+    """Ready is True while pools get addresses of the subnet; False while it is being deleted, and where an older
+    subnet has the same CIDR. DeletionBlocked is True while it is being deleted and has pools."""
 
 
 class SpiderSubnet(Struct, frozen=True, omit_defaults=True, rename="camel"):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from api.ippool import AllocationRecord
-from api.meta import FINALIZER, Condition, ObjectMeta
+from api.meta import FINALIZER, Condition, ObjectMeta, with_condition
 from ipam.addresses import format_address
 from ipam.withheld import rfc3339
 
@@ -39,17 +39,20 @@ def blocked(
     conditions: Sequence[Condition], meta: ObjectMeta, *, reason: str, message: str, now: float
 ) -> list[Condition]:
     """The conditions with that of an object that waits. Others' stay, and so does the time since when it waits."""
-    before = next((it for it in conditions if it.type == CONDITION), None)
-    since = before.last_transition_time if before is not None else rfc3339(now)
     mine = Condition(
         type=CONDITION,
         status="True",
         reason=reason,
         message=message,
-        last_transition_time=since,
+        last_transition_time=rfc3339(now),
         observed_generation=meta.generation,
     )
-    return [*(it for it in conditions if it.type != CONDITION), mine]
+    return with_condition(conditions, mine)
+
+
+def waiting(conditions: Sequence[Condition]) -> str:
+    """What the object waits for, as its status says it; empty where it does not."""
+    return next((it.message for it in conditions if it.type == CONDITION), "")
 
 
 def _listed(named: Sequence[str], total: int) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 from msgspec import Struct
 
 from api.ippool import SpiderIPPool
-from api.meta import Condition
+from api.meta import Condition, with_condition
 from ipam.addresses import format_address
 from ipam.ranges import Ranges
 from ipam.spans import Spans
@@ -168,15 +168,13 @@ def conditions(pool: SpiderIPPool, overlap: Overlap | None, *, now: float) -> li
     )
     if before is None and overlap is None:
         return pool.status.conditions
-    if before is not None and (before.status, before.message) == (status, message):
-        return pool.status.conditions
-    since = before.last_transition_time if before is not None and before.status == status else rfc3339(now)
     after = Condition(
         type=CONDITION,
         status=status,
         reason=reason,
         message=message,
-        last_transition_time=since,
+        last_transition_time=rfc3339(now),
         observed_generation=pool.metadata.generation,
     )
-    return [*(it for it in pool.status.conditions if it.type != CONDITION), after]
+    found = with_condition(pool.status.conditions, after)
+    return pool.status.conditions if found == pool.status.conditions else found

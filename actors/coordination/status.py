@@ -2,11 +2,9 @@
 
 from typing import Any, Final
 
-from msgspec import structs
-
 from actors.coordination.discovery import Finding
 from api.coordinator import CoordinatorStatus, SpiderCoordinator
-from api.meta import Condition
+from api.meta import MESSAGE_LENGTH, Condition, with_condition
 from ipam.withheld import rfc3339
 
 SYNCED: Final = "Synced"
@@ -48,15 +46,12 @@ def network_of(status: CoordinatorStatus) -> str:
 
 def _conditions(before: CoordinatorStatus, finding: Finding, *, generation: int, now: float) -> list[Condition]:
     known = not finding.problem
-    old = next((one for one in before.conditions if one.type == SYNCED), None)
-    new = Condition(
+    mine = Condition(
         type=SYNCED,
         status="True" if known else "False",
         reason=(finding.network or "").capitalize() if known else finding.word,
-        message=finding.source if known else finding.problem,
+        message=(finding.source if known else finding.problem)[:MESSAGE_LENGTH],
         last_transition_time=rfc3339(now),
         observed_generation=generation,
     )
-    if old is not None and old.status == new.status:
-        new = structs.replace(new, last_transition_time=old.last_transition_time)
-    return [*(one for one in before.conditions if one.type != SYNCED), new]
+    return with_condition(before.conditions, mine)

@@ -25,7 +25,7 @@ def may_leave(pool: SpiderIPPool | None, ledger: Ledger | None) -> bool:
 
 def said(pool: SpiderIPPool) -> str:
     """What it says that it waits for; empty when it does not."""
-    return next((it.message for it in pool.status.conditions if it.type == CONDITION), "")
+    return departure.waiting(pool.status.conditions)
 
 
 def due(pool: SpiderIPPool | None, ledger: Ledger | None, overlap: Overlap | None, *, surveyed: bool) -> bool:

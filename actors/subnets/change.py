@@ -32,14 +32,14 @@ import anyio
 
 from actors.subnets.messages import AutoPool, Discard, Discarded, NotProvided, Provide, Provided
 from actors.subnets.sight import Ask, Outcome, Sight
-from actors.subnets.upkeep import adoption, new_pool, own_lacks, refreshed, same
+from actors.subnets.upkeep import adoption, new_pool, own_lacks, refreshed, same, served
 from api.annotations import SUBNET_SEEN
 from api.ippool import SpiderIPPool
 from api.kinds import IPPOOL, SUBNET
 from api.meta import FINALIZER
 from api.subnet import SpiderSubnet, SubnetStatus
 from ipam import subnetbook as book
-from ipam.departure import blocked, has_pools, others
+from ipam.departure import blocked, has_pools, others, waiting
 from ipam.ranges import MAX_INT64, Ranges
 from ipam.records import RecordError, read_records
 from runtime.store.port import AlreadyExists, Ambiguous, Busy, Conflict, Denied, Invalid, NotFound, Store, Unavailable
@@ -118,13 +118,14 @@ class Change:
 
     async def _give_way(self, first: str, *, leaving: bool) -> None:
         """Another subnet has the same CIDR, and was there before: this one has no pools."""
-        self._refuse_all(f"SpiderSubnet {first} has {self._subnet.spec.subnet} as well, and was there before")
+        text = f"SpiderSubnet {first} has {self._subnet.spec.subnet} as well, and was there before"
+        self._refuse_all(text)
         _log.warning("subnet %s: %s has the same CIDR and was there before: it has no pools", self._name, first)
         self._pools = {}
         if leaving:
             await self._let_go()
         else:
-            await self._write_status({}, leaving=False)
+            await self._write_status({}, leaving=False, unready=("SameSubnet", text))
 
     # -- what is asked -------------------------------------------------------------------------------------------------
 
@@ -366,13 +367,18 @@ class Change:
         if name in self._made:
             await self._each([partial(self._delete, self._pools[name])])
 
-    async def _write_status(self, entries: Mapping[str, book.Entry], *, leaving: bool) -> None:
+    async def _write_status(
+        self, entries: Mapping[str, book.Entry], *, leaving: bool, unready: tuple[str, str] | None = None
+    ) -> None:
+        """`unready`: why no pool gets an address of it, in one word and for people."""
         subnet, before = self._subnet, self._subnet.status
-        conditions = before.conditions
         if leaving:
             if not self._pools and not entries and await self._none_left():
                 await self._let_go()
                 return
+            unready = ("BeingDeleted", "the subnet is being deleted")
+        conditions = served(before.conditions, subnet.metadata, unready=unready, now=self._sight.wall())
+        if leaving:
             message = has_pools(list(self._pools) or list(entries))
             conditions = blocked(
                 conditions, subnet.metadata, reason="PoolsLeft", message=message, now=self._sight.wall()
@@ -393,8 +399,8 @@ class Change:
             resource_version=subnet.metadata.resource_version,
             whole=True,
         )
-        if leaving and conditions != before.conditions:
-            self._outcome.waits = conditions[-1].message
+        if leaving and waiting(conditions) != waiting(before.conditions):
+            self._outcome.waits = waiting(conditions)
 
     async def _none_left(self) -> bool:
         listed = await self._store.list(IPPOOL)

@@ -1,15 +1,20 @@
 """What an object of a subnet has to have besides its addresses: owner, labels, finalizer, what pools inherit. Pure."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
 
 from actors.subnets.messages import AutoPool
 from api.annotations import SUBNET_CIDR, SUBNET_SEEN, cidr_label
 from api.ippool import IPPoolSpec, SpiderIPPool
-from api.meta import FINALIZER, LabelSelector, ObjectMeta
+from api.meta import FINALIZER, Condition, LabelSelector, ObjectMeta, with_condition
 from api.subnet import SpiderSubnet
 from ipam.adoption import adopted, labels, owner
+from ipam.withheld import rfc3339
+
+READY: Final = "Ready"
+"""Type of the condition in a subnet's status."""
 
 
 def new_pool(subnet: SpiderSubnet, wanted: AutoPool) -> SpiderIPPool:
@@ -30,6 +35,22 @@ def new_pool(subnet: SpiderSubnet, wanted: AutoPool) -> SpiderIPPool:
             pod_affinity=LabelSelector(match_labels=wanted.affinity),
         ),
     )
+
+
+def served(
+    conditions: Sequence[Condition], meta: ObjectMeta, *, unready: tuple[str, str] | None, now: float
+) -> list[Condition]:
+    """The conditions with whether pools get addresses of the subnet; `unready`: why not, in one word and for people."""
+    reason, message = unready or ("Served", "pools get addresses of the subnet")
+    mine = Condition(
+        type=READY,
+        status="False" if unready else "True",
+        reason=reason,
+        message=message,
+        last_transition_time=rfc3339(now),
+        observed_generation=meta.generation,
+    )
+    return with_condition(conditions, mine)
 
 
 def refreshed(pool: SpiderIPPool, wanted: AutoPool) -> dict[str, Any]:

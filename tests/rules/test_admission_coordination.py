@@ -1,5 +1,7 @@
 """The settings of the coordinator, wherever an object has them: what is filled in and what is refused."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,45 +15,45 @@ from cni.config import CoordinatorConfig
 from cni.coordination.settings import settle
 from cni.errors import InvalidConfig
 
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"hijack_cidr": ["10.0.0.0/8", "10.0.0.0/33"]},
+     'spec.hijackCIDR[1]: Invalid value: "10.0.0.0/33": expected an address or a CIDR such as 169.254.0.0/16'),
+    ({"hijack_cidr": ["fe80::1%eth0"]},
+     'spec.hijackCIDR[0]: Invalid value: "fe80::1%eth0": expected an address or a CIDR such as 169.254.0.0/16'),
+    ({"policy_routes": [Route(dst="x", gw="10.6.0.1")]},
+     'spec.policyRoutes[0].dst: Invalid value: "x": expected an address or a CIDR such as 10.0.0.0/8'),
+    ({"policy_routes": [Route(dst="10.0.0.0/8", gw="10.6.0.0/24")]},
+     'spec.policyRoutes[0].gw: Invalid value: "10.6.0.0/24": expected the IP address of the next hop'),
+    ({"policy_routes": [Route(dst="10.0.0.0/8", gw="")]},
+     "spec.policyRoutes[0].gw: Required value: the IP address of the next hop"),
+    ({"policy_routes": [Route(dst="10.0.0.0/8", gw="fd00::1")]},
+     'spec.policyRoutes[0].gw: Invalid value: "fd00::1": IPv6, and dst 10.0.0.0/8 is IPv4'),
+    ({"pod_mac_prefix": "0a"},
+     'spec.podMACPrefix: Invalid value: "0a": expected the first two bytes of a MAC address, as 0a:1b'),
+    ({"pod_mac_prefix": "01:1b"},
+     ('spec.podMACPrefix: Invalid value: "01:1b": it begins a multicast address: '
+     "the lowest bit of the first byte must be 0")),
+    ({"pod_default_route_nic": "a name of a NIC"},
+     ('spec.podDefaultRouteNIC: Invalid value: "a name of a NIC": '
+     "expected the name of an interface: up to 15 bytes, no space, / or :")),
+    ({"host_rule_table": 254},
+     "spec.hostRuleTable: Invalid value: 254: the kernel's own table main; take another one, as 500"),
+    ({"host_rule_table": -1},
+     "spec.hostRuleTable: Invalid value: -1: expected the number of a routing table, 1 to 4294967295"),
+    ({"pod_rp_filter": 3},
+     "spec.podRPFilter: Invalid value: 3: expected 0, 1 or 2, or a negative number to leave it alone"),
+    ({"tx_queue_len": -1},
+     "spec.txQueueLen: Invalid value: -1: expected 0 to 4294967295; 0 leaves it alone"),
+    ({"veth_mtu": 67}, "spec.vethMTU: Invalid value: 67: expected 68 to 65535 bytes"),
+    ({"veth_link_address": "fe80::1"},
+     'spec.vethLinkAddress: Invalid value: "fe80::1": expected one IPv4 address, as 169.254.100.1'),
+]  # fmt: skip
+"""As of pools."""
 
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ({"hijack_cidr": ["10.0.0.0/8", "10.0.0.0/33"]},
-         'spec.hijackCIDR[1]: Invalid value: "10.0.0.0/33": expected an address or a CIDR such as 169.254.0.0/16'),
-        ({"hijack_cidr": ["fe80::1%eth0"]},
-         'spec.hijackCIDR[0]: Invalid value: "fe80::1%eth0": expected an address or a CIDR such as 169.254.0.0/16'),
-        ({"policy_routes": [Route(dst="x", gw="10.6.0.1")]},
-         'spec.policyRoutes[0].dst: Invalid value: "x": expected an address or a CIDR such as 10.0.0.0/8'),
-        ({"policy_routes": [Route(dst="10.0.0.0/8", gw="10.6.0.0/24")]},
-         'spec.policyRoutes[0].gw: Invalid value: "10.6.0.0/24": expected the IP address of the next hop'),
-        ({"policy_routes": [Route(dst="10.0.0.0/8", gw="")]},
-         "spec.policyRoutes[0].gw: Required value: the IP address of the next hop"),
-        ({"policy_routes": [Route(dst="10.0.0.0/8", gw="fd00::1")]},
-         'spec.policyRoutes[0].gw: Invalid value: "fd00::1": IPv6, and dst 10.0.0.0/8 is IPv4'),
-        ({"pod_mac_prefix": "0a"},
-         'spec.podMACPrefix: Invalid value: "0a": expected the first two bytes of a MAC address, as 0a:1b'),
-        ({"pod_mac_prefix": "01:1b"},
-         ('spec.podMACPrefix: Invalid value: "01:1b": it begins a multicast address: '
-         "the lowest bit of the first byte must be 0")),
-        ({"pod_default_route_nic": "a name of a NIC"},
-         ('spec.podDefaultRouteNIC: Invalid value: "a name of a NIC": '
-         "expected the name of an interface: up to 15 bytes, no space, / or :")),
-        ({"host_rule_table": 254},
-         "spec.hostRuleTable: Invalid value: 254: the kernel's own table main; take another one, as 500"),
-        ({"host_rule_table": -1},
-         "spec.hostRuleTable: Invalid value: -1: expected the number of a routing table, 1 to 4294967295"),
-        ({"pod_rp_filter": 3},
-         "spec.podRPFilter: Invalid value: 3: expected 0, 1 or 2, or a negative number to leave it alone"),
-        ({"tx_queue_len": -1},
-         "spec.txQueueLen: Invalid value: -1: expected 0 to 4294967295; 0 leaves it alone"),
-        ({"veth_mtu": 67}, "spec.vethMTU: Invalid value: 67: expected 68 to 65535 bytes"),
-        ({"veth_link_address": "fe80::1"},
-         'spec.vethLinkAddress: Invalid value: "fe80::1": expected one IPv4 address, as 169.254.100.1'),
-    ],
-)  # fmt: skip
-def test_what_is_refused(spec: dict[str, object], said: str) -> None:
-    assert [str(error) for error in coordination_errors("spec", CoordinatorSpec(**spec))] == [said]  # type: ignore[arg-type]
+
+@pytest.mark.parametrize(("spec", "said"), REFUSED)
+def test_what_is_refused(spec: dict[str, Any], said: str) -> None:
+    assert [str(error) for error in coordination_errors("spec", CoordinatorSpec(**spec))] == [said]
 
 
 def test_all_at_once() -> None:

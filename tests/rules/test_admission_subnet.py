@@ -54,30 +54,31 @@ def test_a_subnet_is_completed() -> None:
     assert SubnetRules().judge(Review("CREATE", made)).errors == ()
 
 
-@pytest.mark.parametrize(
-    ("spec", "error"),
-    [
-        ({"subnet": ""}, "spec.subnet: Required value: a CIDR such as 10.6.0.0/16"),
-        ({"subnet": "10.6.0.1/16"}, 'spec.subnet: Invalid value: "10.6.0.1/16": write the network as 10.6.0.0/16'),
-        ({"ip_version": 6}, "spec.ipVersion: Invalid value: 6: spec.subnet 10.6.0.0/16 is IPv4"),
-        ({"ips": ["10.7.0.1"]}, 'spec.ips[0]: Invalid value: "10.7.0.1": outside of spec.subnet 10.6.0.0/16'),
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"subnet": ""}, "spec.subnet: Required value: a CIDR such as 10.6.0.0/16"),
+    ({"subnet": "10.6.0.1/16"}, 'spec.subnet: Invalid value: "10.6.0.1/16": write the network as 10.6.0.0/16'),
+    ({"ip_version": 6}, "spec.ipVersion: Invalid value: 6: spec.subnet 10.6.0.0/16 is IPv4"),
+    ({"ips": ["10.7.0.1"]}, 'spec.ips[0]: Invalid value: "10.7.0.1": outside of spec.subnet 10.6.0.0/16'),
+    (
+        {"exclude_ips": ["10.6.0.9-10.6.0.1"]},
+        'spec.excludeIPs[0]: Invalid value: "10.6.0.9-10.6.0.1": the first address is above the last',
+    ),
+    (
+        {"gateway": "10.6.0.10"},
         (
-            {"exclude_ips": ["10.6.0.9-10.6.0.1"]},
-            'spec.excludeIPs[0]: Invalid value: "10.6.0.9-10.6.0.1": the first address is above the last',
+            'spec.gateway: Invalid value: "10.6.0.10": '
+            "a pod would get it: take it out of spec.ips or put it into spec.excludeIPs"
         ),
-        (
-            {"gateway": "10.6.0.10"},
-            (
-                'spec.gateway: Invalid value: "10.6.0.10": '
-                "a pod would get it: take it out of spec.ips or put it into spec.excludeIPs"
-            ),
-        ),
-        (
-            {"routes": [Route("0.0.0.0/0", "10.6.0.2")]},
-            "spec.routes[0].dst: Forbidden: 0.0.0.0/0 is the default route, which spec.gateway makes",
-        ),
-    ],
-)
+    ),
+    (
+        {"routes": [Route("0.0.0.0/0", "10.6.0.2")]},
+        "spec.routes[0].dst: Forbidden: 0.0.0.0/0 is the default route, which spec.gateway makes",
+    ),
+]
+"""As of pools."""
+
+
+@pytest.mark.parametrize(("spec", "error"), REFUSED)
 def test_every_rule_of_a_subnet(spec: dict[str, Any], error: str) -> None:
     assert refusals(SubnetRules(), subnet(**spec)) == [error]
     assert not refusals(SubnetRules(), subnet())

@@ -68,8 +68,37 @@ def test_schema_is_structural_and_described(definition: Definition) -> None:
         assert schema.get("additionalProperties") is not False, f"{path} would refuse what a newer version adds"
         assert schema.get("default") not in (None, "", [], {}) or "default" not in schema, path
         assert set(schema.get("required", [])) <= schema.get("properties", {}).keys(), path
-        if path != "$.metadata" and not path.endswith(("[]", "{}")):
-            assert schema.get("description"), f"{path} has no docstring"
+
+
+def unexplained(schema: dict[str, Any]) -> list[str]:
+    """Fields of which `kubectl explain` would print nothing, or not what they are where they are absent."""
+    found = []
+    for path, field in nodes(schema):
+        text = field.get("description", "")
+        if path == "$.metadata" or path.endswith(("[]", "{}")):
+            continue  # the API server's own words, and what has the words of the field that it is in
+        if not text or not text.endswith("."):
+            found.append(f"{path}: {text!r}")
+        elif "default" in field and not text.endswith(f"Default: {str(field['default']).lower()}."):
+            found.append(f"{path}: the default is not said")
+    return found
+
+
+@every_definition
+def test_every_field_at_any_depth_is_explained(definition: Definition) -> None:
+    written = yaml.safe_load((CRDS / definition.file_name).read_text(encoding="utf-8"))
+    assert unexplained(schema_of(written)) == []
+
+
+def test_negative_control_a_field_without_words_is_found() -> None:
+    written = by_kind("SpiderMultusConfig")
+    bond = at(written, "$.spec.macvlan.bond.options")
+    del bond["description"]
+    at(written, "$.spec.vlan.vlanMode")["description"] = "Where the VLAN id is from."
+    assert unexplained(schema_of(written)) == [
+        "$.spec.macvlan.bond.options: ''",
+        "$.spec.vlan.vlanMode: the default is not said",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -233,6 +262,24 @@ def test_field(kind: str, path: str) -> None:
     found = at(by_kind(kind), path)
     wanted = FIELDS[kind][path]
     assert {name: found.get(name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("kind", ["SpiderIPPool", "SpiderSubnet", "SpiderCoordinator"])
+def test_conditions_are_those_that_kubectl_knows(kind: str) -> None:
+    document = by_kind(kind)
+    listed = at(document, "$.status.conditions")
+    assert (listed["x-kubernetes-list-type"], listed["x-kubernetes-list-map-keys"]) == ("map", ["type"])
+    condition = at(document, "$.status.conditions[]")
+    assert condition["required"] == ["lastTransitionTime", "message", "reason", "status", "type"]
+    asked = {name: {key for key in field if key != "description"} for name, field in condition["properties"].items()}
+    assert asked == {
+        "type": {"type", "maxLength", "pattern"},
+        "status": {"type", "enum"},
+        "reason": {"type", "minLength", "maxLength", "pattern"},
+        "message": {"type", "maxLength"},
+        "lastTransitionTime": {"type", "format"},
+        "observedGeneration": {"type", "format", "minimum"},
+    }
 
 
 WITHOUT_DEFAULT = ["$.spec.podCIDRType", "$.spec.vethMTU", "$.spec.vethLinkAddress", "$.spec.podMACPrefix"]

@@ -1,5 +1,6 @@
 """Which addresses are the cluster's own, by what it says of itself."""
 
+import re
 from typing import Any
 
 import pytest
@@ -239,6 +240,9 @@ def test_all_is_known_or_nothing_and_the_status_settles(kind: str | None, seen: 
     assert status_of(after, finding, now=200.0) == status, "nothing has changed: nothing is written"
     assert status.phase == ("NotReady" if finding.problem else "Synced")
     assert (status.reason is None) == (status.phase == "Synced")
+    (condition,) = status.conditions
+    assert re.fullmatch(r"[A-Z][A-Za-z]+", condition.reason), "the API server takes no other one"
+    assert condition.observed_generation == 3, "or kubectl waits on"
 
 
 def test_a_status_keeps_others_conditions_and_when_it_became_so() -> None:
@@ -253,6 +257,11 @@ def test_a_status_keeps_others_conditions_and_when_it_became_so() -> None:
     assert times == ["1970-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "1970-01-01T00:00:50Z"]
     assert [network_of(one) for one in (first, second, third)] == ["calico", "none", ""]
     assert change_of(third)["status"]["serviceCIDR"] == [], "what is empty is said, or a patch would leave it"
+
+
+def test_a_long_reason_fits_into_a_condition() -> None:
+    status = status_of(SpiderCoordinator(), Finding(network=None, problem="\N{SNOWMAN}" * 40000), now=0.0)
+    assert len(status.conditions[0].message) == 32768
 
 
 def test_what_is_said_of_a_change() -> None:

@@ -101,6 +101,9 @@ def test_the_condition_comes_stays_changes_and_goes() -> None:
     )
     over = conditions(red, None, now=NOW + 60)[1]
     assert (over.status, over.last_transition_time) == ("False", "2027-01-15T08:01:00Z")
+    changed = structs.replace(red, metadata=structs.replace(red.metadata, generation=2))
+    seen = conditions(changed, overlap, now=NOW + 60)[1]
+    assert (seen.observed_generation, seen.last_transition_time) == (2, "2027-01-15T08:00:00Z"), "or kubectl waits on"
 
 
 def test_a_long_overlap_is_told_in_short() -> None:

@@ -163,7 +163,12 @@ def test_of_two_subnets_of_one_cidr_the_first_has_the_pools() -> None:
         assert world.store.revision == before, "they do not fight"
         assert world.meta("manual")["labels"][OWNER_SUBNET] == "lan"
         assert set(world.status("lan")["controlledIPPools"]) == {"auto", "manual"}
-        assert world.status("later") == {"totalIPCount": 100, "allocatedIPCount": 0}
+        idle = world.status("later")
+        (ready,) = idle.pop("conditions")
+        assert idle == {"totalIPCount": 100, "allocatedIPCount": 0}
+        assert (ready["type"], ready["status"], ready["reason"]) == ("Ready", "False", "SameSubnet")
+        assert ready["message"] == "SpiderSubnet lan has 10.6.0.0/16 as well, and was there before"
+        assert [(it["type"], it["status"]) for it in world.status("lan")["conditions"]] == [("Ready", "True")]
         world.judge()
         await world.store.patch(SUBNET, "lan", {"metadata": {"finalizers": None}})
         await world.store.delete(SUBNET, "lan")
@@ -171,6 +176,8 @@ def test_of_two_subnets_of_one_cidr_the_first_has_the_pools() -> None:
         world.violations.clear()  # of the moment when the book had gone with the first one
         assert set(world.status("later")["controlledIPPools"]) == {"auto", "manual"}
         assert world.meta("manual")["labels"][OWNER_SUBNET] == "later"
+        (ready,) = world.status("later")["conditions"]
+        assert (ready["status"], ready["reason"]) == ("True", "Served")
 
     act(scene)
 
@@ -247,8 +254,8 @@ def test_a_subnet_that_is_deleted_takes_its_pools_along_and_waits_for_them() -> 
         await world.store.delete(SUBNET, "lan")
         await anyio.sleep(1)
         assert world.names() == {"auto"}, "nothing keeps the other one"
-        (condition,) = world.status()["conditions"]
-        assert (condition["type"], condition["status"]) == ("DeletionBlocked", "True")
+        said = {condition["type"]: condition["status"] for condition in world.status()["conditions"]}
+        assert said == {"Ready": "False", "DeletionBlocked": "True"}
         assert next(text for name, text in world.told if name == "lan").endswith("are left: auto, manual")
         assert ("auto", "1 addresses are in use: 10.6.0.1 of ns/u1") in world.told
         pool = next(it for it in world.store.documents(IPPOOL))

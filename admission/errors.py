@@ -10,8 +10,6 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from api.meta import GROUP
-
 type Kind = Literal["Required", "Invalid", "NotSupported", "Forbidden", "Duplicate"]
 """Words of `metav1.CauseType`, without their prefix."""
 
@@ -76,9 +74,12 @@ def invalid(field: str, value: object, text: str) -> FieldError:
 
 
 def summary(kind: str, name: str, errors: Iterable[FieldError]) -> str:
-    """The sentence that `kubectl` prints: which object, and all that is wrong with it."""
+    """The sentence that `kubectl` prints: which object, and all that is wrong with it.
+
+    `kind` is `api.kinds.Kind.qualified`.
+    """
     said = [str(one) for one in errors]
-    return f'{kind}.{GROUP} "{name}" is invalid: {said[0] if len(said) == 1 else "[" + ", ".join(said) + "]"}'
+    return f'{kind} "{name}" is invalid: {said[0] if len(said) == 1 else "[" + ", ".join(said) + "]"}'
 
 
 def _shown(value: object) -> str:

@@ -176,8 +176,11 @@ class Lab:
         apart: bool = False,
         fallback: Sequence[str] = (),
         webhooks: bool = False,
+        values: Sequence[str] = (),
     ) -> None:
         """With `webhooks` the API server asks the controllers for admission: of everything, so one such lab at a time.
+
+        `values` are those of the chart, as ``--set`` takes them. Controllers have the file of settings that it renders.
 
         `environment` is added to that of every program. Controllers that are `apart` do not know of each other.
 
@@ -188,6 +191,7 @@ class Lab:
         self.nodes = tuple(nodes)
         self.controllers = tuple(f"controller-{number}" if number else "controller" for number in range(controllers))
         self._apart = apart
+        self._values = [word for value in values for word in ("--set", value)]
         self.control_plane = control_plane
         self.folder = Path(tempfile.mkdtemp(prefix="spiderpool-lab-"))
         self.namespace = control_plane.create_namespace()
@@ -268,7 +272,7 @@ class Lab:
 
     def _install_chart(self) -> None:
         """The chart's accounts and rights, as rendered, and what they are for."""
-        values = ("--set", "spiderpoolAgent.fallback.enabled=true") if self._fallback else ()
+        values = [*self._values, *(("--set", "spiderpoolAgent.fallback.enabled=true") if self._fallback else ())]
         rendered = self.control_plane.helm("template", "spiderpool", str(CHART), "--namespace", self.namespace, *values)
         kinds = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
         everything = [d for d in yaml.safe_load_all(rendered) if d]
@@ -294,6 +298,8 @@ class Lab:
             "spiderpool", hosts=(f"spiderpool-controller.{self.namespace}.svc",), file=f"rpc-{self.namespace}"
         )
         self.certificate, self.key = pair.certificate, pair.key
+        (settings,) = [d["data"]["conf.yml"] for d in everything if "conf.yml" in d.get("data", ())]
+        (self.folder / "conf.yml").write_text(settings)
         for number, name in enumerate(self.controllers):
             self._publish(number, name)
         if self.webhooks is not None:
@@ -348,6 +354,7 @@ class Lab:
             [
                 PROGRAMS / "spiderpool-controller",
                 "daemon",
+                f"--config-path={self.folder / 'conf.yml'}",
                 f"--tls-server-cert={self.certificate}",
                 f"--tls-server-key={self.key}",
             ],

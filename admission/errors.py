@@ -43,7 +43,7 @@ class FieldError(Struct, frozen=True):
     def __str__(self) -> str:
         said = _SAID[self.kind]
         if self.kind not in {"Required", "Forbidden"}:
-            said = f"{said}: {_shown(self.value)}"
+            said = f"{said}: {shown(self.value)}"
         return f"{self.field}: {said}: {self.text}" if self.text else f"{self.field}: {said}"
 
 
@@ -82,6 +82,7 @@ def summary(kind: str, name: str, errors: Iterable[FieldError]) -> str:
     return f'{kind} "{name}" is invalid: {said[0] if len(said) == 1 else "[" + ", ".join(said) + "]"}'
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as a message has it: JSON on one line, not longer than that."""
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -20,6 +20,8 @@ from api.kinds import Kind
 API_VERSION: Final = "admission.k8s.io/v1"
 KIND: Final = "AdmissionReview"
 
+_LONGEST_NAME: Final = 253
+
 MUTATE: Final = "mutate"
 VALIDATE: Final = "validate"
 
@@ -86,7 +88,9 @@ class Asked[T](Struct, frozen=True):
         """The object's; the beginning of it where the API server is to make one."""
         meta = self.document.get("metadata") if isinstance(self.document, dict) else None
         prefix = meta.get("generateName") if isinstance(meta, dict) else None
-        return self.request.name or (f"{prefix}*" if isinstance(prefix, str) and prefix else "")
+        name = self.request.name or (f"{prefix}*" if isinstance(prefix, str) and prefix else "")
+        # Nobody has looked at a new object's name yet: it may be anything.
+        return "".join(letter if letter.isprintable() else "?" for letter in name[:_LONGEST_NAME])
 
     @property
     def path(self) -> str:

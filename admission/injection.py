@@ -13,7 +13,7 @@ from typing import Final, assert_never
 
 from msgspec import Struct, structs
 
-from admission.errors import FieldError, invalid
+from admission.errors import FieldError, invalid, shown
 from admission.multusconfig import INJECT, problems
 from admission.names import is_label_value, is_resource_name
 from admission.review import Judgement
@@ -28,6 +28,9 @@ _RESOURCES: Final = "spidernet.io"
 """The domain of the resources that our agents offer."""
 _OF_DEVICES: Final = frozenset({"sriov", "ib-sriov"})
 """Types whose NICs are devices that the kubelet gives out: as many are needed as there are NICs."""
+
+_LONGEST_PROBLEM: Final = 300
+"""Characters of what is wrong with an annotation, in which parts of it are repeated."""
 
 type Injected = tuple[NewPod, Judgement]
 """The pod as it is to be, and what is wrong; then it is as it came."""
@@ -74,7 +77,7 @@ class Wish(Struct, frozen=True):
     def refused(self, problem: str) -> FieldError:
         """Said of the field that asks."""
         if self.namespace:
-            said = f'its annotation {self.key} is "{self.value}": {problem}'
+            said = f"its annotation {self.key} is {shown(self.value)}: {problem}"
             return invalid("metadata.namespace", self.namespace, said)
         return invalid(_note(self.key), self.value, problem)
 
@@ -138,7 +141,7 @@ def attached(
         value = joined(notes, reversed(by_path), namespace=namespace)
         nics = networks({MULTUS_NETWORKS: value}, namespace=namespace)
     except AnnotationError as error:
-        errors.append(invalid(_note(error.key), error.value, error.problem))
+        errors.append(invalid(_note(error.key), error.value, error.problem[:_LONGEST_PROBLEM]))
     if errors:
         return pod, Judgement(tuple(errors), warnings)
     meta = structs.replace(pod.metadata, annotations=notes | {MULTUS_NETWORKS: value})

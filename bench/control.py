@@ -159,7 +159,7 @@ class Plane:
             self._control_plane.request("POST", f"/api/v1/namespaces/{where}/pods?dryRun=All", body)
             return (time.perf_counter() - begun) * 1e3
 
-        kinds = (
+        kinds: tuple[tuple[str, str, dict[str, str]], ...] = (
             ("not shown", _LEFT_OUT, {}),
             ("asks for nothing", namespace, {}),
             ("is given eight networks", namespace, {_INJECT: "word-1"}),

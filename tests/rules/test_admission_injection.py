@@ -287,6 +287,19 @@ def test_a_word_that_nobody_answers_to_is_refused() -> None:
         assert error.startswith(f'{NOTE}: Invalid value: "{value}": it can be no label: 1 to 63')
 
 
+def test_what_is_said_is_one_line_of_some_length_whatever_came() -> None:
+    nasty = "x\n" * 100_000
+    for item, notes in (
+        (pod({RDMA_RESOURCE_INJECT: nasty, MULTUS_NETWORKS: f"a/{nasty}/b"}), {}),
+        (pod(), {RDMA_RESOURCE_INJECT: nasty}),
+    ):
+        for error in said(given_to(item, macvlan("m", "eth1"), notes=notes)[1]):
+            assert "\n" not in error and len(error) < 1000
+    name = {"generateName": nasty, "namespace": NS, "annotations": RDMA}
+    _, status = reviewed({"metadata": name, "spec": {"containers": [{}]}}, [], {})
+    assert "\n" not in status["message"] and len(status["message"]) < 1000
+
+
 def test_networks_of_namespaces_that_it_may_not_use_are_none() -> None:
     def apart(mine: str, network: str) -> bool:
         return network in {mine, "default"}

@@ -62,7 +62,7 @@ from actors.replica.rpc import serve_agents
 from actors.subnets.subnets import Subnets
 from actors.webhooks import server as webhooks
 from actors.webhooks.bundle import BundleActor
-from actors.webhooks.registration import rules
+from actors.webhooks.registration import pod_webhook, rules
 from api import wire
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import Budget, ReplicaStatus
@@ -207,14 +207,15 @@ class Controller:
                 mine=self.peers.mine,
                 notice=self._notices.coordinator,
             )
+        self.isolation = Isolation(
+            enabled=settings.multus_namespace_isolation,
+            shared=tuple(settings.multus_global_namespaces.split(",")),
+        )
         self._networks = Networks(
             store,
             seen=lambda namespace, name: self.cluster.attachments.snapshot.get(name, namespace=namespace),
             namespace=settings.pod_namespace,
-            isolation=Isolation(
-                enabled=settings.multus_namespace_isolation,
-                shared=tuple(settings.multus_global_namespaces.split(",")),
-            ),
+            isolation=self.isolation,
         )
         self._lookups = Lookups(
             store, self._scene(), self._networks, pods_exist=pods_exist, failed=self._notices.failed
@@ -476,6 +477,7 @@ def main(argv: list[str] | None = None) -> int:
             capacity=BundleActor.capacity,
         )
         book = rules(controller.cluster, controller.pools, settings)
+        pods = pod_webhook(controller.cluster, store, settings, controller.isolation)
         root.add_service(
             "webhooks",
             lambda: webhooks.serve(
@@ -487,6 +489,7 @@ def main(argv: list[str] | None = None) -> int:
                 ca_file=Path(settings.controller_ca_file),
                 name=f"{settings.controller_name}.{settings.pod_namespace}.svc",
                 system=system,
+                pods=pods,
             ),
         )
 

@@ -10,8 +10,6 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from api.meta import GROUP
-
 type Kind = Literal["Required", "Invalid", "NotSupported", "Forbidden", "Duplicate"]
 """Words of `metav1.CauseType`, without their prefix."""
 
@@ -45,7 +43,7 @@ class FieldError(Struct, frozen=True):
     def __str__(self) -> str:
         said = _SAID[self.kind]
         if self.kind not in {"Required", "Forbidden"}:
-            said = f"{said}: {_shown(self.value)}"
+            said = f"{said}: {shown(self.value)}"
         return f"{self.field}: {said}: {self.text}" if self.text else f"{self.field}: {said}"
 
 
@@ -76,11 +74,15 @@ def invalid(field: str, value: object, text: str) -> FieldError:
 
 
 def summary(kind: str, name: str, errors: Iterable[FieldError]) -> str:
-    """The sentence that `kubectl` prints: which object, and all that is wrong with it."""
+    """The sentence that `kubectl` prints: which object, and all that is wrong with it.
+
+    `kind` is `api.kinds.Kind.qualified`.
+    """
     said = [str(one) for one in errors]
-    return f'{kind}.{GROUP} "{name}" is invalid: {said[0] if len(said) == 1 else "[" + ", ".join(said) + "]"}'
+    return f'{kind} "{name}" is invalid: {said[0] if len(said) == 1 else "[" + ", ".join(said) + "]"}'
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as a message has it: JSON on one line, not longer than that."""
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -31,8 +31,18 @@ def _steps(
             continue
         if isinstance(value, Mapping) and isinstance(there, Mapping):
             yield from _steps(there, was if isinstance(was, Mapping) else {}, value, path)
+        elif (items := _paired(there, was, value)) is not None:
+            for number, (there_item, was_item, item) in enumerate(items):
+                yield from _steps(there_item, was_item, item, f"{path}/{number}")
         else:
             yield {"op": "add", "path": path, "value": value}
+
+
+def _paired(*lists: Any) -> list[tuple[Mapping[str, Any], ...]] | None:
+    """The objects of lists that have as many of them, side by side; None of anything else: that is written whole."""
+    if not all(isinstance(one, list) and all(isinstance(item, Mapping) for item in one) for one in lists):
+        return None
+    return list(zip(*lists, strict=True)) if len({len(one) for one in lists}) == 1 else None
 
 
 def _escaped(key: str) -> str:

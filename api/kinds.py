@@ -5,7 +5,7 @@ import builtins
 import msgspec
 from msgspec import Struct
 
-from api import core, extensions, kubevirt, overlays
+from api import core, extensions, kubevirt, newpod, overlays
 from api.coordinator import SpiderCoordinator
 from api.endpoint import SpiderEndpoint
 from api.ippool import SpiderIPPool
@@ -40,6 +40,11 @@ class Kind[T](Struct, frozen=True, kw_only=True):
     def api_version(self) -> str:
         """As objects spell it: ``v1`` or ``group/version``."""
         return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def qualified(self) -> str:
+        """As the API server's errors spell it: ``Pod``, ``SpiderIPPool.spiderpool.spidernet.io``."""
+        return f"{self.kind}.{self.group}" if self.group else self.kind
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
         """URL path of the collection, of one object, or of its subresource.
@@ -178,3 +183,5 @@ CONTROL_PLANE_POD = Kind(
     status=True,
     type=overlays.ControlPlanePod,
 )
+NEW_POD = Kind(group="", version="v1", plural="pods", kind="Pod", namespaced=True, status=True, type=newpod.NewPod)
+"""A pod as it comes to admission."""

@@ -10,6 +10,7 @@ which only the name has to be there.
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -148,6 +149,35 @@ def default_network(annotations: Mapping[str, str], *, namespace: str) -> Networ
 def cluster_network(value: str, *, namespace: str) -> Network | None:
     """Read the setting `CLUSTER_NETWORK`; None where it is empty. Raises `AnnotationError` with that key."""
     return _single(CLUSTER_NETWORK, value, namespace) if value else None
+
+
+def joined(annotations: Mapping[str, str], more: Iterable[tuple[str, str]], *, namespace: str) -> str:
+    """The value of `MULTUS_NETWORKS` with these networks, by namespace and name, behind those that are named already.
+
+    One that is named is not added. The value keeps its form. An interface is named only where it would have got the
+    name of another one. `namespace` is the pod's. Raises `AnnotationError` where the value is no good as it is.
+    """
+    own = networks(annotations, namespace=namespace)
+    value = annotations.get(MULTUS_NETWORKS, "")
+    there = {(network.namespace, network.name) for network in own}
+    added = [path for path in dict.fromkeys(more) if path not in there]
+    taken = {FIRST_NIC, *(network.interface for network in own)}
+    entries: list[dict[str, str]] = []
+    for index, (where, name) in enumerate(added, start=len(own) + 1):
+        interface = next(each for number in count(index) if (each := f"net{number}") not in taken)
+        taken.add(interface)
+        entry = {"name": name, "namespace": where}
+        entries.append(entry if interface == f"net{index}" else entry | {"interface": interface})
+    if not entries:
+        return value
+    if not _JSON_MARKS.isdisjoint(value):
+        return msgspec.json.encode([*msgspec.json.decode(value), *entries]).decode()
+    said = [f"{it['namespace']}/{it['name']}{_at(it.get('interface', ''))}" for it in entries]
+    return ",".join([value, *said] if value else said)
+
+
+def _at(interface: str) -> str:
+    return f"@{interface}" if interface else ""
 
 
 def _single(key: str, value: str, namespace: str) -> Network:

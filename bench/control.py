@@ -21,11 +21,16 @@ from bench.figures import ApiRequests, cpu_seconds, latencies, list_requests, qu
 from ipam.ranges import parse_ranges
 from tests.isolation import isolate
 from tests.processes.lab import Lab
+from tests.processes.networks import install_kind
 from tests.processes.webhooks import DRY, IPPOOLS, POOL_TYPE
 from tests.servers import ControlPlane
 
 SUBNETS: Final = "/apis/spiderpool.spidernet.io/v2beta1/spidersubnets"
 _SECONDS: Final = 120.0
+_LEFT_OUT: Final = "pods-left-out"
+"""Its pods are not shown to the controller."""
+_NETWORKS: Final = 80
+_INJECT: Final = "cni.spidernet.io/rdma-resource-inject"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--scales", type=int, default=60, help="of one Deployment (default 60)")
     parser.add_argument("--applications", type=int, default=100, help="made at once (default 100)")
-    parser.add_argument("--reviews", type=int, default=2000, help="pools that are admitted (default 2000)")
+    parser.add_argument("--reviews", type=int, default=2000, help="pools, and pods, that are admitted (default 2000)")
     parser.add_argument("--pools", type=int, default=1000, help="that an idle controller watches (default 1000)")
     parser.add_argument("--subnets", type=int, default=200, help="of those pools (default 200)")
     parser.add_argument("--pods", type=int, default=20000, help="with addresses of those pools (default 20000)")
@@ -45,11 +50,21 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     with ControlPlane(progress=print) as control_plane:
         control_plane.install_crds()
-        with Lab(control_plane, nodes=("n1",), webhooks=True) as lab:
+        install_kind(control_plane)
+        control_plane.create_namespace(_LEFT_OUT)
+        inject = "spiderpoolController.podResourceInject"
+        with Lab(
+            control_plane,
+            nodes=("n1",),
+            environment={"SPIDERPOOL_MULTUS_CONFIG_ENABLED": "true"},
+            webhooks=True,
+            values=(f"{inject}.enabled=true", f"{inject}.namespacesExclude={{{_LEFT_OUT}}}"),
+        ) as lab:
             plane = Plane(lab)
             plane.scaled(options.scales)
             plane.at_once(options.applications)
             plane.admitted(options.reviews)
+            plane.pods(options.reviews)
             plane.idle(options.pools, subnets=options.subnets, pods=options.pods)
     return 0
 
@@ -122,6 +137,44 @@ class Plane:
             unjudged = sorted(map(create, range(count // 4)))
         row("without webhooks, p50", f"{statistics.median(unjudged):.1f} ms")
         row("without webhooks, p99", f"{quantile(unjudged, 0.99):.1f} ms", "the two reviews of one: <= 10 ms each")
+
+    def pods(self, count: int) -> None:
+        """Pods that are judged and not stored: not shown to the controller, asking for nothing, asking for networks."""
+        title(f"{count} pods are made (dry run), with {_NETWORKS} SpiderMultusConfigs in the cluster")
+        namespace = self._control_plane.create_namespace()
+        path = f"/apis/spiderpool.spidernet.io/v2beta1/namespaces/{namespace}/spidermultusconfigs"
+        for number in range(_NETWORKS):
+            block = {"master": [f"eth{number}"], "rdmaResourceName": f"example.com/nic{number}"}
+            body = {
+                **POOL_TYPE,
+                "kind": "SpiderMultusConfig",
+                "metadata": {"name": f"lan-{number}", "annotations": {_INJECT: f"word-{number // 8}"}},
+                "spec": {"cniType": "macvlan", "macvlan": {**block, "ippools": {"ipv4": ["p4"]}}},
+            }
+            self._control_plane.request("POST", path, body)
+
+        def create(where: str, notes: dict[str, str]) -> float:
+            body = {
+                "metadata": {"generateName": "web-", "annotations": notes},
+                "spec": {"containers": [{"name": "main", "image": "none"}]},
+            }
+            begun = time.perf_counter()
+            self._control_plane.request("POST", f"/api/v1/namespaces/{where}/pods?dryRun=All", body)
+            return (time.perf_counter() - begun) * 1e3
+
+        kinds: tuple[tuple[str, str, dict[str, str]], ...] = (
+            ("not shown", _LEFT_OUT, {}),
+            ("asks for nothing", namespace, {}),
+            ("is given eight networks", namespace, {_INJECT: "word-1"}),
+        )
+        for said, where, notes in kinds:
+            for clients in (1, 4):
+                with ThreadPoolExecutor(clients) as threads:
+                    begun = time.perf_counter()
+                    took = sorted(threads.map(lambda _: create(where, notes), range(count // 6)))  # noqa: B023 - now
+                    rate = count // 6 / (time.perf_counter() - begun)
+                text = f"p50 {statistics.median(took):.1f} ms, p99 {quantile(took, 0.99):.1f} ms, {rate:.0f} a second"
+                row(f"{said}, {clients} client{'s' if clients > 1 else ''}", text)
 
     def idle(self, count: int, *, subnets: int, pods: int) -> None:
         """Nothing happens for a while in a cluster of that size, whose nodes are well and whose pods all run."""

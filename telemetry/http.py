@@ -27,7 +27,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -76,8 +76,8 @@ class Post(Struct, frozen=True):
 class Ask(Struct, frozen=True):
     """A route for POST that answers what is in the body."""
 
-    answer: Callable[[bytes], Response]
-    """Runs on the event loop, so it must be quick."""
+    answer: Callable[[bytes], Awaitable[Response]]
+    """Runs on the event loop; the connection waits for it."""
     limit: int
     """Bytes of the longest body."""
 
@@ -249,7 +249,7 @@ class HttpServer:
             allow = ", ".join(methods)
             return Response(f"use {allow}\n".encode(), HTTPStatus.METHOD_NOT_ALLOWED, allow=allow)
         if isinstance(route, Ask):
-            return route.answer(sent)
+            return await route.answer(sent)
         if route is not None:
             return route.answer(query) if isinstance(route, Post) else route(query)
         assert self._program is not None

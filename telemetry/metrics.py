@@ -541,7 +541,7 @@ RPC_REQUEST_SECONDS = histogram(
 ADMISSION_REVIEWS = counter(
     "spiderpool_admission_reviews_total",
     "Objects that the API server asked about, by way (mutate, validate), kind, operation, and outcome (admitted, "
-    "completed, refused, malformed; no_review is what was no AdmissionReview)",
+    "completed, refused, malformed, unanswered; no_review is what was no AdmissionReview)",
     program=Program.CONTROLLER,
     labels=("way", "kind", "operation", "outcome"),
 )

@@ -277,7 +277,7 @@ class AttachmentsActor(Actor[Message]):
             if config.metadata.deletion_timestamp is not None:
                 return Outcome(gone=True)
             if errors := problems(config):
-                text = summary(MULTUSCONFIG.kind, config.metadata.name, errors)
+                text = summary(MULTUSCONFIG.qualified, config.metadata.name, errors)
                 return Outcome(reason=INVALID, problem=text, config=config)
             try:
                 return await self._bring(config)

@@ -1,7 +1,10 @@
 """What objects are completed and judged by, a line a kind; the chart has the same kinds (templates/webhooks.yaml)."""
 
+from actors.allocation.networks import Isolation
 from actors.pools.ippools import IPPools
 from actors.replica.cluster import Cluster
+from actors.webhooks.pods import PodWebhook
+from admission import injection
 from admission.coordinator import CoordinatorRules
 from admission.ippool import IPPoolRules
 from admission.multusconfig import MultusConfigRules, Others
@@ -10,6 +13,7 @@ from admission.rulebook import Rulebook
 from admission.subnet import PoolInSubnetRules, SubnetRules
 from api.kinds import COORDINATOR, IPPOOL, MULTUSCONFIG, RESERVEDIP, SUBNET
 from api.settings import ControllerSettings
+from runtime.store.port import Store
 
 
 def rules(cluster: Cluster, pools: IPPools, settings: ControllerSettings) -> Rulebook:
@@ -35,3 +39,23 @@ def rules(cluster: Cluster, pools: IPPools, settings: ControllerSettings) -> Rul
         )
         book.add(MULTUSCONFIG, MultusConfigRules(others))
     return book
+
+
+def pod_webhook(
+    cluster: Cluster, store: Store, settings: ControllerSettings, isolation: Isolation
+) -> PodWebhook | None:
+    """What pods are given, where that is switched on."""
+    if not settings.config.pod_resource_inject.enabled:
+        return None
+    configs, attachments = cluster.multusconfigs.snapshot, cluster.attachments.snapshot
+    return PodWebhook(
+        store,
+        namespace=cluster.namespaces.snapshot.get,
+        configs=configs.values,
+        attachment=lambda namespace, name: attachments.get(name, namespace=namespace),
+        policy=injection.policy(
+            settings.config,
+            namespace=settings.pod_namespace,
+            allows=lambda pod, network: isolation.allows(pod=pod, network=network),
+        ),
+    )

@@ -1,7 +1,7 @@
 """Serves the admission webhooks: HTTPS with the certificate that agents know as well, on every ready replica.
 
 It decides nothing (`admission` does), owns nothing and persists nothing: a replica that dies takes no answer with it,
-and the API server asks another one. It is a service and no actor, for an answer needs no await.
+and the API server asks another one. It is a service and no actor: nothing of one request is there for the next.
 
 It is served from when the cluster has been seen once; until then the replica is not ready.
 """
@@ -17,9 +17,10 @@ import anyio
 from prometheus_client import Counter, Histogram
 
 from actors.webhooks.certificate import watch
+from actors.webhooks.pods import PodWebhook
 from admission.exchange import MUTATE, VALIDATE, NoReview, Outcome, answer
 from admission.rulebook import Rulebook
-from api.kinds import Kind
+from api.kinds import NEW_POD, Kind
 from runtime.actor import System
 from runtime.clock import Clock
 from runtime.transport.credentials import ServerCertificate, Trust, served_until
@@ -46,12 +47,14 @@ def path(way: str, kind: Kind[Any]) -> str:
     return f"/{way}-{kind.group.replace('.', '-')}-{kind.version}-{kind.kind.lower()}"
 
 
-def routes(book: Rulebook, clock: Clock) -> Mapping[str, Route]:
-    """Two paths for each kind that has rules, and one that says that the server is there."""
+def routes(book: Rulebook, clock: Clock, pods: PodWebhook | None = None) -> Mapping[str, Route]:
+    """Two paths for each kind that has rules, one for pods, and one that says that the server is there."""
     made: dict[str, Route] = {HEALTH: lambda _query: Response()}
     for kind in book.kinds.values():
         for way in (MUTATE, VALIDATE):
-            made[path(way, kind)] = Ask(_asked(book, clock, way, kind), limit=_LONGEST)
+            made[path(way, kind)] = Ask(_asked(clock, way, kind, _by(book, way, kind)), limit=_LONGEST)
+    if pods is not None:
+        made[path(MUTATE, NEW_POD)] = Ask(_asked(clock, MUTATE, NEW_POD, pods.answer), limit=_LONGEST)
     return made
 
 
@@ -65,10 +68,11 @@ async def serve(
     ca_file: Path,
     name: str,
     system: System,
+    pods: PodWebhook | None = None,
 ) -> None:
     """Serve until cancelled, from when `ready` returns. Raises `CredentialError` and OSError when it cannot begin.
 
-    `ca_file` and `name` are what clients verify the certificate by.
+    `ca_file` and `name` are what clients verify the certificate by. Without `pods` nobody is to ask about pods.
     """
     health = system.health or HealthTree("nobody asks")
     health.report(_TREE, State.BLOCKED, "the cluster has not been seen yet")
@@ -78,7 +82,7 @@ async def serve(
         "",
         port,
         tls=await certificate.load(),
-        routes=routes(book, system.clock),
+        routes=routes(book, system.clock, pods),
         idle=_IDLE_SECONDS,
         connections=_CONNECTIONS,
     )
@@ -92,12 +96,21 @@ async def serve(
         health.report(_TREE, State.BLOCKED, "not served")
 
 
-def _asked(book: Rulebook, clock: Clock, way: str, kind: Kind[Any]) -> Any:
-    def asked(body: bytes) -> Response:
+def _by(book: Rulebook, way: str, kind: Kind[Any]) -> Callable[[bytes], Awaitable[Outcome]]:
+    async def outcome(body: bytes) -> Outcome:
+        return answer(book, way, kind, body)
+
+    return outcome
+
+
+def _asked(
+    clock: Clock, way: str, kind: Kind[Any], judge: Callable[[bytes], Awaitable[Outcome]]
+) -> Callable[[bytes], Awaitable[Response]]:
+    async def asked(body: bytes) -> Response:
         begun = clock.now()
         with traces.span(f"{way} {kind.kind}") as span:
             try:
-                outcome = answer(book, way, kind, body)
+                outcome = await judge(body)
             except NoReview as error:
                 _counted(way, kind.kind, "", "no_review").inc()
                 _log.warning("%s: %s", path(way, kind), error)
@@ -117,6 +130,10 @@ def _noted(way: str, outcome: Outcome) -> None:
     if outcome.errors:
         said = "; ".join(str(error) for error in outcome.errors)
         _audit.info("refused: %s of %s %s: %s", outcome.operation, outcome.kind, outcome.name, said)
+    elif outcome.problem:
+        _log.warning(
+            "%s of %s %s cannot be judged now: %s", outcome.operation, outcome.kind, outcome.name, outcome.problem
+        )
     else:
         _log.debug("%s: %s of %s %s: %s", way, outcome.operation, outcome.kind, outcome.name, outcome.word)
 

@@ -24,6 +24,11 @@ SETTINGS = {
     "SPIDERPOOL_IP_QUARANTINE_DURATION": "5",
     "SPIDERPOOL_MULTUS_CONFIG_ENABLED": "true",
 }
+INJECTED = "podwebhook-included"
+"""The one namespace whose pods are shown to the controllers: others' cases do without them for a while."""
+VALUES = tuple(
+    f"spiderpoolController.podResourceInject.{value}" for value in ("enabled=true", f"namespacesInclude={{{INJECTED}}}")
+)
 COORDINATOR = {
     "apiVersion": "spiderpool.spidernet.io/v2beta1",
     "kind": "SpiderCoordinator",
@@ -54,7 +59,9 @@ def lab(request: pytest.FixtureRequest, control_plane: ControlPlane, configurati
     }
     control_plane.request("POST", COORDINATORS, COORDINATOR)
     request.addfinalizer(lambda: control_plane.request("DELETE", f"{COORDINATORS}/default", check=False))  # noqa: PT021
-    with Lab(control_plane, controllers=CONTROLLERS, nodes=NODES, environment=settings, webhooks=True) as running:
+    with Lab(
+        control_plane, controllers=CONTROLLERS, nodes=NODES, environment=settings, webhooks=True, values=VALUES
+    ) as running:
         for node in NODES:
             # Admission taints a new node; who takes that off again does not run here.
             change = {"metadata": {"labels": {"kubernetes.io/hostname": node}}, "spec": {"taints": None}}

@@ -9,9 +9,10 @@ import yaml
 
 from actors.controller import Controller
 from actors.errands import initial
-from actors.webhooks.registration import rules
-from actors.webhooks.server import path
+from actors.webhooks.registration import pod_webhook, rules
+from actors.webhooks.server import path, routes
 from admission.exchange import MUTATE, VALIDATE
+from admission.rulebook import Rulebook
 from api.settings import AgentSettings, ControllerSettings, Flags, load_agent, load_controller
 from runtime.actor import System
 from runtime.store.memory import MemoryStore
@@ -518,6 +519,72 @@ async def test_what_the_api_server_asks_is_what_the_controller_answers(render: R
     assert service["webhook"]["port"] == 6722
     ports = {port["name"]: port["containerPort"] for port in container(objects["Deployment", CONTROLLER])["ports"]}
     assert ports[service["webhook"]["targetPort"]] == 6722
+
+
+INJECT = "spiderpoolController.podResourceInject"
+
+
+def pod_hook(objects: Objects) -> dict[str, Any] | None:
+    """The webhook of pods, where there is one."""
+    kinds = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
+    found = [
+        hook for kind in kinds for hook in objects[kind, CONTROLLER]["webhooks"] if hook["name"].startswith("pods.")
+    ]
+    assert not [hook for hook in objects[kinds[1], CONTROLLER]["webhooks"] if hook in found], "it judges nothing"
+    return found[0] if found else None
+
+
+def selected(hook: dict[str, Any]) -> dict[str, list[str]]:
+    terms = hook["namespaceSelector"]["matchExpressions"]
+    assert {term["key"] for term in terms} == {"kubernetes.io/metadata.name"}
+    return {term["operator"]: term["values"] for term in terms}
+
+
+async def test_pods_are_shown_to_the_controller_only_where_that_is_asked_for(render: Render) -> None:
+    assert pod_hook(render()) is None
+    assert not settings(render)[1].config.pod_resource_inject.enabled
+    on = f"{INJECT}.enabled=true"
+    hook = pod_hook(render(on))
+    assert hook is not None
+    told = settings(render, on)[1]
+    controller = Controller(System.real(), MemoryStore(), settings=told, path="controller")
+    answers = pod_webhook(controller.cluster, controller.store, told, controller.isolation)
+    assert hook["clientConfig"]["service"]["path"] in routes(Rulebook(), System.real().clock, answers)
+    assert hook["rules"] == [
+        {
+            "apiGroups": [""],
+            "apiVersions": ["v1"],
+            "operations": ["CREATE"],
+            "resources": ["pods"],
+            "scope": "Namespaced",
+        }
+    ]
+    assert (hook["failurePolicy"], hook["sideEffects"], hook["reinvocationPolicy"]) == ("Fail", "None", "IfNeeded")
+    usual = ["kube-system", "spiderpool", "metallb-system", "istio-system"]
+    assert selected(hook) == {"NotIn": [*usual, "net"]}
+    assert told.config.pod_resource_inject.namespaces_exclude == tuple(usual)
+
+
+def test_the_release_s_own_pods_are_never_shown(render: Render) -> None:
+    lists = (f"{INJECT}.namespacesExclude=null", f"{INJECT}.namespacesInclude={{a,net}}")
+    for values, wanted in (
+        ((f"{INJECT}.namespacesExclude={{a,net}}",), {"NotIn": ["a", "net"]}),
+        (lists[:1], {"NotIn": ["net"]}),
+        (lists, {"NotIn": ["net"], "In": ["a", "net"]}),
+    ):
+        hook = pod_hook(render(f"{INJECT}.enabled=true", *values))
+        assert hook is not None
+        assert selected(hook) == wanted
+    config = settings(render, f"{INJECT}.enabled=true", *lists)[1].config.pod_resource_inject
+    assert (config.enabled, config.namespaces_exclude, config.namespaces_include) == (True, (), ("a", "net"))
+
+
+def test_pods_are_given_networks_only_where_these_are_made(render: Render) -> None:
+    with pytest.raises(CommandFailed, match=r"podResourceInject\.enabled: true: needs multus\.enable"):
+        render(f"{INJECT}.enabled=true", "multus.enableMultusConfig=false")
+    with pytest.raises(CommandFailed, match=r"podResourceInject\.enabled: true: needs Kubernetes 1\.21"):
+        render(f"{INJECT}.enabled=true", version="1.20.0")
+    render("multus.enableMultusConfig=false")
 
 
 HIDDEN = (

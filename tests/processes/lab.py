@@ -164,7 +164,7 @@ class Lab:
     Attributes:
         pools_of_pods: the pools that pods ask for, by family: ipv4 and ipv6.
         agent_config: further keys of the agents' file; they hold for agents that are started from then on.
-        controller_config: keys of the controllers' file, likewise.
+        controller_config: keys of the controllers' file over those that the chart renders, likewise.
     """
 
     def __init__(
@@ -177,8 +177,11 @@ class Lab:
         apart: bool = False,
         fallback: Sequence[str] = (),
         webhooks: bool = False,
+        values: Sequence[str] = (),
     ) -> None:
         """With `webhooks` the API server asks the controllers for admission: of everything, so one such lab at a time.
+
+        `values` are those of the chart, as ``--set`` takes them. Controllers have the file of settings that it renders.
 
         `environment` is added to that of every program. Controllers that are `apart` do not know of each other.
 
@@ -189,6 +192,7 @@ class Lab:
         self.nodes = tuple(nodes)
         self.controllers = tuple(f"controller-{number}" if number else "controller" for number in range(controllers))
         self._apart = apart
+        self._values = [word for value in values for word in ("--set", value)]
         self.control_plane = control_plane
         self.folder = Path(tempfile.mkdtemp(prefix="spiderpool-lab-"))
         self.namespace = control_plane.create_namespace()
@@ -270,7 +274,7 @@ class Lab:
 
     def _install_chart(self) -> None:
         """The chart's accounts and rights, as rendered, and what they are for."""
-        values = ("--set", "spiderpoolAgent.fallback.enabled=true") if self._fallback else ()
+        values = [*self._values, *(("--set", "spiderpoolAgent.fallback.enabled=true") if self._fallback else ())]
         rendered = self.control_plane.helm("template", "spiderpool", str(CHART), "--namespace", self.namespace, *values)
         kinds = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
         everything = [d for d in yaml.safe_load_all(rendered) if d]
@@ -296,6 +300,8 @@ class Lab:
             "spiderpool", hosts=(f"spiderpool-controller.{self.namespace}.svc",), file=f"rpc-{self.namespace}"
         )
         self.certificate, self.key = pair.certificate, pair.key
+        (settings,) = [d["data"]["conf.yml"] for d in everything if "conf.yml" in d.get("data", ())]
+        (self.folder / "conf.yml").write_text(settings)
         for number, name in enumerate(self.controllers):
             self._publish(number, name)
         if self.webhooks is not None:
@@ -345,7 +351,8 @@ class Lab:
         token = self.control_plane.service_account_token(self.namespace, "spiderpool-controller", pod=pod)
         kubeconfig = self.kubeconfig(token, name)
         config = self.folder / f"{name}.yml"
-        config.write_text(yaml.safe_dump(self.controller_config))
+        rendered = yaml.safe_load((self.folder / "conf.yml").read_text())
+        config.write_text(yaml.safe_dump({**rendered, **self.controller_config}))
         alone = {"SPIDERPOOL_CONTROLLER_ADDRESSES": f"127.0.0.1:{self.rpc_ports[name]}"} if self._apart else {}
         self._start(
             name,

@@ -3,6 +3,7 @@
 import pytest
 
 from admission.errors import FieldError, duplicate, forbidden, invalid, required, summary, unsupported
+from api.kinds import IPPOOL, POD
 
 
 @pytest.mark.parametrize(
@@ -30,8 +31,9 @@ def test_a_long_value_is_cut() -> None:
 def test_all_that_is_wrong_is_one_sentence() -> None:
     one, two = required("spec.a"), forbidden("spec.b", "no")
     assert (
-        summary("SpiderIPPool", "p", [one])
+        summary(IPPOOL.qualified, "p", [one])
         == 'SpiderIPPool.spiderpool.spidernet.io "p" is invalid: spec.a: Required value'
     )
     both = 'SpiderIPPool.spiderpool.spidernet.io "p" is invalid: [spec.a: Required value, spec.b: Forbidden: no]'
-    assert summary("SpiderIPPool", "p", [one, two]) == both
+    assert summary(IPPOOL.qualified, "p", [one, two]) == both
+    assert summary(POD.qualified, "web", [two]) == 'Pod "web" is invalid: spec.b: Forbidden: no'

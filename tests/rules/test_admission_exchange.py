@@ -45,7 +45,7 @@ def applied(document: Any, steps: list[dict[str, Any]]) -> Any:
         *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in step["path"].split("/")[1:]]
         place = result
         for part in parents:
-            place = place[part]
+            place = place[int(part)] if isinstance(place, list) else place[part]
         assert isinstance(place, dict)
         if step["op"] == "remove":
             del place[last]
@@ -157,9 +157,12 @@ def test_any_body_has_an_answer(item: Any, old: Any, operation: str, way: str, c
         assert response["allowed"] == (not outcome.errors)
 
 
+keys = st.sampled_from(["a", "b", "c/d", "e~f"])
 plain = st.recursive(
     st.sampled_from([0, 1, "x"]) | st.lists(st.integers(0, 1), max_size=2),
-    lambda inner: st.dictionaries(st.sampled_from(["a", "b", "c/d", "e~f"]), inner, max_size=3),
+    lambda inner: (
+        st.dictionaries(keys, inner, max_size=3) | st.lists(st.dictionaries(keys, inner, max_size=2), max_size=2)
+    ),
     max_leaves=6,
 )
 objects = st.dictionaries(st.sampled_from(["a", "b", "c/d", "e~f"]), plain, max_size=3)
@@ -170,6 +173,14 @@ def test_a_patch_makes_one_object_of_the_other_and_keeps_the_rest(before: Any, a
     document = {**before, "unknown": unknown, "empty": {}}
     result = applied(document, patch(document, before, after))
     assert result == {**after, "unknown": unknown, "empty": {}}
+
+
+def test_objects_of_a_list_keep_what_is_unknown() -> None:
+    document = {"list": [{"a": 1, "unknown": 1}, {"b": {}, "unknown": 2}]}
+    before, after = {"list": [{"a": 1}, {}]}, {"list": [{"a": 2}, {"b": {"c": 1}}]}
+    result = applied(document, patch(document, before, after))
+    assert result == {"list": [{"a": 2, "unknown": 1}, {"b": {"c": 1}, "unknown": 2}]}
+    assert patch(document, before, {"list": [{"a": 1}]}) == [{"op": "add", "path": "/list", "value": [{"a": 1}]}]
 
 
 @pytest.mark.parametrize("meta", [{}, {"labels": {}}, {"labels": {"a": "b"}, "finalizers": ["x"]}])

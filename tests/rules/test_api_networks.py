@@ -16,6 +16,7 @@ from api.networks import (
     PortMapping,
     cluster_network,
     default_network,
+    joined,
     networks,
 )
 
@@ -219,6 +220,36 @@ def test_both_forms_say_the_same(entries: list[tuple[str, str, str]]) -> None:
         except AnnotationError as error:
             results.append(error.problem)
     assert results[0] == results[1]
+
+
+@given(
+    st.lists(st.tuples(st.just("") | names, names, st.just("") | names | st.from_regex(r"net[1-5]", fullmatch=True))),
+    st.lists(st.tuples(names, names), max_size=4),
+    st.booleans(),
+)
+def test_networks_that_are_added_stand_behind_the_pod_s_own(
+    own: list[tuple[str, str, str]], more: list[tuple[str, str]], listed: bool
+) -> None:
+    if listed:
+        value = json.dumps([{"name": name, "namespace": ns, "interface": nic, "mac": ""} for ns, name, nic in own])
+    else:
+        value = ",".join(f"{ns}/{name}@{nic}" for ns, name, nic in own)
+    notes = {MULTUS_NETWORKS: value}
+    try:
+        before = read(value)
+    except AnnotationError:
+        with pytest.raises(AnnotationError):
+            joined(notes, more, namespace="ns")
+        return
+    whole = joined(notes, more, namespace="ns")
+    after = read(whole)
+    assert after[: len(before)] == before
+    there = {(network.namespace, network.name) for network in before}
+    wanted = [path for path in dict.fromkeys(more) if path not in there]
+    assert [(network.namespace, network.name) for network in after[len(before) :]] == wanted
+    assert joined({MULTUS_NETWORKS: whole}, more, namespace="ns") == whole
+    if not wanted:
+        assert whole == value
 
 
 KEYS = [

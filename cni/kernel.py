@@ -59,6 +59,15 @@ class Kernel(Protocol):
         """
         ...
 
+    async def parent_mac(self, plan: LinkPlan) -> str:
+        """The MAC address of the interface that the plan names as its parent.
+
+        Raises:
+            InvalidConfig: as above.
+            KernelRefused: the kernel does not say.
+        """
+        ...
+
     async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
         """Addresses, up, routes, announcement, in this order. On failure the link keeps what it got: detach it.
 
@@ -275,6 +284,10 @@ class LinuxKernel:
     async def attach_link(self, plan: LinkPlan) -> LinkState:
         """See `Kernel.attach_link`."""
         return await self._run(attachment.make_link, plan, self._modes)
+
+    async def parent_mac(self, plan: LinkPlan) -> str:
+        """See `Kernel.parent_mac`."""
+        return await self._run(attachment.parent_mac, plan)
 
     async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
         """See `Kernel.configure`."""

@@ -29,6 +29,11 @@ ALLOCATE_SECONDS = 20.0
 """How long an ADD waits for addresses. kubelet gives the whole sandbox 2 minutes and then tries again anyway."""
 
 
+PROVIDED_SECONDS = 45.0
+"""The same where a network provider is asked too. It may wait 30 s for its own limits and 16 s for the cloud (spec of
+the original): what it has not done in this time, it is asked for again."""
+
+
 class HasNetworks(Exception):
     """The pod names networks. Nothing was granted; the link that was made meanwhile waits for the next try."""
 
@@ -43,6 +48,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
     invocation: Invocation
     masters: tuple[str, ...] | None = None
     """The networks of the parent NIC; None where nobody wants them matched."""
+    parent_mac: str = ""
+    """Of the parent NIC; empty where no network provider wants to know it."""
 
 
 class _Rejected(Exception):
@@ -91,6 +98,7 @@ def allocate(wanted: Sequence[Wanted], *, begun: int, disputed: bool, meta: bool
         master_subnets=mine.master_subnets,
         multus=mine.multus,
         ips=mine.ips,
+        parent_mac=mine.parent_mac,
         more=tuple(_request(one) for one in more),
         meta=meta,
         coordinated=any(needs_cluster(one.invocation) for one in wanted),
@@ -107,6 +115,7 @@ def _request(wanted: Wanted) -> NicRequest:
         master_subnets=wanted.masters,
         multus=wanted.invocation.multus,
         ips=conf.runtime_config.ips or conf.args.cni.ips,
+        parent_mac=wanted.parent_mac,
     )
 
 

@@ -68,8 +68,8 @@ _SPREAD_SECONDS = 0.3
 """Over which a node's owed releases begin when a controller comes back: all nodes see that at the same moment."""
 _REMEMBERED = 4096
 """Released interfaces, for `Recall`; about a megabyte."""
-ECHO_SECONDS = 40.0
-"""After that no write of an unanswered ADD can land any more: its own 20 s, and the store's 10 s, with a margin."""
+ECHO_SECONDS = 60.0
+"""After that no write of an unanswered ADD can land any more: its own 45 s at most, the store's 10 s, and a margin."""
 
 
 class Owe(Struct, frozen=True, tag=True):

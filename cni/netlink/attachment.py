@@ -54,6 +54,12 @@ def make_link(plan: LinkPlan, modes: Modes) -> LinkState:
         return made
 
 
+def parent_mac(plan: LinkPlan) -> str:
+    """See `cni.kernel.Kernel.parent_mac`."""
+    with route_socket() as node:
+        return link.find_parent(node, plan).mac
+
+
 def link_differences(plan: LinkPlan) -> list[str]:
     """See `cni.kernel.Kernel.link_differences`."""
     with ExitStack() as stack:

@@ -216,6 +216,10 @@ class MemoryKernel:
         await self._point("after link.delete")
         return bool(carried)
 
+    async def parent_mac(self, plan: LinkPlan) -> str:
+        await anyio.lowlevel.checkpoint()
+        return "02:ff:00:00:00:01"
+
     async def master_networks(self, netns: str, ifname: str) -> tuple[str, ...]:
         await anyio.lowlevel.checkpoint()
         return ()

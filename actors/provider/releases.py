@@ -29,7 +29,7 @@ from msgspec import Struct
 
 from actors.pools.claims import Chase, Refused, Settle, Surrendered
 from actors.pools.peers import Pool
-from actors.provider.provider import Provider, ProviderError
+from actors.provider.provider import SKEW_SECONDS, Provider, ProviderError
 from ipam.withheld import Owed
 from runtime.actor import Actor
 from runtime.envelope import Envelope
@@ -190,7 +190,7 @@ class ReleasesActor(Actor[Message]):
         debt = entry.debt
         left = debt.owed.by / 1000 - self.system.clock.wall()
         if left > 0 and not entry.free:
-            if not debt.owed.tried and not entry.ahead and left > _EARLY_SECONDS:
+            if not debt.owed.tried and not entry.ahead and left - SKEW_SECONDS > _EARLY_SECONDS:
                 entry.ahead = True
                 return await self._ahead(debt)
             return Tried(debt.key, debt, left)
@@ -202,7 +202,7 @@ class ReleasesActor(Actor[Message]):
         problem = ""
         try:
             # It ends before anything else about the address can begin.
-            seconds = debt.owed.by / 1000 - self.system.clock.wall()
+            seconds = debt.owed.by / 1000 - self.system.clock.wall() - SKEW_SECONDS
             await self._provider.release(debt.owed, subnet=debt.subnet, address=debt.address, seconds=seconds)
         except ProviderError as error:
             problem = str(error)

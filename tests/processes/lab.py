@@ -164,6 +164,7 @@ class Lab:
     Attributes:
         pools_of_pods: the pools that pods ask for, by family: ipv4 and ipv6.
         agent_config: further keys of the agents' file; they hold for agents that are started from then on.
+        controller_config: keys of the controllers' file, the same.
     """
 
     def __init__(
@@ -201,6 +202,7 @@ class Lab:
         self._pools: list[str] = []
         self.pools_of_pods: dict[str, list[str]] = {}
         self.agent_config: dict[str, Any] = {}
+        self.controller_config: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     # -- set-up --------------------------------------------------------------------------------------------------------
@@ -343,6 +345,8 @@ class Lab:
         token = self.control_plane.service_account_token(self.namespace, "spiderpool-controller", pod=pod)
         kubeconfig = self.kubeconfig(token, name)
         alone = {"SPIDERPOOL_CONTROLLER_ADDRESSES": f"127.0.0.1:{self.rpc_ports[name]}"} if self._apart else {}
+        config = self.folder / "controllers.yml"
+        config.write_text(yaml.safe_dump(self.controller_config))
         self._start(
             name,
             [
@@ -350,6 +354,7 @@ class Lab:
                 "daemon",
                 f"--tls-server-cert={self.certificate}",
                 f"--tls-server-key={self.key}",
+                f"--config-path={config}",
             ],
             {
                 "KUBECONFIG": str(kubeconfig),

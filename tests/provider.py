@@ -46,7 +46,8 @@ class Cloud:
 
     Attributes:
         assigned: by address, the pod's uid, the node and the parent's MAC address.
-        vlans: by address, what it was told.
+        said: by address, its MAC address and VLAN id.
+        last_vlan: the id that was given last; the next one is one more.
         violations: what nobody may ask of it.
     """
 
@@ -54,7 +55,7 @@ class Cloud:
         self.assigned: dict[str, tuple[str, str, str]] = {}
         self.said: dict[str, tuple[str, int]] = {}
         self.violations: list[str] = []
-        self._vlan = 100
+        self.last_vlan = 100
 
     def do(self, method: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         """Status and answer of a request that is carried out now."""
@@ -69,9 +70,9 @@ class Cloud:
                 self.violations.append(f"{address} is asked for by {holder} while {self.assigned[address]} has it")
                 return 409, {"error": f"{address} is taken"}
             if address not in self.said:
-                self._vlan += 1
+                self.last_vlan += 1
                 last = int(address.rpartition(".")[2])
-                self.said[address] = f"fa:16:3e:00:{self._vlan % 256:02x}:{last:02x}", self._vlan
+                self.said[address] = f"fa:16:3e:00:{self.last_vlan % 256:02x}:{last:02x}", self.last_vlan
             mac, vlan = self.said[address]
             items.append({**one, "macAddress": mac, "vlanId": vlan})
         return 200, {

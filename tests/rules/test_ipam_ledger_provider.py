@@ -11,7 +11,7 @@ from msgspec import structs
 from ipam.ledger import Ledger
 from ipam.operations import Chase, Claim, Disown, Granted, Operation, Reclaim, Refused, Settle, Surrender, Surrendered
 from ipam.territory import PoolError
-from tests.rules.ipam_world import address, claim, disown, load, make_pool, one, reloaded, surrender, withheld
+from tests.rules.ipam_world import address, claim, disown, load, make_pool, one, reloaded, surrender
 
 MAC = "02:00:00:00:00:01"
 NOW = 1_800_000_000.0
@@ -24,6 +24,10 @@ def provided(uid: str = "u1", *, by: int = 1000, **more: Any) -> Claim:
 
 def ledger_of(*ips: str, cooldown: float = 30) -> Ledger:
     return load(make_pool(ips or ["10.0.0.1-10.0.0.2"]), cooldown=cooldown)
+
+
+def withheld(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    return dict(json.loads(ledger.status().withheld_ips or "{}"))
 
 
 def matched(ledger: Ledger, operation: Operation, *, now: float = NOW) -> bool:
@@ -57,7 +61,7 @@ def test_what_is_released_is_owed_until_it_is_settled() -> None:
     assert not matched(ledger, Settle(address=FIRST, by=1000))
     assert matched(ledger, Settle(address=FIRST, by=5000), now=NOW + 100)
     assert withheld(ledger) == {FIRST: {"reason": "cool-down", "until": "2027-01-15T08:02:10Z"}}
-    assert ledger.idle
+    assert ledger.debts == []
     assert address(one(ledger, claim("u2"), now=NOW + 100)) == "10.0.0.1/16"
 
 

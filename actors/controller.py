@@ -70,6 +70,7 @@ from actors.webhooks import server as webhooks
 from actors.webhooks.bundle import BundleActor
 from actors.webhooks.registration import rules
 from api import wire
+from api.attachments import attachment_name, provided_master
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import Budget, ReplicaStatus
 from ipam.history import Change
@@ -273,6 +274,14 @@ class Controller:
         self.supervisor.add_service("debts", lambda: following.run(ref))
         return provider
 
+    def _provided_master(self, network: str) -> str:
+        """See `actors.allocation.provided.Provided`. By the name of the definition, whatever the object is called."""
+        namespace, _, name = network.partition("/")
+        for config in self.cluster.multusconfigs.snapshot.objects.values():
+            if config.metadata.namespace == namespace and attachment_name(config) == name:
+                return provided_master(config)
+        return ""
+
     def _own_subnets(self, path: str, system: System) -> Subnets:
         subnets = Subnets(
             path,
@@ -334,7 +343,10 @@ class Controller:
             if self.applications is None
             else AutomaticPools(self.store, ask=lambda ask, seconds: self.peers.application(ask, timeout=seconds)),
             provided=Provided(
-                self._provider, clock=self._clock, elsewhere=bool(config.iaas_network_provider.server_url)
+                self._provider,
+                clock=self._clock,
+                elsewhere=bool(config.iaas_network_provider.server_url),
+                master=self._provided_master,
             ),
         )
         returns = Returns(

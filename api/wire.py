@@ -49,6 +49,13 @@ class NicRequest(Struct, frozen=True, kw_only=True):
     parent_mac: str = ""
 
 
+class NodeLink(Struct, frozen=True):
+    """An interface of the node."""
+
+    name: str
+    mac: str
+
+
 class Allocate(Struct, frozen=True, tag=True):
     """Addresses for one NIC of one pod sandbox, or for several. Idempotent: a repetition gets the same addresses.
 
@@ -80,6 +87,9 @@ class Allocate(Struct, frozen=True, tag=True):
     parent_mac: str = ""
     """MAC address of the node's NIC below this one, where its VLAN id and MAC address come from the cluster's network
     provider: they are in the IPv4 address that is granted then. Empty: nobody else has to know of the address."""
+    links: tuple[NodeLink, ...] = ()
+    """The node's interfaces, for `parent_mac`, where the agent does not know what the NIC is made on: another program's
+    plugin has asked. Then the SpiderMultusConfig of its network says it."""
     more: tuple[NicRequest, ...] = ()
     """Further NICs of the sandbox that are wanted along with this one; their grants are in `Allocated.others`."""
     meta: bool = False

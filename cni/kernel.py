@@ -68,6 +68,14 @@ class Kernel(Protocol):
         """
         ...
 
+    async def possible_parents(self) -> tuple[tuple[str, str], ...]:
+        """Names and MAC addresses of the node's interfaces, those left out that lead into namespaces.
+
+        Raises:
+            KernelRefused: the kernel does not say.
+        """
+        ...
+
     async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
         """Addresses, up, routes, announcement, in this order. On failure the link keeps what it got: detach it.
 
@@ -288,6 +296,10 @@ class LinuxKernel:
     async def parent_mac(self, plan: LinkPlan) -> str:
         """See `Kernel.parent_mac`."""
         return await self._run(attachment.parent_mac, plan)
+
+    async def possible_parents(self) -> tuple[tuple[str, str], ...]:
+        """See `Kernel.possible_parents`."""
+        return await self._run(attachment.possible_parents)
 
     async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
         """See `Kernel.configure`."""

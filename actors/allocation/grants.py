@@ -170,12 +170,12 @@ class Grants:
         holder = Holder(pod=pod, workload=await self._workloads.top(pod), fixed=self._workloads.fixed(pod))
         had = await self._endpoints.read(pod.metadata.namespace, holder.name) if holder.fixed is not None else None
         with traces.span("allocator.select") as span:
-            selection = await self._select(request, holder, had, peer)
+            every, selection = await self._select(request, holder, had, peer)
             span.set_attribute(attributes.SELECTION_SOURCE, selection.source)
             if span.is_recording():
                 span.set_attribute(attributes.EXPLANATION, selection.explanation.summary())
         moving = holder.fixed is not None and await self._workloads.moving(pod)
-        terms = self._provided.terms((_first(request), *request.more), request.pod, moving=moving)
+        terms = self._provided.terms(request, (_first(request), *request.more), every, moving=moving)
         self._provided.check(terms, selection, request.pod)
         if had is not None:
             await self._move(holder, had, selection, request.pod)
@@ -218,7 +218,9 @@ class Grants:
         )
         return allocated
 
-    async def _select(self, request: Allocate, holder: Holder, had: SpiderEndpoint | None, peer: Peer) -> Selection:
+    async def _select(
+        self, request: Allocate, holder: Holder, had: SpiderEndpoint | None, peer: Peer
+    ) -> tuple[SelectionRequest, Selection]:
         asked = (_first(request), *request.more)
         twice = [nic for nic, count in Counter(one.nic for one in asked).items() if count > 1]
         if twice:
@@ -242,7 +244,7 @@ class Grants:
         if self._automatic is not None and every.enable_subnets and autopool.asks(holder.pod.metadata.annotations):
             pools = await self._automatic.prepare(every, request.pod, pools)
         try:
-            return select_together([_asking(one, every) for one in asked], pools)
+            return every, select_together([_asking(one, every) for one in asked], pools)
         except SelectionError as error:
             raise Refusal(
                 Rejected(

@@ -8,16 +8,19 @@ What a crash leaves while the provider is asked: records of an ADD that has no a
 provider is asked again for the same, or it releases.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct, structs
 
 from actors.allocation.callers import Refusal
 from actors.provider.provider import Provider, ProviderError
+from api.annotations import AnnotationError
 from api.ippool import IPPoolSpec
 from api.provider import Wanted
-from api.wire import Address, NicGrant, NicRequest, PodRef, Rejected
+from api.wire import Address, Allocate, NicGrant, NicRequest, PodRef, Rejected
+from ipam.candidates import SelectionRequest
+from ipam.predicates import attachment_of
 from ipam.selection import Selection
 from runtime.actor import working_until
 from runtime.clock import Clock
@@ -47,18 +50,34 @@ class Terms(Struct, frozen=True):
 class Provided:
     """How `Grants` has a provider asked; without one, whoever needs it is refused."""
 
-    def __init__(self, provider: Provider | None, *, clock: Clock, elsewhere: bool = False) -> None:
-        """`elsewhere`: there is one, and other replicas ask it."""
+    def __init__(
+        self,
+        provider: Provider | None,
+        *,
+        clock: Clock,
+        elsewhere: bool = False,
+        master: Callable[[str], str] = lambda _network: "",
+    ) -> None:
+        """`elsewhere`: there is one, and other replicas ask it.
+
+        `master` says of a network ``namespace/name`` on which of the node's interfaces its NICs are made, if their VLAN
+        id comes with the address; else it is empty.
+        """
         self._provider = provider
         self._clock = clock
+        self._master = master
         self._elsewhere = elsewhere
 
     def __repr__(self) -> str:
         return f"<Provided by {self._provider}>"
 
-    def terms(self, asked: Sequence[NicRequest], ref: PodRef, *, moving: bool) -> Terms:
-        """What has to be written down before. Raises `Refusal`."""
+    def terms(self, request: Allocate, asked: Sequence[NicRequest], every: SelectionRequest, *, moving: bool) -> Terms:
+        """What has to be written down before; `every` is what is so of every NIC of the pod. Raises `Refusal`."""
+        ref = request.pod
         macs = {one.nic: one.parent_mac for one in asked if one.parent_mac}
+        if request.links:
+            mac = self._below(request, every)
+            macs |= {request.nic: mac} if mac else {}
         now = self._clock.now()
         if not macs:
             return Terms({}, 0, now)
@@ -74,6 +93,24 @@ class Provided:
         expires = (now + _SECONDS if until is None else until) - RESERVE_SECONDS
         expires = min(expires, now + self._provider.timeout)
         return Terms(macs, self._provider.until(max(0.0, expires - now)), expires)
+
+    def _below(self, request: Allocate, every: SelectionRequest) -> str:
+        """The MAC address of what another program's plugin makes the NIC on; empty where no provider has to know it."""
+        if request.multus:
+            network = request.multus
+        else:
+            try:
+                network = attachment_of(every, request.nic).network
+            except AnnotationError:
+                return ""
+        master = self._master(network)
+        if not master:
+            return ""
+        mac = next((link.mac for link in request.links if link.name == master), "")
+        if not mac:
+            text = f"{request.nic}: network {network} is made on {master}, and the node has none"
+            raise Refusal(Rejected(message=f"pod {request.pod}: {text}", cause="wrong_input"))
+        return mac
 
     def check(self, terms: Terms, selection: Selection, ref: PodRef) -> None:
         """Raise `Refusal` where a NIC would have no address that the provider knows."""

@@ -14,6 +14,7 @@ from api.wire import (
     FoundCoordinator,
     Networked,
     NicRequest,
+    NodeLink,
     PodRef,
     Rejected,
     Response,
@@ -50,6 +51,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
     """The networks of the parent NIC; None where nobody wants them matched."""
     parent_mac: str = ""
     """Of the parent NIC; empty where no network provider wants to know it."""
+    links: tuple[NodeLink, ...] = ()
+    """Of the node, where nobody has said which of them the parent NIC is."""
 
 
 class _Rejected(Exception):
@@ -99,6 +102,7 @@ def allocate(wanted: Sequence[Wanted], *, begun: int, disputed: bool, meta: bool
         multus=mine.multus,
         ips=mine.ips,
         parent_mac=mine.parent_mac,
+        links=first.links,
         more=tuple(_request(one) for one in more),
         meta=meta,
         coordinated=any(needs_cluster(one.invocation) for one in wanted),

@@ -40,7 +40,7 @@ class Asking:
         """Send it, and take what comes. Nothing is raised here: those who wait get it."""
         try:
             begun, request = self._clock.now(), await self._request()
-            provided = request.parent_mac or any(one.parent_mac for one in request.more)
+            provided = request.parent_mac or request.links or any(one.parent_mac for one in request.more)
             deadline = begun + (PROVIDED_SECONDS if provided else ALLOCATE_SECONDS)
             self._answer, self.doubtful = await ask(self._controllers, request, deadline=deadline, interim=self._hear)
         except Exception as error:  # noqa: BLE001 - whoever waits for it

@@ -72,6 +72,7 @@ class Construction:
                     invocation=nic.invocation,
                     masters=await nic.masters(self._kernel, self._pfs),
                     parent_mac=await nic.parent_mac(self._kernel),
+                    links=await nic.possible_parents(self._kernel),
                 )
                 for nic in wanting
             ]

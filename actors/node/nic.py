@@ -13,7 +13,7 @@ from actors.node.addressing import pod_ref
 from actors.node.pfs import PhysicalFunctions
 from api.networks import Bandwidth
 from api.route import Route
-from api.wire import Allocated, Coordination, NicGrant
+from api.wire import Allocated, Coordination, NicGrant, NodeLink
 from cni import bandwidth, coordination
 from cni.coordination import CoordinationPlan, Pair, coordination_plan, pair_of
 from cni.errors import CniError, InterfaceExists, InvalidNetns, TryAgainLater
@@ -142,6 +142,12 @@ class Nic:
             return ""
         conf = self.invocation.conf
         return await kernel.parent_mac(LinkPlan(netns=self.invocation.netns, ifname=self.ifname, master=conf.master))
+
+    async def possible_parents(self, kernel: Kernel) -> tuple[NodeLink, ...]:
+        """The node's interfaces, where a plugin that asks does not say what it makes. Raises `CniError`."""
+        if self.invocation.role is not Role.IPAM or self.invocation.conf.type:
+            return ()
+        return tuple(NodeLink(name, mac) for name, mac in await kernel.possible_parents())
 
     def take(self, allocated: Allocated, *, first: bool, together: frozenset[str]) -> None:
         """Note what the controller has granted; `together` are the interfaces of this call. See `answered`."""

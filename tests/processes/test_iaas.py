@@ -15,7 +15,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from tests.processes.lab import CniError, Lab, Pod
-from tests.processes.test_original_plugins import ask
+from tests.processes.test_original_plugins import arguments, ask
 from tests.processes.webhooks import IPPOOLS
 from tests.provider import ProviderServer
 from tests.servers import ControlPlane
@@ -36,7 +36,9 @@ def lab(control_plane: ControlPlane, provider: ProviderServer) -> Iterator[Lab]:
     """Requests to the provider have two seconds."""
     if os.geteuid() != 0:
         pytest.skip("needs root, or: unshare --map-root-user --net --mount")
-    running = Lab(control_plane, environment={"SPIDERPOOL_IP_COOLDOWN_DURATION": "1"})
+    running = Lab(
+        control_plane, environment={"SPIDERPOOL_IP_COOLDOWN_DURATION": "1", "SPIDERPOOL_MULTUS_CONFIG_ENABLED": "true"}
+    )
     running.controller_config = {"iaasNetworkProvider": {"serverUrl": provider.url, "httpRequestTimeout": TIMEOUT}}
     with running:
         running.create_pools(40)
@@ -241,6 +243,47 @@ def test_a_master_that_is_not_there_costs_no_address(lab: Lab, provider: Provide
         pod.add(binary=lab.plugins / "spiderpool", config={**config(lab, pod.node), "master": "nothing0"})
     assert len(provider.requests) == asked
     delete(pod)
+    settled(lab, provider)
+
+
+def test_the_originals_plugin(lab: Lab, provider: ProviderServer) -> None:
+    """It asks for the address, then for the rest, and says nothing of what it makes: the SpiderMultusConfig does."""
+    for name, block in (("cloud", {"vlanMode": "auto"}), ("plain", {"vlanID": 100})):
+        lab.control_plane.request(
+            "POST",
+            f"/apis/spiderpool.spidernet.io/v2beta1/namespaces/{lab.namespace}/spidermultusconfigs",
+            {
+                "apiVersion": "spiderpool.spidernet.io/v2beta1",
+                "kind": "SpiderMultusConfig",
+                "metadata": {"name": name, "annotations": {"multus.spidernet.io/cr-name": f"{name}-net"}},
+                "spec": {"cniType": "vlan", "vlan": {"master": ["n1-up"], **block}},
+            },
+        )
+    for name in ("plain", "cloud"):
+        notes = {
+            "ipam.spidernet.io/ippool": json.dumps(lab.pools_of_pods),
+            "v1.multus-cni.io/default-network": f"{lab.namespace}/{name}-net",
+        }
+        pod = Pod(lab, f"of-the-original-{name}", "n1", annotations=notes)
+        pod.new_sandbox()
+        lab.wait_for(lambda pod=pod: ask(lab, "n1", "POST", "/ipam/ip", arguments(pod))[0] == 200)
+        status, body = ask(lab, "n1", "POST", "/ipam/ip", arguments(pod))
+        assert status == 200
+        four = next(ip for ip in body["ips"] if ip["version"] == 4)
+        address = four["address"].partition("/")[0]
+        _, found = ask(lab, "n1", "GET", "/workloadendpoint", podNamespace=lab.namespace, podName=pod.name)
+        (interface,) = found["interfaces"]
+        if name == "cloud":
+            assert provider.cloud.assigned[address] == (pod.uid, "n1", mac_of("n1-up"))
+            assert (four["mac"], four["vlan"]) == provider.cloud.said[address]
+            assert (interface["mac"], interface["vlan"]) == provider.cloud.said[address]
+        else:
+            assert provider.cloud.assigned == {}
+            assert "mac" not in interface
+        assert ask(lab, "n1", "DELETE", "/ipam/ip", arguments(pod))[0] == 200
+        assert pod.netns is not None
+        pod.netns.__exit__(None, None, None)
+    lab.wait_for(lambda: not provider.cloud.assigned, seconds=60)
     settled(lab, provider)
 
 

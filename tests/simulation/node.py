@@ -220,6 +220,10 @@ class MemoryKernel:
         await anyio.lowlevel.checkpoint()
         return "02:ff:00:00:00:01"
 
+    async def possible_parents(self) -> tuple[tuple[str, str], ...]:
+        await anyio.lowlevel.checkpoint()
+        return ()
+
     async def master_networks(self, netns: str, ifname: str) -> tuple[str, ...]:
         await anyio.lowlevel.checkpoint()
         return ()

@@ -113,6 +113,8 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     """With prefix lengths."""
     pools: tuple[str, ...] = ()
     """The pool of each address, in the same order."""
+    provided: bool = False
+    """Whether a request for its addresses may take as long as a network provider does."""
     assigned: Assigned | None = None
     """What the cluster's network provider says of the interface; None: nobody asked it."""
     others: tuple[NicGrant, ...] = ()

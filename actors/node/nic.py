@@ -145,7 +145,7 @@ class Nic:
 
     async def possible_parents(self, kernel: Kernel) -> tuple[NodeLink, ...]:
         """The node's interfaces, where a plugin that asks does not say what it makes. Raises `CniError`."""
-        if self.invocation.role is not Role.IPAM or self.invocation.conf.type:
+        if is_assigned(self.invocation.conf) or not _may_be_provided(self.invocation):
             return ()
         return tuple(NodeLink(name, mac) for name, mac in await kernel.possible_parents())
 
@@ -273,10 +273,17 @@ def blank_entry(invocation: Invocation, *, changed_ns: int) -> JournalEntry:
         role=invocation.role,
         kind=invocation.link_kind,
         bare=invocation.conf.ipam.type != IPAM_TYPE,
+        provided=_may_be_provided(invocation),
         host_veth=pair_of(invocation),
         pod=pod_ref(invocation.args),
         changed_ns=changed_ns,
     )
+
+
+def _may_be_provided(invocation: Invocation) -> bool:
+    """Whether a network provider may have to know of it. Some other program's plugins do not say what they make."""
+    conf = invocation.conf
+    return is_assigned(conf) or (invocation.role is Role.IPAM and not conf.type)
 
 
 async def plan_coordination(

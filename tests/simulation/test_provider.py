@@ -1,7 +1,6 @@
 """A controller and a network provider on a virtual clock: nothing leaks on either side, whatever the provider does."""
 
 import json
-from collections.abc import Mapping
 from random import Random
 from typing import Any
 
@@ -11,9 +10,9 @@ from msgspec.structs import replace
 
 from actors.allocation import provided
 from actors.controller import Controller
-from actors.provider.provider import SKEW_SECONDS, Provider
+from actors.provider.provider import Provider
 from api import wire
-from api.configfile import ConfigFile, IaasNetworkProvider
+from api.configfile import ConfigFile
 from api.ippool import IPPoolSpec, SpiderIPPool
 from api.kinds import ENDPOINT, EVENT, IPPOOL, POD
 from api.meta import ObjectMeta
@@ -21,53 +20,13 @@ from api.settings import ControllerSettings
 from api.wire import Allocate, Allocated, PodRef, Rejected, Release, Released
 from runtime.actor import System
 from runtime.testing import run
-from runtime.web import Answer, Unanswered, Unsent
-from tests.provider import Cloud, spoiled
+from tests.simulation.cloud import CONFIG as PROVIDER
+from tests.simulation.cloud import FAULTS, PlayedWeb
 from tests.simulation.stage import Scene, Stage
+from tests.simulation.world import ROUGH_NETWORK, ROUGH_STORE, World, crashes, hangs, roll_overs
 
-CONFIG = ConfigFile(iaas_network_provider=IaasNetworkProvider(server_url="http://cloud:80", http_request_timeout="10s"))
+CONFIG = ConfigFile(iaas_network_provider=PROVIDER)
 MAC = "02:aa:00:00:00:01"
-
-
-class PlayedWeb:
-    """The provider as `runtime.web.Web`. A request that is given up may be carried out all the same, in its time."""
-
-    def __init__(self, seed: int, *, faults: Mapping[str, float], delay: float = 0.05) -> None:
-        """`faults` are shares of requests."""
-        self.cloud = Cloud()
-        self.requests: list[tuple[str, dict[str, Any], float, float]] = []
-        """Method, body, seconds by the header, when."""
-        self.down = False
-        self.faults = faults
-        self._delay = delay
-        self._random = Random(seed)
-        self.group: anyio.abc.TaskGroup
-
-    async def post(self, url: str, body: bytes, *, headers: Mapping[str, str], seconds: float) -> Answer:
-        method = "allocate" if url.endswith("allocate-ips") else "release"
-        asked, limit = json.loads(body), int(headers["X-Request-Timeout-Ms"]) / 1000
-        self.requests.append((method, asked, limit, anyio.current_time()))
-        if self.down:
-            raise Unsent("connection refused")
-        fault = next((name for name, share in self.faults.items() if self._random.random() < share), "")
-        if fault == "500":
-            await anyio.sleep(self._delay)
-            return Answer(500, b"no")
-        if fault == "late":
-            # It waits for its own limits; nobody hears what becomes of it.
-            self.group.start_soon(self._later, method, asked, limit)
-            await anyio.sleep(seconds)
-            raise Unanswered("no answer")
-        await anyio.sleep(self._delay * self._random.uniform(0.5, 2.0))
-        status, answer = self.cloud.do(method, asked)
-        if fault == "lost":
-            raise Unanswered("connection reset")
-        return Answer(status, spoiled(fault, answer) if method == "allocate" else b"")
-
-    async def _later(self, method: str, asked: dict[str, Any], limit: float) -> None:
-        # Clocks differ, and what was sent last is on its way.
-        await anyio.sleep(self._random.uniform(0.0, limit + SKEW_SECONDS - 1.0))
-        self.cloud.do(method, asked)
 
 
 class Pods:
@@ -383,9 +342,6 @@ def test_a_pool_that_is_deleted_waits_for_the_provider() -> None:
     act(scene, web)
 
 
-FAULTS = {"500": 0.1, "lost": 0.15, "late": 0.15, "missing": 0.05, "garbage": 0.03}
-
-
 def churn(seed: int, web: PlayedWeb) -> None:
     """Pods come and go on a pool with hardly any room, and its controller restarts, while the provider fails."""
 
@@ -461,3 +417,23 @@ def test_the_same_without_a_precaution_is_found_out(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises((AssertionError, BaseExceptionGroup)):
         all_seeds()
+
+
+# ---------------------------------------------------------------- the whole cluster
+
+
+def cluster(seed: int, **options: Any) -> World:
+    return World(
+        seed, chances=ROUGH_STORE, weather=ROUGH_NETWORK, pods=8, web=PlayedWeb(seed, faults=FAULTS), **options
+    )
+
+
+@pytest.mark.parametrize("disturb", [None, crashes, roll_overs])
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_agents_and_two_owners_of_every_pool_that_die(seed: int, disturb: Any) -> None:
+    run(lambda: cluster(seed).run(disturb), seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_owners_that_hang_and_are_taken_over(seed: int) -> None:
+    run(lambda: cluster(seed, replicas=("c1", "c2", "c3"), spread=True, forgetful=0.3).run(hangs), seed=seed)

@@ -213,7 +213,7 @@ class Nic:
         if self.link is None or self.grant is None or not coordination.wanted(self.invocation.conf):
             return
         with traces.span("coordinate"):
-            plan = await plan_coordination(kernel, self.invocation, cluster, names=names)
+            plan = await plan_coordination(kernel, self.invocation, cluster, names=names, assigned=self.entry.assigned)
             pair = plan.host_veth if plan is not None and plan.makes_pair else ""
             self.entry = msgspec.structs.replace(self.entry, host_veth=pair, coordination=plan)
             if plan is None:
@@ -287,16 +287,23 @@ def _may_be_provided(invocation: Invocation) -> bool:
 
 
 async def plan_coordination(
-    kernel: Kernel, invocation: Invocation, cluster: Coordination, *, names: tuple[str, ...] = ()
+    kernel: Kernel,
+    invocation: Invocation,
+    cluster: Coordination,
+    *,
+    names: tuple[str, ...] = (),
+    assigned: Assigned | None = None,
 ) -> CoordinationPlan | None:
     """What is to be built around an interface that stands; None for nothing.
 
-    `names` are all interfaces of the pod, where the call does not say them. Raises `CniError`.
+    `names` are all interfaces of the pod, where the call does not say them. Where a network provider has said the MAC
+    address the interface keeps that: with another one it gets no frames. Raises `CniError`.
     """
     nics = invocation.nics or names
     survey = await kernel.survey(invocation.netns)
     ordinal = nics.index(invocation.ifname) if invocation.ifname in nics else None
-    return coordination_plan(invocation, cluster, survey, ordinal=ordinal, names=nics)
+    plan = coordination_plan(invocation, cluster, survey, ordinal=ordinal, names=nics)
+    return plan if plan is None or assigned is None else msgspec.structs.replace(plan, mac="", former_mac="")
 
 
 async def detach(kernel: Kernel, pfs: PhysicalFunctions, entry: JournalEntry) -> None:

@@ -21,7 +21,6 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
 """
 
 import logging
-import ssl
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import lru_cache
@@ -57,9 +56,7 @@ from actors.pools.ippools import IPPools
 from actors.pools.peers import Peers, pool_key, subnet_key
 from actors.pools.terms import Terms, Witnesses
 from actors.pools.throughput import Throughput, work
-from actors.provider.following import Following as FollowingDebts
-from actors.provider.provider import Provider
-from actors.provider.releases import ReleasesActor
+from actors.provider import assembly as provider
 from actors.replica.activity import Activity
 from actors.replica.cluster import Cluster
 from actors.replica.lookups import Lookups, Scene
@@ -70,7 +67,6 @@ from actors.webhooks import server as webhooks
 from actors.webhooks.bundle import BundleActor
 from actors.webhooks.registration import rules
 from api import wire
-from api.attachments import attachment_name, provided_master
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import Budget, ReplicaStatus
 from ipam.history import Change
@@ -84,7 +80,7 @@ from runtime.store.port import Store
 from runtime.supervision import Intensity, Supervisor
 from runtime.transport.port import Call, Overloaded
 from runtime.transport.server import is_own_address
-from runtime.web import AiohttpWeb, Web
+from runtime.web import Web
 from telemetry import metrics, traces
 from telemetry.http import Post, Response, Route
 
@@ -235,7 +231,15 @@ class Controller:
         self._activity = Activity()
         self._replica = settings.pod_name
         self._started = system.clock.wall()
-        self._provider = self._make_provider(settings, web)
+        self._provider = provider.assemble(
+            config.iaas_network_provider,
+            web,
+            clock=self._clock,
+            supervisor=self.supervisor,
+            pools=self.cluster.pools.snapshot,
+            peers=self.peers,
+            say=self._notices.not_released,
+        )
         self._allocator = self.supervisor.add_actor(
             "allocator",
             self._make_allocator(settings, endpoints, pods_exist=pods_exist),
@@ -258,29 +262,6 @@ class Controller:
             capacity=AttachmentsActor.capacity,
         )
         self.supervisor.add_service("multusconfigs", lambda: following.run(ref))
-
-    def _make_provider(self, settings: ControllerSettings, web: Web | None) -> Provider | None:
-        """The network provider, and whoever tells it of releases; None where the settings name none."""
-        config = settings.config.iaas_network_provider
-        if web is None or not config.server_url:
-            return None
-        provider = Provider(web, url=config.server_url, timeout=config.timeout, clock=self._clock)
-        following = FollowingDebts(self.cluster.pools.snapshot, mine=lambda name: self.peers.mine(pool_key(name)))
-        ref = self.supervisor.add_actor(
-            "provider",
-            lambda: ReleasesActor(provider, pools=self.peers, say=self._notices.not_released, begin=following.begin),
-            capacity=ReleasesActor.capacity,
-        )
-        self.supervisor.add_service("debts", lambda: following.run(ref))
-        return provider
-
-    def _provided_master(self, network: str) -> str:
-        """See `actors.allocation.provided.Provided`. By the name of the definition, whatever the object is called."""
-        namespace, _, name = network.partition("/")
-        for config in self.cluster.multusconfigs.snapshot.objects.values():
-            if config.metadata.namespace == namespace and attachment_name(config) == name:
-                return provided_master(config)
-        return ""
 
     def _own_subnets(self, path: str, system: System) -> Subnets:
         subnets = Subnets(
@@ -346,7 +327,7 @@ class Controller:
                 self._provider,
                 clock=self._clock,
                 elsewhere=bool(config.iaas_network_provider.server_url),
-                master=self._provided_master,
+                master=self.cluster.provided_master,
             ),
         )
         returns = Returns(
@@ -467,20 +448,6 @@ async def _follow_peers(
     await channels.follow(store, peers.set)
 
 
-def _web(settings: ControllerSettings) -> AiohttpWeb | None:
-    """How the network provider is asked; None where there is none. Raises `SettingsError`."""
-    config = settings.config.iaas_network_provider
-    if not config.server_url:
-        return None
-    try:
-        context = ssl.create_default_context(cadata=config.ca_bundle or None)
-    except ssl.SSLError as error:
-        raise SettingsError(f"iaasNetworkProvider.caBundle: expected certificates in PEM: {error}") from None
-    if config.insecure_skip_verify:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return AiohttpWeb(context)
-
-
 async def _credentials(kubeconfig: str) -> Credentials:
     try:
         return await credentials_of(kubeconfig)
@@ -498,7 +465,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         settings = load_controller(program.environment(), arguments.file_text, arguments.flags)
-        web = _web(settings)
+        web = provider.web_of(settings.config.iaas_network_provider)
     except SettingsError as error:
         program.refuse(NAME, error)
     if not settings.tls_server_cert:

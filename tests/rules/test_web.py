@@ -5,12 +5,13 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from actors.controller import _web
-from api.configfile import ConfigFile, IaasNetworkProvider
-from api.settings import ControllerSettings, SettingsError
+from actors.provider.assembly import web_of
+from api.configfile import IaasNetworkProvider
+from api.settings import SettingsError
 from runtime.web import AiohttpWeb, Unanswered, Unsent
 from tests.provider import ALLOCATE, Fault, ProviderServer
 from tests.servers.certificates import CertificateAuthority
@@ -86,9 +87,8 @@ def authority(tmp_path: Path) -> CertificateAuthority:
     return CertificateAuthority(tmp_path)
 
 
-def settings(url: str, **more: object) -> ControllerSettings:
-    config = ConfigFile(iaas_network_provider=IaasNetworkProvider(server_url=url, **more))  # type: ignore[arg-type]
-    return ControllerSettings(pod_namespace="spiderpool", pod_name="c1", config=config)
+def settings(url: str, **more: Any) -> IaasNetworkProvider:
+    return IaasNetworkProvider(server_url=url, **more)
 
 
 async def test_certificates_are_checked_unless_that_is_switched_off(authority: CertificateAuthority) -> None:
@@ -98,7 +98,7 @@ async def test_certificates_are_checked_unless_that_is_switched_off(authority: C
     pem = authority.ca_file.read_text()
     with ProviderServer(context) as server:
         for more, trusts in (({}, False), ({"ca_bundle": pem}, True), ({"insecure_skip_verify": True}, True)):
-            web = _web(settings(server.url, **more))
+            web = web_of(settings(server.url, **more))
             assert web is not None
             try:
                 if trusts:
@@ -112,5 +112,5 @@ async def test_certificates_are_checked_unless_that_is_switched_off(authority: C
 
 def test_a_bundle_that_is_none_is_refused_at_the_start() -> None:
     with pytest.raises(SettingsError, match=r"iaasNetworkProvider\.caBundle: expected certificates in PEM"):
-        _web(settings("https://cloud:443", ca_bundle="nonsense"))
-    assert _web(settings("")) is None
+        web_of(settings("https://cloud:443", ca_bundle="nonsense"))
+    assert web_of(settings("")) is None

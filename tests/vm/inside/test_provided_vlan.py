@@ -61,8 +61,9 @@ async def test_a_container_comes_and_goes(provider: ProviderServer, segment: Seg
         assert two.netns.run(lambda: _link("eth0"))["vlan"] == 101
         with pytest.raises(OSError):  # noqa: PT011
             await asyncio.to_thread(talk, segment.neighbour, two.netns, POOL["gateway"], timeout=2.0)
+        await one.delete()
+        await two.delete()
         for container in (one, two):
-            await container.delete()
             assert await node.left(container) == []
         while provider.cloud.assigned:  # noqa: ASYNC110 - the server's
             await asyncio.sleep(0.1)

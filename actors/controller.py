@@ -162,11 +162,9 @@ class Controller:
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
         self.peers = Peers(settings.pod_name, clock=system.clock, local=self.pools)
-        self.supervisor.add_service("ownership", lambda: self.pools.follow(lambda n: self.peers.mine(pool_key(n))))
-        self.supervisor.add_service("overlaps", lambda: self.pools.watch(lambda n: self.peers.mine(pool_key(n))))
+        self.pools.supervise(self.supervisor, lambda name: self.peers.mine(pool_key(name)))
         if settings.multus_config_enabled and pods_exist:
             self._make_attachments()
-        self.supervisor.add_service("leaving", lambda: self.pools.watch_leaving(lambda n: self.peers.mine(pool_key(n))))
         config = settings.config
         provides = not grants_only and pods_exist and config.enable_spider_subnet
         if provides:

@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
+from api.meta import FINALIZER
 from bench.figures import ApiRequests, cpu_seconds, latencies, list_requests, quantile, resident, row, title, writes
 from ipam.ranges import parse_ranges
 from tests.isolation import isolate
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--applications", type=int, default=100, help="made at once (default 100)")
     parser.add_argument("--reviews", type=int, default=2000, help="pools that are admitted (default 2000)")
     parser.add_argument("--pools", type=int, default=1000, help="that an idle controller watches (default 1000)")
+    parser.add_argument("--subnets", type=int, default=200, help="of those pools (default 200)")
+    parser.add_argument("--pods", type=int, default=20000, help="with addresses of those pools (default 20000)")
     options = parser.parse_args(arguments)
     if not isolate():
         sys.stderr.write("bench control needs root: its lab makes network namespaces\n")
@@ -47,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             plane.scaled(options.scales)
             plane.at_once(options.applications)
             plane.admitted(options.reviews)
-            plane.idle(options.pools)
+            plane.idle(options.pools, subnets=options.subnets, pods=options.pods)
     return 0
 
 
@@ -120,18 +123,23 @@ class Plane:
         row("without webhooks, p50", f"{statistics.median(unjudged):.1f} ms")
         row("without webhooks, p99", f"{quantile(unjudged, 0.99):.1f} ms", "the two reviews of one: <= 10 ms each")
 
-    def idle(self, count: int) -> None:
-        """Nothing happens for a while."""
-        title(f"an idle controller that watches {count} pools")
+    def idle(self, count: int, *, subnets: int, pods: int) -> None:
+        """Nothing happens for a while in a cluster of that size, whose nodes are well and whose pods all run."""
+        title(f"an idle controller: {count} pools of {subnets} subnets, {pods} pods with addresses and SpiderEndpoints")
+        begun = time.perf_counter()
+        idle = Idle(self._control_plane, self._lab.namespace, pools=count, subnets=subnets, pods=pods)
         # As the API server would admit them at leisure: it is not what is measured.
         with self._lab.admission.unseen(), ThreadPoolExecutor(8) as threads:
-            list(threads.map(self._make_pool, range(count)))
+            for make, number in ((idle.node, idle.nodes), (idle.subnet, subnets), (idle.pool, count), (idle.pod, pods)):
+                list(threads.map(make, range(number)))
+        row("made in", f"{time.perf_counter() - begun:.0f} s")
         pid = self._lab.processes["controller"].pid
-        time.sleep(20)
-        before, seconds = cpu_seconds(pid), 20.0
+        time.sleep(60)
+        before, cpu, seconds = ApiRequests(self._control_plane), cpu_seconds(pid), 60.0
         time.sleep(seconds)
-        row("CPU, share of a core", f"{(cpu_seconds(pid) - before) / seconds * 100:.1f} %", "<= 1 %")
+        row("CPU, share of a core", f"{(cpu_seconds(pid) - cpu) / seconds * 100:.1f} %", "<= 1 %")
         row("resident", f"{resident(pid):.0f} MiB", "<= 250 MiB")
+        row("API writes meanwhile", f"{writes(before.since())}", "0")
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
@@ -155,12 +163,6 @@ class Plane:
         }
         spec = {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": template}
         self._control_plane.request("POST", self._deployments, {"metadata": {"name": name}, "spec": spec})
-
-    def _make_pool(self, number: int) -> None:
-        subnet = f"10.{100 + number // 256}.{number % 256}.0/24"
-        spec = {"ipVersion": 4, "subnet": subnet, "ips": [subnet.replace(".0/24", ".10")]}
-        body = {**POOL_TYPE, "metadata": {"name": f"idle-{number}"}, "spec": spec}
-        self._control_plane.request("POST", IPPOOLS, body)
 
     def _size(self, name: str) -> int:
         spec = self._control_plane.request("GET", f"{IPPOOLS}/{name}").body["spec"]
@@ -187,6 +189,99 @@ class Plane:
                 raise TimeoutError(msg)
             time.sleep(0.005)
         return seen
+
+
+class Idle:
+    """Objects of a cluster where all is well: each pool is full of records of pods that there are."""
+
+    def __init__(self, control_plane: ControlPlane, namespace: str, *, pools: int, subnets: int, pods: int) -> None:
+        self._control_plane = control_plane
+        self._namespace = namespace
+        self._pools = pools
+        self._subnets = subnets
+        self._each = pods // pools
+        self._uids: dict[int, str] = {}
+        self.nodes = max(pods // 100, 1)
+
+    def node(self, number: int) -> None:
+        """Ready, and without an agent."""
+        self._post("/api/v1/nodes", {"metadata": {"name": f"idle-{number}"}})
+        ready = {"conditions": [{"type": "Ready", "status": "True", "reason": "Played"}]}
+        self._control_plane.request("PATCH", f"/api/v1/nodes/idle-{number}/status", {"status": ready})
+
+    def subnet(self, number: int) -> None:
+        """With as many addresses as its pools have."""
+        spec = {"ipVersion": 4, "subnet": self._cidr(number), "ips": [self._range(number, 0, self._in_subnet - 1)]}
+        self._post(SUBNETS, {**POOL_TYPE, "kind": "SpiderSubnet", "metadata": {"name": f"idle-{number}"}, "spec": spec})
+
+    def pool(self, number: int) -> None:
+        """Its records come with its pods."""
+        subnet, place = number % self._subnets, number // self._subnets
+        first = place * self._each
+        spec = {
+            "ipVersion": 4,
+            "subnet": self._cidr(subnet),
+            "ips": [self._range(subnet, first, first + self._each - 1)],
+        }
+        self._post(IPPOOLS, {**POOL_TYPE, "metadata": {"name": f"idle-{number}"}, "spec": spec})
+
+    def pod(self, number: int) -> None:
+        """Runs on a node, with a SpiderEndpoint; the last one of a pool writes the pool's records."""
+        pool, place = number // self._each, number % self._each
+        node, name = f"idle-{number % self.nodes}", f"idle-{number}"
+        spec = {"nodeName": node, "containers": [{"name": "main", "image": "none"}]}
+        made = self._post(f"/api/v1/namespaces/{self._namespace}/pods", {"metadata": {"name": name}, "spec": spec})
+        uid = self._uids[number] = made["metadata"]["uid"]
+        address = self._address(pool % self._subnets, pool // self._subnets * self._each + place)
+        shown = {"interface": "eth0", "ipv4": f"{address}/16", "ipv4Pool": f"idle-{pool}"}
+        status = {
+            "current": {"uid": uid, "node": node, "ips": [shown]},
+            "ownerControllerType": "Pod",
+            "ownerControllerName": name,
+        }
+        owner = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}
+        meta = {"name": name, "finalizers": [FINALIZER], "ownerReferences": [owner]}
+        path = f"/apis/spiderpool.spidernet.io/v2beta1/namespaces/{self._namespace}/spiderendpoints"
+        self._post(path, {**POOL_TYPE, "kind": "SpiderEndpoint", "metadata": meta, "status": status})
+        if place == self._each - 1:
+            self._fill(pool)
+
+    def _fill(self, pool: int) -> None:
+        records = {}
+        for place in range(self._each):
+            number = pool * self._each + place
+            while number not in self._uids:
+                time.sleep(0.01)
+            records[self._address(pool % self._subnets, pool // self._subnets * self._each + place)] = {
+                "pod": f"{self._namespace}/idle-{number}",
+                "podUid": self._uids[number],
+                "nic": "eth0",
+                "node": f"idle-{number % self.nodes}",
+                "cid": f"{number:012x}",
+            }
+        status = {
+            "allocatedIPs": json.dumps(records),
+            "allocatedIPCount": len(records),
+            "totalIPCount": self._each,
+        }
+        self._control_plane.request("PATCH", f"{IPPOOLS}/idle-{pool}/status", {"status": status})
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        made: dict[str, Any] = self._control_plane.request("POST", path, body).body
+        return made
+
+    @property
+    def _in_subnet(self) -> int:
+        return -(-self._pools // self._subnets) * self._each
+
+    def _cidr(self, subnet: int) -> str:
+        return f"10.{subnet}.0.0/16" if subnet < 256 else f"11.{subnet - 256}.0.0/16"
+
+    def _address(self, subnet: int, number: int) -> str:
+        return self._cidr(subnet).replace(".0.0/16", f".{1 + number // 250}.{1 + number % 250}")
+
+    def _range(self, subnet: int, first: int, last: int) -> str:
+        return f"{self._address(subnet, first)}-{self._address(subnet, last)}"
 
 
 if __name__ == "__main__":

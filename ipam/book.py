@@ -86,6 +86,11 @@ class Book:
         return self._version
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """How many addresses the pool has, and how many are in use, as its status is to say it."""
+        return min(self._total, MAX_INT64), len(self._records)
+
+    @property
     def records(self) -> Records:
         """Live, for audits: address as a number to record, those outside the pool's ranges too. Not to be changed."""
         return self._records
@@ -145,11 +150,12 @@ class Book:
     def status(self) -> IPPoolStatus:
         """The status to write: records (None when there are none, never `{}`) and counts; the rest as loaded."""
         allocated, withheld = self._table.texts()
+        total, in_use = self.counts
         return structs.replace(
             self._pool.status,
             allocated_ips=allocated,
-            allocated_ip_count=len(self._records),
-            total_ip_count=min(self._total, MAX_INT64),
+            allocated_ip_count=in_use,
+            total_ip_count=total,
             withheld_ips=withheld,
         )
 

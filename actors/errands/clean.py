@@ -23,6 +23,7 @@ from api import kinds
 from api.configfile import SettingsError
 from api.core import Event, Pod
 from api.kinds import Kind
+from api.meta import FINALIZER, ObjectMeta
 from api.retirement import LEFT, RETIRE, WITHDRAWN
 from runtime.store.port import NotFound, Store, StoreError
 
@@ -51,6 +52,8 @@ class Task(Struct, frozen=True, kw_only=True):
     controller: str
     """Name of the webhook configurations."""
     remove_objects: bool = False
+    finalizers: bool = False
+    """Only take the finalizers off."""
     dry_run: bool = False
     seconds: float = 60.0
     """For the agents to answer; and again for objects to go."""
@@ -60,7 +63,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     """The command."""
     given = program.environment() if environ is None else environ
     parser = argparse.ArgumentParser(prog=NAME, description="Take Spiderpool off the nodes before its programs go.")
-    parser.add_argument("--remove-objects", action="store_true", help="also pools, endpoints ... and their kinds")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--remove-objects", action="store_true", help="also pools, endpoints ... and their kinds")
+    what.add_argument("--finalizers", action="store_true", help="only let go of pools, endpoints ..., which stay")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for the agents to answer")
     flags = parser.parse_args(argv)
@@ -72,6 +77,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
         agent=given.get("SPIDERPOOL_AGENT_NAME") or "spiderpool-agent",
         controller=given.get("SPIDERPOOL_CONTROLLER_NAME") or "spiderpool-controller",
         remove_objects=flags.remove_objects,
+        finalizers=flags.finalizers,
         dry_run=flags.dry_run,
         seconds=flags.timeout,
     )
@@ -80,6 +86,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
 
 async def clean(store: Store, task: Task) -> None:
     """Do it, and say a line about everything. Raises `StoreError` when not even the pods can be listed."""
+    if task.finalizers:
+        await _let_go(store, task)
+        return
     for kind in _WEBHOOKS:  # first: who answers for them is about to go, and nothing could be written any more
         await _remove(store, kind, task.controller, dry_run=task.dry_run)
     await retire_agents(store, task)
@@ -190,26 +199,45 @@ async def _remove(store: Store, kind: Kind[Any], name: str, *, dry_run: bool) ->
 
 async def _remove_objects(store: Store, task: Task) -> None:
     """Delete every object of ours, then the kinds; finalizers first, for nobody is left who would take them off."""
+    if task.dry_run:
+        for line in [line for kind in _OBJECTS for line in await _would_go(store, kind)]:
+            say(line)
+        return
     until = anyio.current_time() + task.seconds
     for kind in _OBJECTS:
-        count = await _remove_all(store, kind, dry_run=task.dry_run, until=until)
-        say(f"{kind.kind}: {count} {'would be removed' if task.dry_run else 'removed'}")
+        say(f"{kind.kind}: {await _remove_all(store, kind, until=until)} removed")
     for kind in _OBJECTS:
-        name = f"{kind.plural}.{kind.group}"
-        await _remove(store, kinds.CUSTOMRESOURCEDEFINITION, name, dry_run=task.dry_run)
-    if not task.dry_run:
-        for kind in _OBJECTS:
-            await _kind_gone(store, kind, until=until)
+        await _remove(store, kinds.CUSTOMRESOURCEDEFINITION, f"{kind.plural}.{kind.group}", dry_run=False)
+    for kind in _OBJECTS:
+        await _kind_gone(store, kind, until=until)
 
 
-async def _remove_all(store: Store, kind: Kind[Any], *, dry_run: bool, until: float) -> int:
+async def _would_go(store: Store, kind: Kind[Any]) -> list[str]:
+    """A line for each object, with how much of it is in use, and one for the kind."""
+    try:
+        listed = await store.list(kind)
+    except NotFound:
+        return []
+    except StoreError as error:
+        return [f"{kind.kind}: cannot be listed: {error}"]
+    lines = []
+    for item in sorted(listed.items, key=lambda item: (item.metadata.namespace, item.metadata.name)):
+        meta = item.metadata
+        where = f"{meta.namespace}/{meta.name}" if meta.namespace else meta.name
+        in_use = getattr(getattr(item, "status", None), "allocated_ip_count", None)
+        lines.append(f"{kind.kind} {where}: would be removed" + (f", with {in_use} addresses in use" if in_use else ""))
+    # Seen by its objects: whoever may list these need not have the right to read the definition.
+    return [*lines, f"CustomResourceDefinition {kind.plural}.{kind.group}: would be removed"]
+
+
+async def _remove_all(store: Store, kind: Kind[Any], *, until: float) -> int:
     """Delete all objects of a kind, again while others make new ones; returns how many."""
     removed: set[str] = set()
     while True:
         try:
             listed = await store.list(kind)
-            if not listed.items or dry_run:
-                return len(listed.items) + len(removed)
+            if not listed.items:
+                return len(removed)
             for item in listed.items:
                 removed.add(item.metadata.uid)
                 await _remove_one(store, kind, item.metadata.name, item.metadata.namespace, item.metadata.finalizers)
@@ -261,3 +289,33 @@ async def _say_what_stays(store: Store) -> None:
         except StoreError as error:
             counts.append(f"{kind.plural} (not counted: {error})")
     say(f"left in the cluster: {', '.join(counts)}. A new installation goes on with them")
+
+
+async def _let_go(store: Store, task: Task) -> None:
+    """Take our finalizer off everything that has it."""
+    until = anyio.current_time() + task.seconds
+    for kind in _OBJECTS:
+        try:
+            listed = await errand.persistently(partial(store.list, kind), until=until)
+        except NotFound:
+            continue
+        except StoreError as error:
+            say(f"{kind.kind}: cannot be listed, deleting them may never end: {error}")
+            continue
+        held = [item.metadata for item in listed.items if FINALIZER in item.metadata.finalizers]
+        for meta in () if task.dry_run else held:
+            await _release(store, kind, meta, until=until)
+        if held:
+            say(f"{kind.kind}: {len(held)} {'would be let go' if task.dry_run else 'let go'}")
+
+
+async def _release(store: Store, kind: Kind[Any], meta: ObjectMeta, *, until: float) -> None:
+    """Take our finalizer off one object; others' stay."""
+    change = {"metadata": {"finalizers": [one for one in meta.finalizers if one != FINALIZER] or None}}
+    request = partial(store.patch, kind, meta.name, change, namespace=meta.namespace, uid=meta.uid)
+    try:
+        await errand.persistently(request, until=until)
+    except NotFound:
+        pass
+    except StoreError as error:
+        say(f"{kind.kind} {meta.name}: has our finalizer still, and deleting it never ends: {error}")

@@ -27,8 +27,8 @@ class Batch(Struct):
     asks: list[Envelope]
     look: bool = False
     """Whether other pools are to be looked at in any case."""
-    leave: bool = False
-    """Whether the pool is to be read in any case, for it is being deleted."""
+    reread: bool = False
+    """Whether the pool is to be read in any case: somebody has seen that there is something to do."""
     verified: bool = False
     """Whether the ledger was read after this batch was taken: its answers need no further fence."""
     conflicts: int = 0

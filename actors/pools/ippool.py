@@ -1,6 +1,6 @@
 """The actor of one IPPool: the only writer of its status, one write per batch.
 
-Messages: those of `actors.pools.claims` from allocators and collectors, `Reconsider` and `Leave` from its replica;
+Messages: those of `actors.pools.claims` from allocators and collectors, `Reconsider` and `Reread` from its replica;
 `Loaded`, `Surveyed`, `Written`, `Left`, `Failed`, `Retry`, `Paid` and `Due` from its own I/O and timers. State: the
 ledger of the last object it read or wrote, with that object's resourceVersion; the batch in hand; the claims that wait
 for room; what the pool shares with others. Persists: `status.allocatedIPs`, `status.withheldIPs`, the counts and the
@@ -58,12 +58,12 @@ from actors.pools.governor import Governor
 from actors.pools.messages import (
     Due,
     Failed,
-    Leave,
     Left,
     Loaded,
     Message,
     Paid,
     Reconsider,
+    Reread,
     Retry,
     Surveyed,
     Written,
@@ -148,23 +148,23 @@ class IPPoolActor(Actor[Message]):
         """Take a batch in hand, and hold the mailbox until it is answered."""
         self.batch = _BATCH
         asks: list[Envelope] = []
-        look = leave = False
+        look = reread = False
         for envelope in batch:
             match envelope.message:
                 case Peek():
                     reply(envelope, self._peek(envelope.message))
                 case Reconsider():
                     look = True
-                case Leave():
-                    leave = True
+                case Reread():
+                    reread = True
                 case _:
                     asks.append(envelope)
-        if asks or look or leave:
+        if asks or look or reread:
             observe(asks, pool=self._name, clock=self.system.clock)
-            self._begin(asks, look=look, leave=leave)
+            self._begin(asks, look=look, reread=reread)
 
-    def _begin(self, asks: list[Envelope], *, look: bool = False, leave: bool = False) -> None:
-        self._attempt = Batch(asks=[*self._room.due(), *asks], look=look, leave=leave)
+    def _begin(self, asks: list[Envelope], *, look: bool = False, reread: bool = False) -> None:
+        self._attempt = Batch(asks=[*self._room.due(), *asks], look=look, reread=reread)
         self.hold()
         self._try()
 
@@ -193,7 +193,7 @@ class IPPoolActor(Actor[Message]):
             case Due():
                 if self._attempt is None and not self._paused:
                     self._begin([])
-            case Claim() | Surrender() | Disown() | Reclaim() | Chase() | Settle() | Peek() | Reconsider() | Leave():
+            case Claim() | Surrender() | Disown() | Reclaim() | Chase() | Settle() | Peek() | Reconsider() | Reread():
                 return LATER  # user messages come in batches
             case _:
                 assert_never(message)
@@ -210,11 +210,11 @@ class IPPoolActor(Actor[Message]):
         attempt = self._attempt
         assert attempt is not None
         attempt.asks = [ask for ask in attempt.asks if ask.reply is None or not ask.reply.done]
-        idle = not attempt.asks and not attempt.look and not attempt.leave
+        idle = not attempt.asks and not attempt.look and not attempt.reread
         if idle and not self._condition_due() and not self._may_leave():
             self._finish()
             return
-        if self._ledger is None or self._pool is None or (attempt.leave and not attempt.verified):
+        if self._ledger is None or self._pool is None or (attempt.reread and not attempt.verified):
             self._load()
             return
         edition = self._survey.edition()

@@ -1,27 +1,23 @@
 """The pools that this replica has an actor for: made when first asked for, dropped when others own them."""
 
-import logging
 from collections.abc import Callable
 
 import anyio
 
+from actors.pools.attention import Attention
 from actors.pools.governor import Governor
 from actors.pools.ippool import IPPoolActor
-from actors.pools.messages import Leave, Message, Reconsider
+from actors.pools.messages import Message
 from actors.pools.survey import Survey
 from actors.pools.terms import Terms, Witnesses
 from api.ippool import SpiderIPPool
-from ipam.departure import departing
-from ipam.overlap import Atlas, conditions
+from ipam.overlap import Atlas
 from ipam.withheld import withheld_now
 from runtime.actor import Ref, System
-from runtime.errors import ActorError
-from runtime.store.port import Expired, Store
+from runtime.store.port import Store
 from runtime.store.snapshot import Snapshot
 from runtime.supervision import Intensity, Supervisor
 from telemetry import metrics
-
-_log = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 30.0
 _IDLE_SECONDS = 60.0
@@ -78,6 +74,16 @@ class IPPools:
             )
         return ref
 
+    def supervise(self, supervisor: Supervisor, mine: Callable[[str], bool]) -> None:
+        """Drop actors of other replicas' pools, and tell the owners of ours what they are not asked for."""
+        attention = Attention(
+            self, self._store, snapshot=self._snapshot, survey=self._survey, clock=self._clock, mine=mine
+        )
+        supervisor.add_service("ownership", lambda: self._follow(mine))
+        supervisor.add_service("overlaps", attention.overlaps)
+        supervisor.add_service("leaving", attention.leaving)
+        supervisor.add_service("upkeep", attention.upkeep)
+
     def atlas(self) -> Atlas:
         """Where all pools lie, as the snapshot shows them now."""
         return self._survey.atlas()
@@ -92,7 +98,7 @@ class IPPools:
         for kind, count in kinds.items():
             metrics.POOL_ADDRESSES_WITHHELD.labels(kind=kind).set(count)
 
-    async def follow(self, mine: Callable[[str], bool]) -> None:
+    async def _follow(self, mine: Callable[[str], bool]) -> None:
         """Drop from time to time the actors of pools that are not ours and that nobody asks any more.
 
         What such an actor remembers is out of date. That is no danger, only memory: no answer is given without a write
@@ -105,48 +111,3 @@ class IPPools:
                 del self._refs[name]
                 del self._used[name]
                 await self.supervisor.remove(self._names[name])
-
-    async def watch(self, mine: Callable[[str], bool]) -> None:
-        """Have the owners of pools say so when pools come to overlap, or no longer do, though nobody asks them.
-
-        Looks when the snapshot shows another spec, and again with the sweep, for ownership changes as well.
-        """
-        revision, edition = 0, 0
-        while True:
-            with anyio.move_on_after(_SWEEP_SECONDS):
-                while edition == self._survey.edition():
-                    revision = await self._snapshot.wait(revision)
-            edition = self._survey.edition()
-            for name, pool in list(self._snapshot.objects.items()):
-                overlap = self._survey.glimpse(name)
-                if conditions(pool, overlap, now=0.0) is not pool.status.conditions and mine(name):
-                    try:
-                        self(name).tell(Reconsider())
-                    except ActorError as error:
-                        _log.warning("pool %s: %s", name, error)
-
-    async def watch_leaving(self, mine: Callable[[str], bool]) -> None:
-        """Tell the owners of pools that are being deleted, when that is seen, and again with the sweep."""
-        revision = 0
-        waiting: dict[str, bool] = {}  # whether the owner was told
-        while True:
-            with anyio.move_on_after(_SWEEP_SECONDS) as scope:
-                await self._snapshot.wait(revision)
-            try:
-                changes, revision = self._snapshot.changes(revision)
-                for change in changes:
-                    if change.object is None or not departing(change.object.metadata):
-                        waiting.pop(change.key, None)
-                    else:
-                        waiting.setdefault(change.key, False)
-            except Expired:
-                revision = self._snapshot.revision
-                leaving = [name for name, pool in self._snapshot.objects.items() if departing(pool.metadata)]
-                waiting = dict.fromkeys(leaving, False)
-            for name, told in waiting.items():
-                if (scope.cancelled_caught or not told) and mine(name):
-                    waiting[name] = True
-                    try:
-                        self(name).tell(Leave())
-                    except ActorError as error:
-                        _log.warning("pool %s: %s", name, error)

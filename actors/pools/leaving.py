@@ -34,6 +34,10 @@ def due(pool: SpiderIPPool | None, ledger: Ledger | None, overlap: Overlap | Non
         return False
     if waits(pool, ledger) and not said(pool):
         return True
+    status = pool.status
+    going = pool.metadata.deletion_timestamp is not None
+    if ledger is not None and not going and (status.total_ip_count, status.allocated_ip_count) != ledger.counts:
+        return True
     return surveyed and conditions(pool, overlap, now=0.0) is not pool.status.conditions
 
 

@@ -49,8 +49,8 @@ class Reconsider(Struct, frozen=True, tag=True):
     """Other pools have changed: say what is shared with them now, though nobody asks for anything."""
 
 
-class Leave(Struct, frozen=True, tag=True):
-    """The pool is being deleted."""
+class Reread(Struct, frozen=True, tag=True):
+    """The pool is being deleted, or its status lacks something: read it, though nobody asks for anything."""
 
 
 class Left(Struct, frozen=True, tag=True):
@@ -68,7 +68,7 @@ Message = (
     | Settle
     | Peek
     | Reconsider
-    | Leave
+    | Reread
     | Loaded
     | Surveyed
     | Written

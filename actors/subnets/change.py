@@ -177,7 +177,7 @@ class Change:
             self._outcome.overtaken = True
             return
         self._took(pool)
-        unfit = self._unfit(pool)
+        unfit = self._unfit(pool, wanted)
         if unfit is not None:
             self._refuse(at, unfit[0], lasting=unfit[1])
             return
@@ -189,13 +189,16 @@ class Change:
         if at not in self._outcome.answers:
             self._ready[at] = wanted, pool
 
-    def _unfit(self, pool: SpiderIPPool) -> tuple[str, bool] | None:
+    def _unfit(self, pool: SpiderIPPool, wanted: AutoPool) -> tuple[str, bool] | None:
         """Why a pool cannot be an application's, and whether that stays so; None when it can."""
         name, mine = pool.metadata.name, self._subnet.spec.subnet
         if pool.metadata.deletion_timestamp is not None:
             return f"a SpiderIPPool {name} that was there before is being deleted", False
         if not book.is_automatic(pool):
             return f"SpiderIPPool {name} is there, and was not made for an application", True
+        if (other := book.application(pool.metadata.labels)) != book.application(wanted.labels):
+            # Both chose it at the same time; who asks again has seen it, and chooses another name.
+            return f"SpiderIPPool {name} is that of {other}", False
         if pool.spec.subnet != mine:
             text = f"SpiderIPPool {name} is of {pool.spec.subnet}, not of {mine}: a pool never changes its subnet"
             return f"{text}; delete it first", True

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tests.cases.refusals import causes
+from tests.cases.subnets import subnet
 from tests.cases.workloads import default_network, ippool, ippools, networks, pod, workload
 from tests.cases.world import World
 from tests.processes.webhooks import DRY, IPPOOLS, POOL_TYPE
@@ -177,6 +178,16 @@ def test_D00007_created_edited_deleted(world: World) -> None:
     world.request("DELETE", f"{IPPOOLS}/{pool}")
     del world.pools[pool]
     world.wait(lambda: world.later_refused(lambda name: pod(name, ippool([pool])), match="exist"), "it is gone")
+
+
+def test_D00008_a_pool_inherits_what_its_subnet_says(world: World) -> None:
+    routes = [{"dst": "198.51.100.0/24", "gw": str(world.subnet().network_address + 3)}]
+    with subnet(world, routes=routes) as lan:
+        lan.pool("bare", 16, 19)
+        assert (lan.spec("bare")["gateway"], lan.spec("bare")["routes"]) == (lan.gateway, routes)
+        lan.pool("own", 24, 27, gateway=lan.at(2), routes=[])
+        own = lan.spec("own")
+        assert (own["gateway"], own["routes"]) == (lan.at(2), []), "the control: what it says itself holds"
 
 
 def test_D00009_multus_name_matches(world: World) -> None:

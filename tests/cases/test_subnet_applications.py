@@ -3,11 +3,14 @@
 Deployments and the others are driven by the controllers of Kubernetes.
 """
 
+from http import HTTPStatus
+
 import pytest
 
 from tests.cases.automatic import Subnet, gone, keep, number, sized, sizes, subnet, subnets
-from tests.cases.workloads import pod, workload
+from tests.cases.workloads import ippool, pod, workload
 from tests.cases.world import World
+from tests.processes.webhooks import IPPOOLS
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
@@ -32,13 +35,34 @@ def test_I00003_a_pool_grows_before_the_pods_and_shrinks_behind_them(world: Worl
 
 
 @pytest.mark.parametrize("kind", ["StatefulSet", "DaemonSet", "ReplicaSet", "Job"])
-def test_I00007_every_kind_of_workload(world: World, kind: str) -> None:
+def test_I00003_every_kind_of_workload(world: World, kind: str) -> None:
     with Subnet(world, 10) as lan, Subnet(world, 10, version=6) as lan6:
         world.apply(workload(kind, "w", subnet(ipv4=[lan.name], ipv6=[lan6.name]) | number("+0"), replicas=3))
         held = world.running(3)
         assert all(len(one.addresses["eth0"]) == 2 for one in held.values())
         sized(world, "w", eth0_4=3, eth0_6=3)
         world.delete(kind, "w")
+        gone(world)
+        lan.empty()
+
+
+def test_I00003_a_cronjob_has_its_pool_before_its_first_job(world: World) -> None:
+    with Subnet(world, 10) as lan:
+        body = workload("CronJob", "nightly", subnet(ipv4=[lan.name]) | number("+1"), replicas=2, suspend=True)
+        made = world.apply(body)
+        sized(world, "nightly", eth0_4=3)
+        # What `kubectl create job --from=cronjob/nightly` does, and the controller when it is time.
+        owner = {key: made[key] for key in ("apiVersion", "kind")} | {"name": "nightly", "uid": made["metadata"]["uid"]}
+        for run in "1", "2":
+            meta = {"name": f"nightly-{run}", "ownerReferences": [owner | {"controller": True}]}
+            spec = body["spec"]["jobTemplate"]["spec"]
+            world.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec})
+            held = world.running(2)
+            assert {ip for one in held.values() for ip in one.addresses["eth0"]} <= set(lan.addresses)
+            world.delete("Job", f"nightly-{run}")
+            world.wait(lambda: not world.pods() and not world.held(), "its pods are gone")
+            sized(world, "nightly", eth0_4=3)
+        world.delete("CronJob", "nightly")
         gone(world)
         lan.empty()
 
@@ -123,7 +147,7 @@ def test_E00010_one_family_named_one_family_given(world: World) -> None:
         sized(world, "web", eth0_6=2)
 
 
-def test_I00021_an_application_made_again_has_its_pools_again(world: World) -> None:
+def test_I00015_the_same_application_made_again_has_its_pool_again(world: World) -> None:
     with Subnet(world, 5) as lan:
         manifest = workload("Deployment", "web", subnet(ipv4=[lan.name]) | number("2") | keep(), replicas=2)
         world.apply(manifest)
@@ -139,6 +163,128 @@ def test_I00021_an_application_made_again_has_its_pools_again(world: World) -> N
         assert (after["metadata"]["uid"], after["spec"]["ips"]) == (before["metadata"]["uid"], before["spec"]["ips"])
         # It is not to be kept any more.
         world.delete("Deployment", "web")
+        gone(world)
+
+
+def test_I00016_a_kept_pool_is_not_another_kinds(world: World) -> None:
+    with Subnet(world, 6) as lan:
+        asked = subnet(ipv4=[lan.name]) | number("2") | keep()
+        world.apply(workload("Deployment", "web", asked, replicas=1))
+        world.running(1)
+        (before,) = world.automatic_pools("web")
+        world.delete("Deployment", "web")
+        world.wait(lambda: not world.pods() and not world.held(), "its pods are gone")
+        world.apply(workload("StatefulSet", "web", asked, replicas=1))
+        held = world.running(1)
+        pools = {pool["metadata"]["name"]: pool for pool in world.automatic_pools("web")}
+        kept = pools.pop(before["metadata"]["name"])
+        assert (kept["metadata"]["uid"], kept["spec"]) == (before["metadata"]["uid"], before["spec"])
+        (other,) = pools.values()
+        assert not set(other["spec"]["ips"]) & set(kept["spec"]["ips"])
+        assert len(world.records(other["metadata"]["name"])) == len(held)
+        world.wait(lambda: not world.records(kept["metadata"]["name"]), "nobody has an address of the kept one")
+        world.delete("StatefulSet", "web")
+        world.wait(lambda: not world.pods() and not world.held(), "its pods are gone")
+        for pool in world.automatic_pools("web"):
+            world.request("DELETE", f"{IPPOOLS}/{pool['metadata']['name']}")
+        gone(world)
+
+
+@pytest.mark.parametrize("length", [63, 150])
+def test_I00017_very_long_names(world: World, length: int) -> None:
+    """63 characters are a label's value, beyond that a digest stands for the rest; two that differ there are two."""
+    with Subnet(world, 10) as lan:
+        names = [f"{'w' * (length - 1)}{letter}" for letter in "ab"]
+        for name, letter in zip(names, "ab", strict=True):
+            manifest = workload("Deployment", name, subnet(ipv4=[lan.name]) | number("+0"), replicas=2)
+            chosen = {"app": letter}
+            manifest["spec"]["selector"]["matchLabels"] = chosen
+            manifest["spec"]["template"]["metadata"]["labels"] = chosen
+            world.apply(manifest)
+        world.running(4)
+        pools = world.automatic_pools()
+        assert len(pools) == 2
+        for pool in pools:
+            assert len(pool["metadata"]["name"]) <= 253
+            assert all(len(value) <= 63 for value in pool["metadata"]["labels"].values())
+        for name in names:
+            world.scale("Deployment", name, 1)
+        world.wait(lambda: lan.given() == 2, "both are found again and shrink")
+        for name in names:
+            world.delete("Deployment", name)
+        gone(world)
+
+
+def test_I00018_addresses_of_an_automatic_pool_are_the_subnets_business(world: World) -> None:
+    with Subnet(world, 6) as lan:
+        world.apply(workload("Deployment", "web", subnet(ipv4=[lan.name]) | number("2"), replicas=1))
+        world.running(1)
+        (pool,) = world.automatic_pools("web")
+        path = f"{IPPOOLS}/{pool['metadata']['name']}"
+        for wrong in ([lan.addresses[5]], [f"{lan.addresses[0]}-{lan.addresses[3]}"], []):
+            answer = world.control_plane.request("PATCH", path, {"spec": {"ips": wrong}}, check=False)
+            assert answer.status == HTTPStatus.UNPROCESSABLE_ENTITY
+            assert "spec.ips" in str(answer.body)
+        # The control: what is not the subnet's business may be changed.
+        world.request("PATCH", path, {"spec": {"disable": True}})
+        assert world.automatic_pools("web")[0]["spec"]["ips"] == pool["spec"]["ips"]
+
+
+def test_I00019_a_pool_goes_when_it_is_not_to_be_kept_any_more(world: World) -> None:
+    with Subnet(world, 6) as lan:
+        asked = subnet(ipv4=[lan.name]) | number("2")
+        for name in "while-it-runs", "when-it-is-gone":
+            world.apply(workload("Deployment", name, asked | keep(), replicas=1))
+        world.running(2)
+        template = {"template": {"metadata": {"annotations": {"ipam.spidernet.io/ippool-reclaim": "true"}}}}
+        world.change("Deployment", "while-it-runs", {"spec": template})
+        world.running(2)
+        for name in "while-it-runs", "when-it-is-gone":
+            world.delete("Deployment", name)
+        gone(world, "while-it-runs")
+        world.wait(lambda: not world.pods() and not world.held(), "all pods are gone")
+        (kept,) = world.automatic_pools("when-it-is-gone")
+        assert "deletionTimestamp" not in kept["metadata"], "the control"
+        flipped = {"metadata": {"labels": {"ipam.spidernet.io/ippool-reclaim": "true"}}}
+        world.request("PATCH", f"{IPPOOLS}/{kept['metadata']['name']}", flipped)
+        gone(world)
+        lan.empty()
+
+
+def test_I00020_spare_addresses_are_nobody_elses(world: World) -> None:
+    with Subnet(world, 6) as lan:
+        world.apply(workload("Deployment", "web", subnet(ipv4=[lan.name]) | number("+5"), replicas=1))
+        world.running(1)
+        (pool,) = world.automatic_pools("web")
+        name = pool["metadata"]["name"]
+        world.apply(workload("Deployment", "thief", ippool([name]), replicas=1))
+        (thief,) = world.wait(lambda: world.pods("thief"), "its pod is made")
+        said = world.refusal(thief)
+        assert name in said and "podAffinity" in said
+        world.apply(workload("Deployment", "late", subnet(ipv4=[lan.name]) | number("1"), replicas=1))
+        (late,) = world.wait(lambda: world.pods("late"), "its pod is made")
+        assert lan.name in world.refusal(late, match="addresses left")
+        assert len(world.records(name)) == 1
+
+
+def test_I00021_the_same_application_with_two_nics_made_again_has_both_pools_again(world: World) -> None:
+    with Subnet(world, 5) as first, Subnet(world, 5, lan=1) as second:
+        notes = subnets({"interface": "eth0", "ipv4": [first.name]}, {"interface": "net1", "ipv4": [second.name]}) | {
+            "k8s.v1.cni.cncf.io/networks": world.network("net")
+        }
+        uids: list[set[str]] = []
+        for _ in range(2):
+            world.apply(workload("Deployment", "web", notes | number("2") | keep(), replicas=2))
+            for one in world.running(2).values():
+                assert one.addresses["eth0"][0] in first.addresses
+                assert one.addresses["net1"][0] in second.addresses
+            sized(world, "web", eth0_4=2, net1_4=2)
+            uids.append({pool["metadata"]["uid"] for pool in world.automatic_pools("web")})
+            world.delete("Deployment", "web")
+            world.wait(lambda: not world.pods() and not world.held(), "its pods are gone")
+        assert uids[0] == uids[1]
+        for pool in world.automatic_pools("web"):
+            world.request("DELETE", f"{IPPOOLS}/{pool['metadata']['name']}")
         gone(world)
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cases.automatic import Subnet, gone, number, sized, subnet
-from tests.cases.workloads import RESOURCES, ippool, path_of, pod
+from tests.cases.automatic import Subnet, gone, keep, number, sized, subnet
+from tests.cases.workloads import RESOURCES, ippool, path_of, pod, workload
 from tests.cases.world import World
+from tests.processes.webhooks import IPPOOLS
 from tests.servers import ControlPlane
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
@@ -103,3 +104,52 @@ def test_T00002_automatic_pools(world: World) -> None:
         clones.delete()
         gone(world)
         lan.empty()
+
+
+@pytest.mark.usefixtures("clonesets")
+def test_T00003_what_a_removed_workload_had_is_released(world: World) -> None:
+    pools = world.pair(4)
+    clones = Clones(world, "c", ippool(**pools), 2)
+    clones.settle(2)
+    held = world.running(2)
+    assert set(world.endpoints()) == set(held)
+    clones.delete()
+    world.wait(lambda: not world.records(pools["ipv4"][0]) and not world.records(pools["ipv6"][0]), "all is released")
+    world.wait(lambda: not world.endpoints(), "and no endpoint is left")
+
+
+@pytest.mark.usefixtures("clonesets")
+def test_T00004_the_same_name_and_kind_has_the_kept_pool_again(world: World) -> None:
+    with Subnet(world, 10) as lan:
+        seen = []
+        for _ in range(2):
+            clones = Clones(world, "c", subnet(ipv4=[lan.name]) | number("2") | keep(), 2)
+            clones.settle(2)
+            world.running(2)
+            seen += world.automatic_pools("c")
+            clones.delete()
+            world.wait(lambda: not world.pods() and not world.held(), "its pods are gone")
+        first, second = (pool["metadata"] for pool in seen)
+        assert first["uid"] == second["uid"]
+        world.request("DELETE", f"{IPPOOLS}/{first['name']}")
+        gone(world)
+
+
+@pytest.mark.usefixtures("clonesets")
+def test_T00005_the_same_name_of_another_kind_has_a_pool_of_its_own(world: World) -> None:
+    with Subnet(world, 10) as lan:
+        clones = Clones(world, "c", subnet(ipv4=[lan.name]) | number("2") | keep(), 2)
+        clones.settle(2)
+        world.running(2)
+        (kept,) = world.automatic_pools("c")
+        clones.delete()
+        world.wait(lambda: not world.pods() and not world.held(), "its pods are gone")
+        world.apply(workload("Deployment", "c", subnet(ipv4=[lan.name]) | number("2"), replicas=2))
+        world.running(2)
+        world.wait(lambda: not world.records(kept["metadata"]["name"]), "nobody has an address of the kept one")
+        world.delete("Deployment", "c")
+        world.wait(lambda: len(world.automatic_pools("c")) == 1, "its own goes")
+        (left,) = world.automatic_pools("c")
+        assert left["metadata"]["uid"] == kept["metadata"]["uid"]
+        world.request("DELETE", f"{IPPOOLS}/{kept['metadata']['name']}")
+        gone(world)

@@ -9,6 +9,7 @@ RESOURCES: Final = {
     "StatefulSet": "/apis/apps/v1",
     "DaemonSet": "/apis/apps/v1",
     "ReplicaSet": "/apis/apps/v1",
+    "CronJob": "/apis/batch/v1",
     "Job": "/apis/batch/v1",
     "Pod": "/api/v1",
 }
@@ -84,7 +85,7 @@ def workload(
     template: Mapping[str, Any] | None = None,
     **spec: Any,
 ) -> dict[str, Any]:
-    """A Deployment, StatefulSet, DaemonSet, ReplicaSet or Job; `notes` are its pods' annotations.
+    """A Deployment, StatefulSet, DaemonSet, ReplicaSet, Job or CronJob; `notes` are its pods' annotations.
 
     Args:
         kind: of the workload.
@@ -102,9 +103,9 @@ def workload(
             "metadata": {"labels": {**chosen, **(labels or {})}, "annotations": dict(notes or {})},
             "spec": _pod_spec(node, template or {}),
         },
-        **spec,
+        **({} if kind == "CronJob" else spec),
     }
-    if kind == "Job":
+    if kind in {"Job", "CronJob"}:
         body["template"]["spec"]["restartPolicy"] = "Never"
         body |= {"completions": replicas, "parallelism": replicas, "backoffLimit": body.get("backoffLimit", 0)}
     else:
@@ -113,7 +114,9 @@ def workload(
         body["replicas"] = replicas
     if kind == "StatefulSet":
         body.setdefault("serviceName", name)
-    version = "batch/v1" if kind == "Job" else "apps/v1"
+    if kind == "CronJob":
+        body = {"schedule": "0 3 * * *", "jobTemplate": {"spec": body}, **spec}
+    version = "batch/v1" if kind in {"Job", "CronJob"} else "apps/v1"
     return {"apiVersion": version, "kind": kind, "metadata": {"name": name}, "spec": body}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from api.meta import FINALIZER
 from tests.chart.conftest import CHART, ready_controller
 from tests.chart.hooks import Hooks
 from tests.servers import CommandFailed, ControlPlane
@@ -19,6 +20,7 @@ DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 API = "/apis/spiderpool.spidernet.io/v2beta1"
 NETWORKS = "network-attachment-definitions.k8s.cni.cncf.io"
 CRDS, INIT, CLEAN = "spiderpool-controller-crds", "spiderpool-init", "spiderpool-controller-hook-pre-delete"
+LET_GO = "spiderpool-controller-hook-post-delete"
 LAN = ("clusterDefaultPool.installIPv4IPPool=true", "clusterDefaultPool.ipv4Subnet=10.6.0.0/16")
 
 
@@ -215,6 +217,8 @@ class Agents:
 
 def test_agents_withdraw_before_they_are_taken_away(cluster: ControlPlane, hooks: Hooks) -> None:
     helm(cluster, "install", *LAN)
+    held = {"metadata": {"finalizers": [FINALIZER]}}  # as admission does, which is not here
+    cluster.request("PATCH", f"{API}/spiderippools/default-v4-ippool", held)
     agents = Agents(cluster, n1=("CNIWithdrawn", "all is removed"), n2=("CNILeft", "no other CNI"), n3=None)
     uninstall(cluster)
     agents.stop()
@@ -224,7 +228,11 @@ def test_agents_withdraw_before_they_are_taken_away(cluster: ControlPlane, hooks
     assert "node n2: something is left: no other CNI" in ran.output
     assert "node n3: left as it is: no agent runs there" in ran.output
     assert "1 spiderippools, 1 spidersubnets" in ran.output
-    assert cluster.request("GET", f"{API}/spiderippools/default-v4-ippool").status == 200
+    pool = f"{API}/spiderippools/default-v4-ippool"
+    assert cluster.request("GET", pool).status == 200
+    assert hooks.last(LET_GO).code == 0
+    cluster.request("DELETE", pool)
+    assert cluster.request("GET", pool, check=False).status == 404, "who deletes it is rid of it"
 
 
 def test_everything_goes_where_the_values_say_so(cluster: ControlPlane, hooks: Hooks) -> None:

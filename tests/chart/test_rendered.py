@@ -130,6 +130,7 @@ def test_hooks_and_when_they_run(render: Render) -> None:
     pods = {pod["metadata"]["name"]: annotations(pod)[HOOK] for pod in hook_pods(render(hooks=True))}
     assert pods == {
         "spiderpool-controller-crds": "pre-install,pre-upgrade",
+        "spiderpool-controller-hook-post-delete": "post-delete",
         "spiderpool-controller-hook-pre-delete": "pre-delete",
         "spiderpool-init": "post-install,post-upgrade",
     }
@@ -312,6 +313,14 @@ def test_objects_are_removed_only_by_value(render: Render) -> None:
     ]
     role = "ClusterRole", "spiderpool-controller-hook-pre-delete"
     assert "customresourcedefinitions" not in json.dumps(render(hooks=True)[role])
+
+
+def test_objects_that_stay_are_let_go_when_the_programs_are_gone(render: Render) -> None:
+    name = "spiderpool-controller-hook-post-delete"
+    assert container(render(hooks=True)["Pod", name])["args"] == ["clean", "--finalizers"]
+    (rule,) = render(hooks=True)["ClusterRole", name]["rules"]
+    assert rule["verbs"] == ["list", "patch"]
+    assert ("Pod", name) not in render("spiderpoolController.cleanup.enable=true", hooks=True)
 
 
 def test_init_and_test_pods_take_the_controller_s_image_until_they_have_one(render: Render) -> None:

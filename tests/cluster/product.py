@@ -15,6 +15,7 @@ import yaml
 
 from tests.cluster.lab import Cluster, plan
 from tests.cluster.lab.cluster import CORE, PRODUCT_NAMESPACE
+from tests.cluster.lab.state import Identity
 from tests.servers.provide import CHECKOUT
 
 CHART: Final = CHECKOUT / "helm" / "spiderpool"
@@ -140,13 +141,16 @@ class Product:
         """SIGKILL to the program of a pod of ours, found by its cgroup: kubelet starts it again."""
         found = self.cluster.kubectl_json("get", "pod", name, f"--namespace={PRODUCT_NAMESPACE}")
         uid, node = found["metadata"]["uid"], self.cluster.node(found["spec"]["nodeName"])
-        victims = [
-            process
-            for process in node.processes_below(f"kubepods/*/pod{uid}")
-            if any("spiderpool" in argument for argument in process.command_line)
-        ]
-        assert victims, f"no process of {name} on {node.name}"
-        for process in victims:
+
+        def running() -> list[Identity]:
+            return [
+                process
+                for process in node.processes_below(f"kubepods/*/pod{uid}")
+                if any("spiderpool" in argument for argument in process.command_line)
+            ]
+
+        # Its last one may have ended a moment ago, and kubelet not yet have noticed.
+        for process in self.cluster.wait(running, 60, f"a process of {name} on {node.name}"):
             process.send(signal.SIGKILL)
 
     # -- looking ---------------------------------------------------------------------------------------------------

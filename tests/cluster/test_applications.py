@@ -83,9 +83,13 @@ def test_an_application_with_a_pool_of_its_own_is_scaled_and_goes(product: Produ
     named = json.dumps({"interface": "eth0", "ipv4": ["own-v4"], "ipv6": ["own-v6"]})
     notes = {"ipam.spidernet.io/subnet": named, "ipam.spidernet.io/ippool-ip-number": "+1"}
     own = Deployment(cluster, "own", grace=0, annotations=notes)
-    before = sandbox_failures(cluster)
+    before, size = sandbox_failures(cluster), 0
     try:
-        for replicas in (2, 20, 2):
+        # The chart is upgraded in between, and back again: replicas of the controller come and go.
+        for replicas, upgrade in ((2, None), (20, "debug"), (2, "info")):
+            if upgrade:
+                product.upgrade(values={"spiderpoolController": {"debug": {"logLevel": upgrade}}})
+                assert _given(product) == {"own-v4": size, "own-v6": size}
             own.scale(replicas)
             size = replicas + 1
             cluster.wait(lambda size=size: _sizes(product) == {4: size, 6: size}, 30, f"pools of {size}")  # type: ignore[misc]

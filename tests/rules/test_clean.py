@@ -160,6 +160,7 @@ def test_objects_go_with_their_kinds_whatever_holds_them(capsys: pytest.CaptureF
 def test_a_dry_run_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     async def main() -> None:
         store = await with_objects()
+        await store.patch(kinds.IPPOOL, "lan", {"status": {"allocatedIPCount": 3}}, subresource="status")
         await store.create(
             kinds.POD,
             Pod(
@@ -177,8 +178,32 @@ def test_a_dry_run_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     lines = said(capsys)
     assert lines[0] == "ValidatingWebhookConfiguration spiderpool-controller: would be removed"
     assert lines[1] == "node n1: would ask a-1 to withdraw"
-    assert "SpiderIPPool: 2 would be removed" in lines
+    assert "SpiderIPPool lan: would be removed, with 3 addresses in use" in lines
+    assert "SpiderIPPool lan2: would be removed" in lines
+    assert "SpiderEndpoint default/web: would be removed" in lines
     assert "CustomResourceDefinition spiderippools.spiderpool.spidernet.io: would be removed" in lines
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_what_stays_is_let_go_when_the_programs_are_gone(*, dry_run: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    async def main() -> None:
+        store = await with_objects()
+        theirs = ["example.org/theirs", FINALIZER]
+        await store.patch(kinds.IPPOOL, "lan2", {"metadata": {"finalizers": theirs}})
+        task = Task(namespace="net", agent="a", controller="spiderpool-controller", finalizers=True, dry_run=dry_run)
+        await clean.clean(store, task)
+        assert await counts(store) == [2, 1, 2, 1]
+        held = {it.metadata.name: it.metadata.finalizers for it in (await store.list(kinds.IPPOOL)).items}
+        assert held == (
+            {"lan": [FINALIZER], "lan2": theirs} if dry_run else {"lan": [], "lan2": ["example.org/theirs"]}
+        )
+        if not dry_run:
+            await store.delete(kinds.ENDPOINT, "web", namespace="default")
+            assert await counts(store) == [2, 0, 2, 1], "a namespace that is deleted can end"
+
+    run(main, seed=1)
+    word = "would be let go" if dry_run else "let go"
+    assert said(capsys) == [f"SpiderEndpoint: 1 {word}", f"SpiderIPPool: 2 {word}"]
 
 
 class Refusing(MemoryStore):
@@ -209,6 +234,18 @@ def test_what_is_not_allowed_is_said_and_holds_nothing_up(capsys: pytest.Capture
     lines = said(capsys)
     assert lines[0] == "ValidatingWebhookConfiguration spiderpool-controller: left: not yours"
     assert lines[2].startswith("node n1: left as it is: its agent a could not be asked: not yours")
+
+
+def test_what_cannot_be_let_go_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    async def main() -> None:
+        store = Refusing()
+        await store.create(kinds.IPPOOL, SpiderIPPool(metadata=ObjectMeta(name="lan", finalizers=[FINALIZER])))
+        await clean.clean(store, Task(namespace="net", agent="a", controller="c", finalizers=True))
+
+    run(main, seed=1)
+    assert said(capsys)[0].startswith(
+        "SpiderIPPool lan: has our finalizer still, and deleting it never ends: not yours"
+    )
 
 
 def test_the_namespace_has_to_be_known(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from actors.pools.ippools import IPPools
 from actors.pools.terms import Terms, Witnesses
 from api.ippool import IPPoolSpec, SpiderIPPool
 from api.kinds import IPPOOL
-from api.meta import ObjectMeta
+from api.meta import FINALIZER, ObjectMeta
 from ipam.history import Change
 from ipam.ranges import Ranges
 from runtime.actor import System
@@ -54,7 +54,7 @@ class Replica:
             ),
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
-        self.supervisor.add_service("overlaps", lambda: self.pools.watch(lambda _name: True))
+        self.pools.supervise(self.supervisor, lambda _name: True)
         self.scope = anyio.CancelScope()
 
     async def run(self) -> None:
@@ -108,7 +108,7 @@ class Owners:
 
     async def pool(self, name: str, *ips: str) -> None:
         spec = IPPoolSpec(ip_version=4, subnet="10.6.0.0/16", ips=list(ips))
-        await self.store.create(IPPOOL, SpiderIPPool(metadata=ObjectMeta(name=name), spec=spec))
+        await self.store.create(IPPOOL, SpiderIPPool(metadata=ObjectMeta(name=name, finalizers=[FINALIZER]), spec=spec))
 
     async def status(self, name: str = "lan") -> dict[str, Any]:
         """The status as it is stored, its texts decoded."""

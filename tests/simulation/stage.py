@@ -121,7 +121,9 @@ class Stage:
             ("v4", IPPoolSpec(ip_version=4, subnet="10.6.0.0/16", ips=["10.6.0.1-10.6.0.50"])),
             ("v6", IPPoolSpec(ip_version=6, subnet="fd00:6::/64", ips=["fd00:6::1-fd00:6::50"])),
         ):
-            await self.store.create(IPPOOL, SpiderIPPool(metadata=ObjectMeta(name=name), spec=spec))
+            await self.store.create(
+                IPPOOL, SpiderIPPool(metadata=ObjectMeta(name=name, finalizers=[FINALIZER]), spec=spec)
+            )
         async with anyio.create_task_group() as group:
             self._group = group
             group.start_soon(self.controller.supervisor.run)

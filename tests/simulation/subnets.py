@@ -90,7 +90,7 @@ class Replica:
             waits=lambda subnet, text: world.told.append((subnet, text)),
         )
         self.supervisor.add_supervisor(self.pools.supervisor)
-        self.supervisor.add_service("leaving", self._leaving)
+        self.pools.supervise(self.supervisor, lambda _name: True)
         self.subnets.supervise(self.supervisor, mine=lambda _name: True, ready=self._synced)
         self.scope = anyio.CancelScope()
 
@@ -101,10 +101,6 @@ class Replica:
     async def _synced(self) -> None:
         await self.pools_seen.synced()
         await self.subnets_seen.synced()
-
-    async def _leaving(self) -> None:
-        await self._synced()
-        await self.pools.watch_leaving(lambda _name: True)
 
     async def provide(self, name: str, size: int, subnet: str = "lan", **labels: str) -> Provided | NotProvided:
         return await self.subnets(subnet).ask(Provide(subnet, wanted(name, size, **labels)), timeout=SECONDS)
@@ -295,18 +291,20 @@ class Subnetting:
             raise Violation(f"never settled: {self.status()}, {[self.spec(n) for n in self.names()]}")
 
 
-def act(scene: Callable[[Subnetting], Awaitable[None]], **options: Any) -> Subnetting:
+def act(
+    scene: Callable[[Subnetting], Awaitable[None]], *, world: type[Subnetting] = Subnetting, **options: Any
+) -> Subnetting:
     """Play a scene in virtual time."""
     seed = options.get("seed", 1)
 
     async def main() -> Subnetting:
-        world = Subnetting(**options)
+        made = world(**options)
         async with anyio.create_task_group() as group:
-            world.group = group
+            made.group = group
             with anyio.fail_after(3600):
-                await scene(world)
+                await scene(made)
             group.cancel_scope.cancel()
-        world.judge()
-        return world
+        made.judge()
+        return made
 
     return run(main, seed=seed)

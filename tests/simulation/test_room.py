@@ -273,6 +273,7 @@ def test_a_pool_that_is_gone_is_told_to_who_waits() -> None:
     async def scene(owners: Owners) -> None:
         queue = await full(owners, "u1")
         await queue.come("w1")
+        await owners.store.patch(IPPOOL, "lan", {"metadata": {"finalizers": None}})
         await owners.store.delete(IPPOOL, "lan")
         await anyio.sleep(PATIENCE + 0.1)
         assert queue.answers == {"w1": "exists"}

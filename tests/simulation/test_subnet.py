@@ -157,7 +157,7 @@ def test_of_two_subnets_of_one_cidr_the_first_has_the_pools() -> None:
         refused = await owner.provide("auto", 3, "later")
         assert isinstance(refused, NotProvided)
         assert refused.lasting
-        await anyio.sleep(1)
+        await anyio.sleep(5)
         before = world.store.revision
         await anyio.sleep(60)
         assert world.store.revision == before, "they do not fight"

@@ -28,7 +28,7 @@ from api.configfile import ConfigFile, IaasNetworkProvider
 from api.core import Namespace, Node, Pod, PodSpec
 from api.ippool import AllocationRecord, IPPoolSpec, SpiderIPPool, decode_records
 from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NETWORKATTACHMENT, NODE, POD
-from api.meta import ObjectMeta
+from api.meta import FINALIZER, ObjectMeta
 from api.networkattachment import NetworkAttachmentDefinition, NetworkAttachmentSpec
 from api.settings import ControllerSettings
 from cni.config import CoordinatorConfig, IpamConfig, NetConfig
@@ -354,7 +354,9 @@ class World:
         v4 = IPPoolSpec(ip_version=4, subnet="10.6.0.0/16", ips=[f"10.6.0.10-10.6.0.{10 + last}"], default=True)
         v6 = IPPoolSpec(ip_version=6, subnet="fd00:6::/64", ips=[f"fd00:6::a-fd00:6::{10 + last:x}"], default=True)
         for name, spec in (("v4", v4), ("v6", v6)):
-            await self.truth.create(IPPOOL, SpiderIPPool(metadata=ObjectMeta(name=name), spec=spec))
+            await self.truth.create(
+                IPPOOL, SpiderIPPool(metadata=ObjectMeta(name=name, finalizers=[FINALIZER]), spec=spec)
+            )
         config = {"cniVersion": "1.1.0", "type": "macvlan", "master": "eth0", "ipam": {"type": "spiderpool"}}
         for name in NETWORKS:
             text = json.dumps({**config, "name": name})

@@ -147,6 +147,14 @@ def read_withheld(text: str | None, version: int) -> dict[int, Withheld]:
     return found
 
 
+def owed_in(pool: SpiderIPPool, version: int) -> dict[int, Owed]:
+    """The addresses of a pool that a network provider has not released yet. Raises `RecordError`."""
+    text = pool.status.withheld_ips or ""
+    if '"owed"' not in text:
+        return {}
+    return {ip: entry.owed for ip, entry in read_withheld(text, version).items() if entry.owed is not None}
+
+
 def withheld_now(pool: SpiderIPPool, *, now: float) -> list[Withheld]:
     """What a pool withholds at a time, in unix seconds; nothing where that cannot be read."""
     version = pool.spec.ip_version or (6 if ":" in pool.spec.subnet else 4)

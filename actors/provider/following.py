@@ -14,7 +14,7 @@ from actors.provider.releases import Debt, Message, Owing
 from api.ippool import SpiderIPPool
 from ipam.addresses import format_address
 from ipam.records import RecordError
-from ipam.withheld import read_withheld
+from ipam.withheld import owed_in
 from runtime.actor import Ref
 from runtime.errors import ActorError
 from runtime.store.port import Expired
@@ -80,16 +80,10 @@ class Following:
 
 def debts_of(pool: SpiderIPPool) -> list[Debt]:
     """What a pool owes; nothing where that cannot be read: its owner says so."""
-    text = pool.status.withheld_ips
-    if text is None or '"owed"' not in text:
-        return []
     version = pool.spec.ip_version or (6 if ":" in pool.spec.subnet else 4)
     try:
-        entries = read_withheld(text, version)
+        owed = owed_in(pool, version)
     except RecordError:
         return []
-    return [
-        Debt(pool.metadata.name, format_address(ip, version), pool.spec.subnet, entry.owed)
-        for ip, entry in entries.items()
-        if entry.owed is not None
-    ]
+    subnet = pool.spec.subnet
+    return [Debt(pool.metadata.name, format_address(ip, version), subnet, debt) for ip, debt in owed.items()]

@@ -6,7 +6,7 @@ and VLAN id frames of it go there. Bodies are JSON; any status of 2xx is a succe
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Final
 
 import msgspec
@@ -107,6 +107,14 @@ def read_assigned(body: bytes, addresses: Collection[str]) -> Mapping[str, Assig
     if missing:
         raise AnswerError(f"the provider's answer has nothing for {', '.join(missing)}")
     return found
+
+
+def subnet_of(text: str) -> str:
+    """A pool's subnet as the provider is told it, without host bits; the text itself where it is none."""
+    try:
+        return str(ip_network(text, strict=False))
+    except ValueError:
+        return text
 
 
 def _canonical(text: str) -> str:

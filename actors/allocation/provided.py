@@ -17,7 +17,7 @@ from actors.allocation.callers import Refusal
 from actors.provider.provider import Provider, ProviderError
 from api.annotations import AnnotationError
 from api.ippool import IPPoolSpec
-from api.provider import Wanted
+from api.provider import Wanted, subnet_of
 from api.wire import Address, Allocate, NicGrant, NicRequest, PodRef, Rejected
 from ipam.candidates import SelectionRequest
 from ipam.predicates import attachment_of
@@ -126,7 +126,7 @@ class Provided:
         if not terms.macs or self._provider is None:
             return list(grants)
         wanted = [
-            Wanted(_bare(address), specs[address.pool].subnet, terms.macs[grant.nic])
+            Wanted(_bare(address), subnet_of(specs[address.pool].subnet), terms.macs[grant.nic])
             for grant in grants
             if grant.nic in terms.macs
             for address in grant.addresses

@@ -21,6 +21,7 @@ from api.provider import (
     ReleaseRequest,
     Wanted,
     read_assigned,
+    subnet_of,
 )
 from api.wire import PodRef
 from ipam.withheld import Owed
@@ -81,7 +82,7 @@ class Provider:
         namespace, _, name = owed.pod.partition("/")
         request = ReleaseRequest(
             node_name=owed.node,
-            subnet=subnet,
+            subnet=subnet_of(subnet),
             ip_address=address,
             parent_nic_mac=owed.parent_nic_mac,
             pod_name=name,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.provider import AllocateRequest, AnswerError, Assigned, Wanted, read_assigned
+from api.provider import AllocateRequest, AnswerError, Assigned, Wanted, read_assigned, subnet_of
 
 A, B = "10.0.0.5", "10.0.0.6"
 
@@ -65,6 +65,14 @@ def test_nothing_else_is_ever_raised_and_nothing_is_half_said(body: bytes) -> No
     else:
         assert said.keys() == {A, B}
         assert all(0 < one.vlan < 4095 for one in said.values())
+
+
+def test_a_subnet_is_told_without_host_bits() -> None:
+    assert [subnet_of(text) for text in ("10.0.0.5/16", "10.0.0.0/16", "junk")] == [
+        "10.0.0.0/16",
+        "10.0.0.0/16",
+        "junk",
+    ]
 
 
 def test_what_is_sent() -> None:

@@ -13,6 +13,7 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       attachments  the NetworkAttachmentDefinitions of this replica's SpiderMultusConfigs
       coordination which addresses are the cluster's own, kept in the status of the SpiderCoordinators
       collector    gives up records that nobody needs any more
+      provider     tells the network provider which addresses are released, where there is one
       peers        one channel per other replica
       rpc          the connections of agents and of other replicas
       bundle       keeps the webhook configurations to the certificate's authority
@@ -37,6 +38,7 @@ from actors.allocation.callers import Callers
 from actors.allocation.endpoint import Endpoints
 from actors.allocation.grants import Early, Grants, Policy
 from actors.allocation.networks import Isolation, Networks
+from actors.allocation.provided import Provided
 from actors.allocation.returns import Returns
 from actors.allocation.workloads import Workloads
 from actors.applications.assembly import Running, assemble
@@ -54,6 +56,7 @@ from actors.pools.ippools import IPPools
 from actors.pools.peers import Peers, pool_key, subnet_key
 from actors.pools.terms import Terms, Witnesses
 from actors.pools.throughput import Throughput, work
+from actors.provider import assembly as provider
 from actors.replica.activity import Activity
 from actors.replica.cluster import Cluster
 from actors.replica.lookups import Lookups, Scene
@@ -77,6 +80,7 @@ from runtime.store.port import Store
 from runtime.supervision import Intensity, Supervisor
 from runtime.transport.port import Call, Overloaded
 from runtime.transport.server import is_own_address
+from runtime.web import Web
 from telemetry import metrics, traces
 from telemetry.http import Post, Response, Route
 
@@ -101,6 +105,7 @@ class Controller:
         grants_only: bool = False,
         configurations: Configurations | None = None,
         discovery: Discovery | None = None,
+        web: Web | None = None,
         path: str,
     ) -> None:
         """Nothing runs before `supervise` and the supervisor.
@@ -113,6 +118,7 @@ class Controller:
             grants_only: from the pools and by the statuses that there are; it makes no pool and keeps no status.
             configurations: the folder of CNI configurations; the one that the settings name, unless given.
             discovery: of foreign kinds; without it, workloads of those have no automatic pools.
+            web: how the network provider that the settings name is asked; None: there is none.
             path: the name of the subtree.
         """
         self.store = store
@@ -224,6 +230,15 @@ class Controller:
         self._activity = Activity()
         self._replica = settings.pod_name
         self._started = system.clock.wall()
+        self._provider = provider.assemble(
+            config.iaas_network_provider,
+            web,
+            clock=self._clock,
+            supervisor=self.supervisor,
+            pools=self.cluster.pools.snapshot,
+            peers=self.peers,
+            say=self._notices.not_released,
+        )
         self._allocator = self.supervisor.add_actor(
             "allocator",
             self._make_allocator(settings, endpoints, pods_exist=pods_exist),
@@ -307,6 +322,12 @@ class Controller:
             automatic=None
             if self.applications is None
             else AutomaticPools(self.store, ask=lambda ask, seconds: self.peers.application(ask, timeout=seconds)),
+            provided=Provided(
+                self._provider,
+                clock=self._clock,
+                elsewhere=bool(config.iaas_network_provider.server_url),
+                master=self.cluster.provided_master,
+            ),
         )
         returns = Returns(
             pools=self.peers,
@@ -443,6 +464,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         settings = load_controller(program.environment(), arguments.file_text, arguments.flags)
+        web = provider.web_of(settings.config.iaas_network_provider)
     except SettingsError as error:
         program.refuse(NAME, error)
     if not settings.tls_server_cert:
@@ -453,8 +475,10 @@ def main(argv: list[str] | None = None) -> int:
     async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
         store = KubernetesStore(await _credentials(settings.kubeconfig), agent=f"{NAME}/{program.VERSION}")
         stack.push_async_callback(store.aclose)
+        if web is not None:
+            stack.push_async_callback(web.aclose)
         controller = Controller(
-            system, store, settings=settings, path="controller", discovery=ServerDiscovery(store.server)
+            system, store, settings=settings, path="controller", discovery=ServerDiscovery(store.server), web=web
         )
         stack.callback(metrics.on_scrape(lambda: controller.measure(debug=settings.enabled_debug_metric)))
         routes["/debug/status"] = lambda _query: Response(

@@ -41,6 +41,7 @@ from ipam.addresses import format_address
 from ipam.overlap import Atlas
 from ipam.ranges import Ranges
 from ipam.records import RecordError, read_records
+from ipam.withheld import owed_in
 
 _NAMED: Final = 3
 """Addresses in use that an error names."""
@@ -172,9 +173,12 @@ def _change_errors(old: SpiderIPPool, spec: IPPoolSpec) -> list[FieldError]:
         return errors
     try:
         records = read_records(old.status.allocated_ips, before.version)
+        owed = owed_in(old, before.version)
     except RecordError as error:
         return [*errors, forbidden("spec.ips", f"nothing can be taken out, status.allocatedIPs: {error}")]
     lost = [(ip, records[ip].pod) for ip in sorted(records) if ip in gone]
+    # Another pool could have them, and grant them, while the network provider still has them elsewhere.
+    lost += [(ip, f"{owed[ip].pod}, which the network provider has to release") for ip in sorted(owed) if ip in gone]
     for field, those in (
         ("spec.ips", [one for one in lost if one[0] not in listed]),
         ("spec.excludeIPs", [one for one in lost if one[0] in listed]),

@@ -52,6 +52,14 @@ def attachment_name(config: SpiderMultusConfig) -> str:
     return config.metadata.annotations.get(MULTUS_CR_NAME) or config.metadata.name
 
 
+def provided_master(config: SpiderMultusConfig) -> str:
+    """The node's interface below NICs whose VLAN id comes with their address; empty where theirs does not."""
+    block = config.spec.vlan
+    if config.spec.cni_type != "vlan" or block is None or block.vlan_mode != "auto":
+        return ""
+    return block.bond.name if block.bond is not None and len(block.master) > 1 else block.master[0]
+
+
 def attachment(config: SpiderMultusConfig) -> NetworkAttachmentDefinition:
     """The definition of a valid SpiderMultusConfig, with or without its defaults filled in."""
     meta = config.metadata

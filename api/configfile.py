@@ -7,6 +7,7 @@ default; here it is refused by name. Pure: the caller reads the file.
 import difflib
 import re
 from typing import Annotated, Any, Literal, override
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -38,8 +39,13 @@ class IaasNetworkProvider(Struct, frozen=True, forbid_unknown_fields=True, renam
     """The service that assigns addresses on a cloud's side. An empty URL switches it off."""
 
     server_url: str = ""
+    """``https://host:port`` or ``http://host:port``, without a path."""
     http_request_timeout: str = "50s"
     """A duration as Go writes them, above 0 and below 100 s."""
+    ca_bundle: str = ""
+    """PEM certificates of the authorities that the server's certificate is checked by. Empty: the system's."""
+    insecure_skip_verify: bool = False
+    """Whether its certificate is not checked at all."""
 
     @property
     def timeout(self) -> float:
@@ -288,10 +294,25 @@ def _check(config: ConfigFile, path: str) -> None:
     if not fits:
         message = f"{path}: iaasNetworkProvider.httpRequestTimeout: {shown(timeout)}: expected 1ns to 100s, as in 50s"
         raise SettingsError(message)
+    url = config.iaas_network_provider.server_url
+    if url and not _is_server(url):
+        message = f"{path}: iaasNetworkProvider.serverUrl: {shown(url)}: expected https://host:port without a path"
+        raise SettingsError(message)
     socket = config.ipam_unix_socket_path
     if not socket.startswith("/") or len(socket.encode()) > _SOCKET_PATH_LIMIT:
         message = f"{path}: ipamUnixSocketPath: {shown(socket)}: expected an absolute path of at most 107 bytes"
         raise SettingsError(message)
+
+
+def _is_server(url: str) -> bool:
+    """Whether a URL names a server, and nothing of it."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    nothing_more = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and nothing_more
 
 
 def _one_line(text: str) -> str:

@@ -100,6 +100,11 @@ class AllocationRecord(Struct, frozen=True, omit_defaults=True, rename="camel", 
     begun: int = 0
     """When the sandbox's ADD began, milliseconds since the epoch, where a request of an earlier sandbox of the pod may
     still be under way; else absent."""
+    parent_mac: str = field(default="", name="parentNicMac")
+    """MAC address of the node's NIC below the pod's, where a network provider was or will be asked for the address:
+    then it must be released there before anybody else gets it. Absent where no provider knows of it."""
+    provider_by: int = 0
+    """Until when that request may be under way, milliseconds since the epoch."""
 
 
 _records_decoder = msgspec.json.Decoder(dict[str, AllocationRecord])

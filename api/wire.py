@@ -46,6 +46,14 @@ class NicRequest(Struct, frozen=True, kw_only=True):
     master_subnets: tuple[str, ...] | None = None
     multus: str = ""
     ips: tuple[str, ...] = ()
+    parent_mac: str = ""
+
+
+class NodeLink(Struct, frozen=True):
+    """An interface of the node."""
+
+    name: str
+    mac: str
 
 
 class Allocate(Struct, frozen=True, tag=True):
@@ -76,6 +84,12 @@ class Allocate(Struct, frozen=True, tag=True):
     where the agent does not know: the pod's annotations say it then."""
     ips: tuple[str, ...] = ()
     """Addresses that the NIC is to have, with or without prefix length, at most one a family; others are refused."""
+    parent_mac: str = ""
+    """MAC address of the node's NIC below this one, where its VLAN id and MAC address come from the cluster's network
+    provider: they are in the IPv4 address that is granted then. Empty: nobody else has to know of the address."""
+    links: tuple[NodeLink, ...] = ()
+    """The node's interfaces, for `parent_mac`, where the agent does not know what the NIC is made on: another program's
+    plugin has asked. Then the SpiderMultusConfig of its network says it."""
     more: tuple[NicRequest, ...] = ()
     """Further NICs of the sandbox that are wanted along with this one; their grants are in `Allocated.others`."""
     meta: bool = False
@@ -216,6 +230,9 @@ class Address(Struct, frozen=True):
     pool: str
     gateway: str = ""
     vlan: int = 0
+    """VLAN id that a network provider says; 0: none did."""
+    mac: str = ""
+    """MAC address of the pod's NIC that it says; empty: none did."""
 
 
 class Coordination(Struct, frozen=True, omit_defaults=True):

@@ -33,6 +33,7 @@ from api.wire import Fixed, NicGrant, PodRef
 from cni.bandwidth import LimitPlan
 from cni.coordination import CoordinationPlan
 from cni.errors import IoFailure
+from cni.plan import Assigned
 from cni.protocol import Role
 from cni.result import Result
 from cni.sriov import VfHeld
@@ -112,6 +113,10 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     """With prefix lengths."""
     pools: tuple[str, ...] = ()
     """The pool of each address, in the same order."""
+    provided: bool = False
+    """Whether a request for its addresses may take as long as a network provider does."""
+    assigned: Assigned | None = None
+    """What the cluster's network provider says of the interface; None: nobody asked it."""
     others: tuple[NicGrant, ...] = ()
     """What the pod's other NICs were given along with this one, whether or not they were attached since."""
     fixed: Fixed | None = None

@@ -59,6 +59,23 @@ class Kernel(Protocol):
         """
         ...
 
+    async def parent_mac(self, plan: LinkPlan) -> str:
+        """The MAC address of the interface that the plan names as its parent.
+
+        Raises:
+            InvalidConfig: as above.
+            KernelRefused: the kernel does not say.
+        """
+        ...
+
+    async def possible_parents(self) -> tuple[tuple[str, str], ...]:
+        """Names and MAC addresses of the node's interfaces, those left out that lead into namespaces.
+
+        Raises:
+            KernelRefused: the kernel does not say.
+        """
+        ...
+
     async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
         """Addresses, up, routes, announcement, in this order. On failure the link keeps what it got: detach it.
 
@@ -275,6 +292,14 @@ class LinuxKernel:
     async def attach_link(self, plan: LinkPlan) -> LinkState:
         """See `Kernel.attach_link`."""
         return await self._run(attachment.make_link, plan, self._modes)
+
+    async def parent_mac(self, plan: LinkPlan) -> str:
+        """See `Kernel.parent_mac`."""
+        return await self._run(attachment.parent_mac, plan)
+
+    async def possible_parents(self) -> tuple[tuple[str, str], ...]:
+        """See `Kernel.possible_parents`."""
+        return await self._run(attachment.possible_parents)
 
     async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
         """See `Kernel.configure`."""

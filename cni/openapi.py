@@ -17,6 +17,7 @@ from api.route import Route
 from api.wire import Address, FoundCoordinator, FoundEndpoint, NicGrant, PodRef
 from cni.config import IpamConfig, NetConfig, kind_of, locate, shown, without_nulls
 from cni.journal import JournalEntry
+from cni.plan import Assigned
 from cni.protocol import IPAM_TYPE, Invocation, PodArgs, Role, Verb, container_id_problem, ifname_problem
 
 IP = "/v1/ipam/ip"
@@ -236,6 +237,7 @@ class _IpConfig(Struct, frozen=True, omit_defaults=True, rename="camel"):
     ip_pool: str = ""
     gateway: str = ""
     vlan: int = 0
+    mac: str = ""
 
 
 class _Route(Struct, frozen=True, rename="camel"):
@@ -306,6 +308,7 @@ def add_body(grants: Iterable[NicGrant], *, gateway_detection: bool = False, con
                     ip_pool=address.pool,
                     gateway=address.gateway,
                     vlan=address.vlan,
+                    mac=address.mac,
                 )
                 for grant in grants
                 for address in grant.addresses
@@ -378,13 +381,25 @@ def grants_of(ifname: str, entries: Iterable[JournalEntry]) -> tuple[NicGrant, .
     return tuple(grant for _, grant in sorted(found.items(), key=lambda item: (item[0] != ifname, item[0])))
 
 
+def _assigned(address: Address, assigned: Assigned | None) -> Address:
+    """With what a network provider says, which it does of IPv4 addresses."""
+    if assigned is None or address.version != 4:
+        return address
+    return msgspec.structs.replace(address, vlan=assigned.vlan_id, mac=assigned.mac)
+
+
 def _grant(entry: JournalEntry) -> NicGrant:
     assert entry.result is not None
     gateways = {ip.address: ip.gateway for ip in entry.result.ips}
     return NicGrant(
         nic=entry.ifname,
         addresses=tuple(
-            Address(version=6 if ":" in address else 4, address=address, pool=pool, gateway=gateways.get(address, ""))
+            _assigned(
+                Address(
+                    version=6 if ":" in address else 4, address=address, pool=pool, gateway=gateways.get(address, "")
+                ),
+                entry.assigned,
+            )
             for address, pool in zip(entry.addresses, entry.pools, strict=True)
         ),
         routes=tuple(Route(dst=route.dst, gw=route.gw) for route in entry.result.routes),

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from cni.config import NetConfig, shown
 from cni.errors import InvalidConfig, InvalidEnvironment, UnsupportedField
-from cni.protocol import Invocation, Verb
+from cni.protocol import IPAM_TYPE, Invocation, Verb
 from cni.result import Result
 
 MACVLAN_MODES = ("bridge", "private", "vepa", "passthru")
@@ -28,7 +28,7 @@ class LinkPlan(Struct, frozen=True, kw_only=True):
     mode: str = "bridge"
     """Of macvlan and ipvlan; empty for other kinds."""
     vlan_id: int | None = None
-    """Of vlan."""
+    """Of vlan; None while it is still to come, with the address."""
     vlan_protocol: str = ""
     """Of vlan, one of `VLAN_PROTOCOLS`."""
     mtu: int = 0
@@ -40,6 +40,18 @@ class LinkPlan(Struct, frozen=True, kw_only=True):
     """Frames; 0 means the kernel's default."""
     link_in_container: bool = False
     """Whether `master` is in the container's namespace instead of the node's."""
+
+    @property
+    def is_assigned(self) -> bool:
+        """Whether VLAN id and MAC address come with the address: it cannot be made before."""
+        return self.kind == "vlan" and self.vlan_id is None
+
+
+class Assigned(Struct, frozen=True):
+    """What a network provider says of a VLAN link."""
+
+    vlan_id: int
+    mac: str
 
 
 class AddressPlan(Struct, frozen=True, kw_only=True):
@@ -130,9 +142,22 @@ def link_plan(invocation: Invocation) -> LinkPlan:
                 broadcast_queue_length=0,
             )
         case "vlan":
-            return replace(plan, vlan_id=_vlan_id(conf), vlan_protocol=_vlan_protocol(conf), broadcast_queue_length=0)
+            vlan_id = _vlan_id(conf)
+            if vlan_id is None:
+                _check_assigned(invocation, field, mac)
+            return replace(plan, vlan_id=vlan_id, vlan_protocol=_vlan_protocol(conf), broadcast_queue_length=0)
         case _:
             return plan
+
+
+def is_assigned(conf: NetConfig) -> bool:
+    """Whether VLAN id and MAC address of what a configuration makes come with its address."""
+    return conf.type == "vlan" and conf.vlan_mode == "auto" and conf.vlan_tag is None
+
+
+def assigned_plan(plan: LinkPlan, assigned: Assigned) -> LinkPlan:
+    """The plan of a link that is made as a network provider says; others stay as they are."""
+    return replace(plan, vlan_id=assigned.vlan_id, mac=assigned.mac) if plan.kind == "vlan" else plan
 
 
 def link_differences(plan: LinkPlan, seen: LinkState, parent: LinkState | None) -> list[str]:
@@ -187,15 +212,29 @@ def _master_of_chain(invocation: Invocation) -> str:
     return invocation.prev_result.interfaces[0].name
 
 
-def _vlan_id(conf: NetConfig) -> int:
+def _vlan_id(conf: NetConfig) -> int | None:
+    """None: it comes with the address."""
     if conf.vlan_mode not in {"", "manual", "auto"}:
         raise InvalidConfig(f"vlanMode: {shown(conf.vlan_mode)} is unknown", "known: manual, auto")
     if conf.vlan_tag is not None:
         return conf.vlan_tag
     if conf.vlan_mode == "auto":
-        msg = 'vlanMode: "auto" takes the VLAN id from a network provider, which is not supported here'
-        raise UnsupportedField(msg, "vlanId names one")
+        return None
     raise InvalidConfig("vlanId: missing from the network configuration")
+
+
+def _check_assigned(invocation: Invocation, field: str, mac: str) -> None:
+    """Refuse what does not go with a VLAN id and a MAC address that a network provider says."""
+    conf = invocation.conf
+    what = 'vlanMode: "auto" takes VLAN id and MAC address from a network provider'
+    if conf.ipam.type != IPAM_TYPE:
+        raise InvalidConfig(f"ipam.type: {shown(conf.ipam.type)}: {what}", f"only addresses of {IPAM_TYPE} have them")
+    if not conf.master or conf.link_in_container:
+        raise InvalidConfig(f"master: {shown(conf.master)}: {what}", "it knows interfaces of the node, by their MAC")
+    prefix = "" if conf.coordinator is None else conf.coordinator.pod_mac_prefix
+    if mac or prefix:
+        field, mac = (field, mac) if mac else ("coordinator.podMACPrefix", prefix)
+        raise UnsupportedField(f"{field}: {shown(mac)} is not possible: {what}", "any other gets no frames")
 
 
 def _vlan_protocol(conf: NetConfig) -> str:

@@ -101,6 +101,16 @@ class Book:
         return MappingProxyType(self._withheld)
 
     @property
+    def debts(self) -> list[str]:
+        """Addresses that a network provider has not released yet, canonical text. Costs as much as is withheld."""
+        return [self._text(ip) for ip, entry in sorted(self._withheld.items()) if entry.owed is not None]
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody has an address, and none is owed to a network provider."""
+        return not self._records and not self.debts
+
+    @property
     def object_bytes(self) -> int:
         """Size of the encoded pool object, rounded up."""
         return self._base_bytes + self._table.bytes

@@ -30,6 +30,12 @@ def in_use(records: Mapping[int, AllocationRecord], version: int) -> str:
     return f"{len(records)} addresses are in use: {_listed(named, len(records))}"
 
 
+def owes(addresses: Sequence[str]) -> str:
+    """What a pool waits for whose addresses nobody uses any more."""
+    named = _listed(addresses[:_NAMED], len(addresses))
+    return f"{len(addresses)} addresses are not released by the network provider yet: {named}"
+
+
 def has_pools(names: Sequence[str]) -> str:
     """What a subnet waits for."""
     return f"{len(names)} pools are left: {_listed(sorted(names)[:_NAMED], len(names))}"

@@ -11,6 +11,9 @@ to the next uid of that name.
 
 Addresses that are freed rest before anybody else gets them, those that strangers were found to use are in quarantine
 (`ipam.withheld`), and those that lie in two pools are granted by neither (`ipam.overlap`).
+
+An address that a network provider was asked for is owed to it when its sandbox is gone, in the same write that ends the
+record: nobody gets it before the provider has released it, neither anybody else nor the next pod of a name.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,6 +28,7 @@ from ipam.book import Book
 from ipam.history import Change
 from ipam.operations import (
     Answer,
+    Chase,
     Claim,
     Disown,
     Granted,
@@ -33,21 +37,22 @@ from ipam.operations import (
     Outcome,
     Reclaim,
     Refused,
+    Settle,
     Surrender,
     Surrendered,
 )
 from ipam.overlap import Overlap
 from ipam.ranges import Ranges
 from ipam.records import same_record, stripped
-from ipam.refusals import another_held, exhausted, still_held, taken
+from ipam.refusals import another_held, exhausted, still_held, still_owed, taken
 from ipam.table import Before
-from ipam.withheld import CONFLICT, COOL_DOWN, Withheld, withhold
+from ipam.withheld import CONFLICT, COOL_DOWN, Withheld, freed, owing, settled, withhold
 
 MAX_OBJECT_BYTES: Final = 1_200_000
 """A pool grants while its encoded object stays below this: etcd refuses 1.5 MB, and unmodelled fields must fit too."""
 LATE_MS: Final = 60_000
-"""No copy of a claim is under way for longer: an ADD has 20 s, a write to the store 10. A bigger difference between two
-sandboxes of a pod is a node's clock that was set back."""
+"""No copy of a claim is under way for longer: an ADD has 45 s at most, a write to the store 10. A bigger difference
+between two sandboxes of a pod is a node's clock that was set back."""
 _NEEDED: Final = ("pod", "uid", "nic", "node", "cid")
 """What a claim has to say."""
 
@@ -105,6 +110,10 @@ class Ledger(Book):
                     answers[at] = self._disown(operation)
                 case Reclaim():
                     answers[at] = self._reclaim(operation)
+                case Chase():
+                    answers[at] = self._chase(operation)
+                case Settle():
+                    answers[at] = self._settle(operation)
         for at, operation in enumerate(operations):
             if isinstance(operation, Claim):
                 answers[at] = self._claim(operation)
@@ -272,19 +281,50 @@ class Ledger(Book):
     def _retain(self, ip: int) -> None:
         old = self._records[ip]
         if not old.kept:
-            new = structs.replace(old, kept=True)
-            self._set(ip, new, self._withheld.get(ip))
+            new = structs.replace(old, kept=True, parent_mac="", provider_by=0)
+            self._set(ip, new, freed(old, self._withheld.get(ip)))
             self._note("kept", ip, new)
 
     def _free(self, ip: int, what: Literal["released", "quarantined"], quarantine: Withheld | None = None) -> None:
         """An address goes, and rests. A quarantine from before that is not over stays."""
         entry = self._withheld.get(ip)
-        if quarantine is not None:
+        if entry is not None and entry.owed is not None:
+            pass  # it is not settled by what becomes of the record
+        elif quarantine is not None:
             entry = quarantine
         elif entry is None or entry.resting or entry.until <= self._now:
             entry = withhold(self._now + self._cooldown, COOL_DOWN) if self._cooldown > 0 else None
         self._note(what, ip, self._records[ip])
-        self._set(ip, None, entry)
+        self._set(ip, None, freed(self._records[ip], entry))
+
+    def _owed(self, address: str, by: int) -> tuple[int, Withheld] | None:
+        """The address and its entry, if it is owed to a provider since just then."""
+        try:
+            family, ip = parse_address(address)
+        except ValueError:
+            return None
+        entry = self._withheld.get(ip) if family == self._version else None
+        return None if entry is None or entry.owed is None or entry.owed.by != by else (ip, entry)
+
+    def _chase(self, wanted: Chase) -> Surrendered:
+        found = self._owed(wanted.address, wanted.by)
+        if found is None:
+            return Surrendered()
+        ip, entry = found
+        if entry.owed is not None and wanted.until != wanted.by:
+            owed = structs.replace(entry.owed, by=wanted.until, tried=True)
+            self._set(ip, self._records.get(ip), owing(owed, entry.reason))
+        return Surrendered(ips=(self._text(ip),))
+
+    def _settle(self, wanted: Settle) -> Surrendered:
+        found = self._owed(wanted.address, wanted.by)
+        if found is None:
+            return Surrendered()
+        ip, entry = found
+        # An address that stays somebody's need not rest.
+        rest = 0.0 if ip in self._records else self._cooldown
+        self._set(ip, self._records.get(ip), settled(entry, now=self._now, cooldown=rest))
+        return Surrendered(ips=(self._text(ip),))
 
     # -- claims --------------------------------------------------------------------------------------------------------
 
@@ -322,7 +362,9 @@ class Ledger(Book):
 
     def _renew(self, ip: int, claim: Claim) -> Granted | Refused:
         """What the holder has, or the next one of its name gets."""
-        old = self._records[ip]
+        old, entry = self._records[ip], self._withheld.get(ip)
+        if entry is not None and entry.owed is not None:
+            return Refused(reason=still_owed(self._name, self._text(ip), entry.owed), retry=True)
         noted = old.begun if old.pod_uid == claim.uid else 0
         if 0 < claim.begun < noted <= claim.begun + LATE_MS:
             return self._refused(
@@ -337,6 +379,8 @@ class Ledger(Book):
             node=claim.node,
             cid=claim.cid,
             kept=False,
+            parent_mac=claim.parent_mac or old.parent_mac,
+            provider_by=max(claim.by, old.provider_by),
         )
         if new != old:
             if not self._fitting(ip, new, self._withheld.get(ip), shrinks_from=self.object_bytes):
@@ -365,12 +409,13 @@ class Ledger(Book):
             if ip is None:
                 ip = self._table.longest_rested()
         if ip is None:
-            quarantined = self._table.quarantined(now=self._now)
+            quarantined, owed = self._table.quarantined(now=self._now), self._table.owed
             return Refused(
                 reason=exhausted(
                     self._name,
-                    taken=self._grantable.size - quarantined,
+                    taken=self._grantable.size - quarantined - owed,
                     quarantined=quarantined,
+                    owed=owed,
                     reserved=self._total - self._grantable.size,
                     overlap=self._overlap,
                 )
@@ -382,6 +427,8 @@ class Ledger(Book):
             node=claim.node,
             cid=claim.cid,
             begun=claim.begun if claim.disputed else 0,
+            parent_mac=claim.parent_mac,
+            provider_by=claim.by,
         )
         if not self._fitting(ip, record, None):
             return self._too_big()
@@ -406,6 +453,8 @@ class Ledger(Book):
             return self._refused("overlap", wanted=address, seen=f"it lies in more than one pool: {self._overlap}")
         if ip not in self._grantable:
             return self._refused("ips", wanted=address, seen="an address that a SpiderReservedIP has")
+        if entry is not None and entry.owed is not None:
+            return Refused(reason=still_owed(self._name, address, entry.owed), retry=True)
         if entry is not None and not entry.resting and entry.until > self._now:
             reason = Reason(predicate="quarantine", pool=self._name, wanted=address, seen=entry.reason)
             return Refused(reason=reason, retry=True)

@@ -26,6 +26,8 @@ class Claim(Struct, frozen=True, tag="claim", kw_only=True):
         moving: a live migration runs, so two pods of that name carry the address for a while: it is taken over though
             the other one has it still.
         address: canonical text without prefix length: this one and no other. Empty: whichever is free.
+        parent_mac: a network provider will be asked for the address: MAC address of the node's NIC below the pod's.
+        by: until when that may be under way, unix milliseconds.
 
     None of the first five may be empty, such a record could not be released by its holder: the ledger refuses the
     claim, alone, rather than raising, since the rest of the batch is other pods'.
@@ -42,6 +44,8 @@ class Claim(Struct, frozen=True, tag="claim", kw_only=True):
     disputed: bool = False
     confirm: bool = False
     address: str = ""
+    parent_mac: str = ""
+    by: int = 0
 
 
 class Heir(Struct, frozen=True):
@@ -125,7 +129,33 @@ class Reclaim(Struct, frozen=True, tag="reclaim", kw_only=True):
     retain: bool = False
 
 
-type Operation = Claim | Surrender | Disown | Reclaim
+class Chase(Struct, frozen=True, tag="chase", kw_only=True):
+    """A network provider is about to be told that an address is released. Matches if it is owed as it was seen.
+
+    Attributes:
+        address: canonical text without prefix length.
+        by: the debt's, as it was seen.
+        until: until when the release may be under way, unix milliseconds; equal to `by` for one that does not count.
+    """
+
+    address: str
+    by: int
+    until: int
+
+
+class Settle(Struct, frozen=True, tag="settle", kw_only=True):
+    """The provider has released an address. Matches if it is owed as the `Chase` before it left it.
+
+    Attributes:
+        address: canonical text without prefix length.
+        by: the debt's.
+    """
+
+    address: str
+    by: int
+
+
+type Operation = Claim | Surrender | Disown | Reclaim | Chase | Settle
 
 
 class Granted(Struct, frozen=True, tag="granted", kw_only=True):
@@ -147,10 +177,10 @@ class Granted(Struct, frozen=True, tag="granted", kw_only=True):
 
 
 class Surrendered(Struct, frozen=True, tag="surrendered", kw_only=True):
-    """What a `Surrender`, a `Disown` or a `Reclaim` did.
+    """What a `Surrender`, a `Disown` or a `Reclaim` did; and whether a `Chase` or a `Settle` matched.
 
     Attributes:
-        ips: canonical addresses without prefix that are free now; empty when nothing matched.
+        ips: canonical addresses without prefix that are free now, or matched; empty when nothing did.
         retained: those that matched and are kept.
     """
 
@@ -163,9 +193,9 @@ class Refused(Struct, frozen=True, tag="refused", kw_only=True):
 
     Attributes:
         reason: its predicate is one of `disable`, `terminating`, `max-records`, `object-size`, `full`, `overlap`,
-            `held` for an address that may still be in use, `superseded` for a claim that a newer sandbox has
-            overtaken, and `claim` for one that lacks something; of an address that was asked for `ips`, `taken`,
-            `quarantine` or `overlap`; for a release it is `node`.
+            `held` for an address that may still be in use, `provider` for one that is owed, `superseded` for a claim
+            that a newer sandbox has overtaken, and `claim` for one that lacks something; of an address that was asked
+            for `ips`, `taken`, `quarantine` or `overlap`; for a release it is `node`.
         retry: whether the same may succeed later without anybody changing anything.
     """
 

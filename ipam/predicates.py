@@ -91,7 +91,7 @@ class Judge:
         wanted = [name if "/" in name else f"{self._request.agent_namespace}/{name}" for name in pool.spec.multus_name]
         if nic not in self._attachments:
             made = self._request.multus if nic == self._request.nic else ""
-            self._attachments[nic] = Attachment(made, made) if made else _attachment(self._request, nic)
+            self._attachments[nic] = Attachment(made, made) if made else attachment_of(self._request, nic)
         attachment = self._attachments[nic]
         if attachment.network not in wanted:
             yield _reason(pool, "multusName", _one_of(wanted), attachment.seen)
@@ -167,7 +167,8 @@ def _named(workload: Workload) -> str:
     return f"{workload} ({workload.api_version})"
 
 
-def _attachment(request: SelectionRequest, nic: str) -> Attachment:
+def attachment_of(request: SelectionRequest, nic: str) -> Attachment:
+    """The network that makes a NIC, by the pod's annotations. Raises `AnnotationError`."""
     return _first(request) if nic == FIRST_NIC else _further(request, nic)
 
 

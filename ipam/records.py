@@ -224,6 +224,8 @@ def _extended(record: AllocationRecord, unknown: dict[str, Any]) -> ExtendedReco
         cid=record.cid,
         kept=record.kept,
         begun=record.begun,
+        parent_mac=record.parent_mac,
+        provider_by=record.provider_by,
         unknown=unknown,
     )
 

@@ -3,6 +3,7 @@
 from api.ippool import AllocationRecord
 from api.reasons import Reason
 from ipam.overlap import Overlap
+from ipam.withheld import Owed
 
 
 def still_held(pool: str, address: str, record: AllocationRecord) -> Reason:
@@ -18,9 +19,24 @@ def still_held(pool: str, address: str, record: AllocationRecord) -> Reason:
     )
 
 
-def exhausted(pool: str, *, taken: int, quarantined: int, reserved: int, overlap: Overlap | None) -> Reason:
-    """No address is left: all are held, in quarantine, reserved, or shared with another pool."""
-    seen = f"{taken} taken, {quarantined} in quarantine" if quarantined else f"all {taken} taken"
+def still_owed(pool: str, address: str, owed: Owed) -> Reason:
+    """An address that a network provider has not released yet."""
+    return Reason(
+        predicate="provider",
+        pool=pool,
+        wanted=f"{address}, released by the network provider",
+        seen=f"it was of pod {owed.pod}, uid {owed.pod_uid}, on node {owed.node or 'unknown'}, and is owed to it",
+    )
+
+
+def exhausted(
+    pool: str, *, taken: int, quarantined: int, reserved: int, overlap: Overlap | None, owed: int = 0
+) -> Reason:
+    """No address is left: all are held, in quarantine, owed to a network provider, reserved, or another pool's too."""
+    parts = [f"{taken} taken"]
+    parts += [f"{quarantined} in quarantine"] * bool(quarantined)
+    parts += [f"{owed} not released by the network provider yet"] * bool(owed)
+    seen = ", ".join(parts) if len(parts) > 1 else f"all {taken} taken"
     if overlap is None:
         return Reason(predicate="full", pool=pool, wanted="a free address", seen=f"{seen}, {reserved} more reserved")
     return Reason(

@@ -152,7 +152,17 @@ class Table:
         return sum(
             1
             for ip, entry in self._withheld.items()
-            if entry.until > now and not entry.resting and ip in self._grantable and ip not in self._records
+            if entry.until > now and not entry.resting and entry.owed is None
+            and ip in self._grantable and ip not in self._records
+        )  # fmt: skip
+
+    @property
+    def owed(self) -> int:
+        """How many addresses could be granted but that a network provider has not released them. Costs the same."""
+        return sum(
+            1
+            for ip, entry in self._withheld.items()
+            if entry.owed is not None and ip in self._grantable and ip not in self._records
         )
 
     def set(self, ip: int, record: AllocationRecord | None, entry: Withheld | None) -> Before:

@@ -456,9 +456,32 @@ POOL_ADDRESSES_QUARANTINED = counter(
 )
 POOL_ADDRESSES_WITHHELD = gauge(
     "spiderpool_pool_addresses_withheld",
-    "Addresses of all pools that nobody has and nobody gets yet, by kind: cool-down, quarantine",
+    "Addresses of all pools that nobody has and nobody gets yet, by kind: cool-down, quarantine, provider (it has not"
+    " released them yet)",
     program=Program.CONTROLLER,
     labels=("kind",),
+)
+
+# ---------------------------------------------------------------- ours: network providers
+
+PROVIDER_REQUESTS = counter(
+    "spiderpool_provider_requests_total",
+    "Requests to the network provider by method (allocate, release) and outcome: ok, refused (no 2xx), unusable (an"
+    " answer that makes no sense), unanswered (it may have been carried out), unreachable, failed (not sent)",
+    program=Program.CONTROLLER,
+    labels=("method", "outcome"),
+)
+PROVIDER_REQUEST_SECONDS = histogram(
+    "spiderpool_provider_request_seconds",
+    "Time of a request to the network provider",
+    program=Program.CONTROLLER,
+    labels=("method",),
+    buckets=(0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0),
+)
+PROVIDER_RELEASES_FAILING = gauge(
+    "spiderpool_provider_releases_failing",
+    "Addresses that the network provider was asked to release and has not: they are withheld, and it is asked again",
+    program=Program.CONTROLLER,
 )
 
 # ---------------------------------------------------------------- ours: events and history

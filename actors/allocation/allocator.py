@@ -154,4 +154,8 @@ class AllocatorActor(Actor[Serve | Served | Crashed]):
 
 def _counts(asked: Envelope) -> bool:
     """Whether a request is one of those that the pace is measured by."""
-    return isinstance(asked.message, Serve) and isinstance(asked.message.request, Allocate)
+    if not (isinstance(asked.message, Serve) and isinstance(asked.message.request, Allocate)):
+        return False
+    # How long a network provider takes says nothing of how fast this replica is.
+    request = asked.message.request
+    return not (request.parent_mac or any(one.parent_mac for one in request.more))

@@ -331,6 +331,8 @@ def _detail(grant: NicGrant) -> IPAllocationDetail:
         ipv6=v6.address if v6 else None,
         ipv6_pool=v6.pool if v6 else None,
         ipv6_gateway=(v6.gateway or None) if v6 else None,
+        vlan=v4.vlan if v4 else 0,
+        mac=(v4.mac or None) if v4 else None,
         clean_gateway=grant.clean_gateway or None,
         routes=[r for r in grant.routes if r.dst not in {"0.0.0.0/0", "::/0"}],
     )

@@ -24,6 +24,7 @@ from actors.allocation.automatic import AutomaticPools
 from actors.allocation.callers import Callers, Refusal, View
 from actors.allocation.endpoint import Endpoints, Holder
 from actors.allocation.networks import Networks
+from actors.allocation.provided import Provided, Terms
 from actors.allocation.workloads import Workloads
 from actors.pools.claims import Claim, Granted, Peek, Refused, Surrender, Surrendered
 from actors.pools.peers import Pool
@@ -54,7 +55,7 @@ something of another pool is turned away because of those who wait."""
 CONTAINER_PREFIX = 12
 """How much of a container id a record keeps (design of the record: 12 hex digits)."""
 
-_LATER = frozenset({"conflict", "store", "held", "taken", "quarantine"})
+_LATER = frozenset({"conflict", "store", "held", "taken", "quarantine", "provider"})
 """Predicates that pass by themselves."""
 
 
@@ -123,11 +124,13 @@ class Grants:
         policy: Policy,
         failed: Callable[[Pod, Rejected], None] = lambda _pod, _rejected: None,
         automatic: AutomaticPools | None = None,
+        provided: Provided,
     ) -> None:
         """`pools` gives the way to a pool's owner by name, whether the pool exists or not.
 
         `failed` is told of pods that are refused; it may not raise and may not wait. Without `automatic` a pod that
-        names a SpiderSubnet is served from the automatic pools that its application has, whoever made them.
+        names a SpiderSubnet is served from the automatic pools that its application has, whoever made them. `provided`
+        asks the network provider.
         """
         self._pool = pools
         self._endpoints = endpoints
@@ -138,6 +141,7 @@ class Grants:
         self._policy = policy
         self._failed = failed
         self._automatic = automatic
+        self._provided = provided
         self._patient = 0
         """Claims under way that wait where there is no room."""
 
@@ -166,10 +170,13 @@ class Grants:
         holder = Holder(pod=pod, workload=await self._workloads.top(pod), fixed=self._workloads.fixed(pod))
         had = await self._endpoints.read(pod.metadata.namespace, holder.name) if holder.fixed is not None else None
         with traces.span("allocator.select") as span:
-            selection = await self._select(request, holder, had, peer)
+            every, selection = await self._select(request, holder, had, peer)
             span.set_attribute(attributes.SELECTION_SOURCE, selection.source)
             if span.is_recording():
                 span.set_attribute(attributes.EXPLANATION, selection.explanation.summary())
+        moving = holder.fixed is not None and await self._workloads.moving(pod)
+        terms = self._provided.terms(request, (_first(request), *request.more), every, moving=moving)
+        self._provided.check(terms, selection, request.pod)
         if had is not None:
             await self._move(holder, had, selection, request.pod)
         claim = Claim(
@@ -181,10 +188,13 @@ class Grants:
             fixed=holder.fixed is not None,
             begun=request.begun,
             disputed=request.disputed,
-            moving=holder.fixed is not None and await self._workloads.moving(pod),
+            moving=moving,
         )
-        won, why, doubtful = await self._claim(claim, selection, had, request.pod)
-        grants = [_grant(nic, won) for nic in selection.nics]
+        won, why, doubtful = await self._claim(claim, selection, terms, had, request.pod)
+        specs = {winner.pool: winner.granted.spec for winner in won.values()}
+        granted = [_grant(nic, won) for nic in selection.nics]
+        ref = structs.replace(request.pod, uid=pod.metadata.uid)
+        grants = await self._provided.ask(terms, granted, specs, ref=ref, node=peer.node)
         _direct(routes, grants, won)
         asked = next(grant for grant in grants if grant.nic == request.nic)
         coordinator = self._view.coordination()
@@ -208,7 +218,9 @@ class Grants:
         )
         return allocated
 
-    async def _select(self, request: Allocate, holder: Holder, had: SpiderEndpoint | None, peer: Peer) -> Selection:
+    async def _select(
+        self, request: Allocate, holder: Holder, had: SpiderEndpoint | None, peer: Peer
+    ) -> tuple[SelectionRequest, Selection]:
         asked = (_first(request), *request.more)
         twice = [nic for nic, count in Counter(one.nic for one in asked).items() if count > 1]
         if twice:
@@ -232,7 +244,7 @@ class Grants:
         if self._automatic is not None and every.enable_subnets and autopool.asks(holder.pod.metadata.annotations):
             pools = await self._automatic.prepare(every, request.pod, pools)
         try:
-            return select_together([_asking(one, every) for one in asked], pools)
+            return every, select_together([_asking(one, every) for one in asked], pools)
         except SelectionError as error:
             raise Refusal(
                 Rejected(
@@ -268,7 +280,7 @@ class Grants:
                     raise Refusal(Rejected(message=f"pool {pool}: {reason}", retry=True, cause="internal", held=True))
 
     async def _claim(
-        self, claim: Claim, selection: Selection, had: SpiderEndpoint | None, ref: PodRef
+        self, claim: Claim, selection: Selection, terms: Terms, had: SpiderEndpoint | None, ref: PodRef
     ) -> tuple[Mapping[tuple[str, int], _Won], Explanation, bool]:
         """Every address of the selection, by NIC and IP version; why; and whether copies may be under way."""
         needs = [need for nic in selection.nics for need in _needs(nic)]
@@ -277,7 +289,8 @@ class Grants:
         doubts: list[bool] = []
 
         async def one(at: int, need: _Need) -> None:
-            mine = structs.replace(claim, nic=need.nic, address=need.address)
+            mac = terms.mac(need.nic, need.version)
+            mine = structs.replace(claim, nic=need.nic, address=need.address, parent_mac=mac, by=terms.by if mac else 0)
             winner, verdicts, doubtful = await self._claim_one(mine, need, had)
             if winner is not None:
                 won[need.nic, need.version] = winner
@@ -318,7 +331,7 @@ class Grants:
                     return _Won(name, answer), tuple(verdicts), doubtful
                 case Refused(reason):
                     verdicts.append(Verdict(pool=name, nic=need.nic, accepted=False, reason=reason))
-                    if reason.predicate in {"held", "superseded"}:
+                    if reason.predicate in {"held", "superseded"} or (claim.fixed and reason.predicate == "provider"):
                         break  # it has an address, which is not free yet: it is not to get a second one
         return None, tuple(verdicts), doubtful
 
@@ -371,6 +384,7 @@ def _first(request: Allocate) -> NicRequest:
         master_subnets=request.master_subnets,
         multus=request.multus,
         ips=request.ips,
+        parent_mac=request.parent_mac,
     )
 
 

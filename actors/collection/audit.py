@@ -244,17 +244,21 @@ def _grants(
             routes, clean = tuple(detail.routes), bool(detail.clean_gateway)
         else:
             routes, clean = _routes(pod, (pools[held.pool] for held in found)), False
-        addresses = tuple(_address(held, pools[held.pool]) for held in found)
+        addresses = tuple(_address(held, pools[held.pool], detail) for held in found)
         grants.append(NicGrant(nic=nic, addresses=addresses, routes=routes, clean_gateway=clean))
     return grants
 
 
-def _address(held: Held, pool: SpiderIPPool) -> Address:
+def _address(held: Held, pool: SpiderIPPool, detail: Any) -> Address:
+    # What a network provider has said of an address stands nowhere else.
+    same = detail is not None and (detail.ipv4 or "").partition("/")[0] == held.address
     return Address(
         version=6 if ":" in held.address else 4,
         address=f"{held.address}/{pool.spec.subnet.rpartition('/')[2]}",
         pool=held.pool,
         gateway=pool.spec.gateway or "",
+        vlan=(detail.vlan or 0) if same else 0,
+        mac=(detail.mac or "") if same else "",
     )
 
 

@@ -25,6 +25,7 @@ FAILED_ALLOCATE = "FailedAllocate"
 IP_CONFLICT = "IPConflict"
 POOL_EXHAUSTED = "PoolExhausted"
 POOL_OVERLAP = "PoolOverlap"
+NOT_RELEASED = "ProviderNotReleased"
 DELETION_BLOCKED = "DeletionBlocked"
 
 _OTHERS = 5
@@ -76,6 +77,10 @@ class Notices:
     def exhausted(self, pool: str, reason: Reason) -> None:
         """A pool has no address for somebody who wants one."""
         self._say(Say(POOL_EXHAUSTED, str(reason), about=self._of_pool(pool), key=POOL_EXHAUSTED))
+
+    def not_released(self, pool: str, text: str) -> None:
+        """The network provider does not release an address of a pool."""
+        self._say(Say(NOT_RELEASED, text, about=self._of_pool(pool), key=NOT_RELEASED))
 
     def overlapping(self, pool: str, overlap: Overlap) -> None:
         """Pools share addresses: said about each of them."""

@@ -14,6 +14,7 @@ from api.wire import (
     FoundCoordinator,
     Networked,
     NicRequest,
+    NodeLink,
     PodRef,
     Rejected,
     Response,
@@ -27,6 +28,11 @@ from telemetry import metrics
 
 ALLOCATE_SECONDS = 20.0
 """How long an ADD waits for addresses. kubelet gives the whole sandbox 2 minutes and then tries again anyway."""
+
+
+PROVIDED_SECONDS = 45.0
+"""The same where a network provider is asked too. It may wait 30 s for its own limits and 16 s for the cloud (spec of
+the original): what it has not done in this time, it is asked for again."""
 
 
 class HasNetworks(Exception):
@@ -43,6 +49,10 @@ class Wanted(Struct, frozen=True, kw_only=True):
     invocation: Invocation
     masters: tuple[str, ...] | None = None
     """The networks of the parent NIC; None where nobody wants them matched."""
+    parent_mac: str = ""
+    """Of the parent NIC; empty where no network provider wants to know it."""
+    links: tuple[NodeLink, ...] = ()
+    """Of the node, where nobody has said which of them the parent NIC is."""
 
 
 class _Rejected(Exception):
@@ -91,6 +101,8 @@ def allocate(wanted: Sequence[Wanted], *, begun: int, disputed: bool, meta: bool
         master_subnets=mine.master_subnets,
         multus=mine.multus,
         ips=mine.ips,
+        parent_mac=mine.parent_mac,
+        links=first.links,
         more=tuple(_request(one) for one in more),
         meta=meta,
         coordinated=any(needs_cluster(one.invocation) for one in wanted),
@@ -107,6 +119,7 @@ def _request(wanted: Wanted) -> NicRequest:
         master_subnets=wanted.masters,
         multus=wanted.invocation.multus,
         ips=conf.runtime_config.ips or conf.args.cni.ips,
+        parent_mac=wanted.parent_mac,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from actors.node.addressing import ALLOCATE_SECONDS, ask
+from actors.node.addressing import ALLOCATE_SECONDS, PROVIDED_SECONDS, ask
 from actors.node.controllers import Controllers
 from api.wire import Allocate, Allocated, Response
 from cni.errors import TryAgainLater
@@ -39,10 +39,10 @@ class Asking:
     async def run(self) -> None:
         """Send it, and take what comes. Nothing is raised here: those who wait get it."""
         try:
-            deadline = self._clock.now() + ALLOCATE_SECONDS
-            self._answer, self.doubtful = await ask(
-                self._controllers, await self._request(), deadline=deadline, interim=self._hear
-            )
+            begun, request = self._clock.now(), await self._request()
+            provided = request.parent_mac or request.links or any(one.parent_mac for one in request.more)
+            deadline = begun + (PROVIDED_SECONDS if provided else ALLOCATE_SECONDS)
+            self._answer, self.doubtful = await ask(self._controllers, request, deadline=deadline, interim=self._hear)
         except Exception as error:  # noqa: BLE001 - whoever waits for it
             self._error = error
             self.doubtful = True

@@ -68,7 +68,13 @@ class Construction:
 
         async def request() -> Allocate:
             wanted = [
-                Wanted(invocation=nic.invocation, masters=await nic.masters(self._kernel, self._pfs)) for nic in wanting
+                Wanted(
+                    invocation=nic.invocation,
+                    masters=await nic.masters(self._kernel, self._pfs),
+                    parent_mac=await nic.parent_mac(self._kernel),
+                    links=await nic.possible_parents(self._kernel),
+                )
+                for nic in wanting
             ]
             return allocate(wanted, begun=begun, disputed=disputed, meta=meta)
 
@@ -83,8 +89,9 @@ class Construction:
                     return None
                 first_try = asking()
                 group.start_soon(first_try.run)
-                await self._make(nics)
-                granted = await self._address(nics, wanting, first_try, asking)
+                later = _later(nics)
+                await self._make([nic for nic in nics if nic not in later])
+                granted = await self._address(nics, wanting, first_try, asking, later=later)
         except BaseExceptionGroup as failures:
             raise first(failures) from failures
         return granted
@@ -105,9 +112,19 @@ class Construction:
         await together(*(partial(make, nic, _awaited(nic, nics)) for nic in nics))
 
     async def _address(
-        self, nics: Sequence[Nic], wanting: Sequence[Nic], first_try: Asking, another: Callable[[], Asking]
+        self,
+        nics: Sequence[Nic],
+        wanting: Sequence[Nic],
+        first_try: Asking,
+        another: Callable[[], Asking],
+        *,
+        later: Sequence[Nic],
     ) -> Allocated:
-        """Give the interfaces what is granted, and return when that is the answer, too."""
+        """Give the interfaces what is granted, and return when that is the answer, too.
+
+        Those of `later` are made then. They are not asked for on the network: the provider of their addresses answers
+        for those.
+        """
         asking = first_try
 
         def take(granted: Allocated) -> None:
@@ -126,10 +143,12 @@ class Construction:
         try:
             granted = await asking.granted()
             take(granted)
+            await self._make(later)
             for nic in nics:
                 if nic.failure is not None:
                     raise nic.failure
-            granted = await self._detection.settle(wanting, granted, again, recorded=first_try.answered)
+            looked_for = [nic for nic in wanting if nic.entry.assigned is None]
+            granted = await self._detection.settle(looked_for, granted, again, recorded=first_try.answered)
             await self._furnish(nics, granted)
             await first_try.answered()
             return granted
@@ -147,6 +166,17 @@ class Construction:
             await nic.configure(self._kernel)
             await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics, note=self._note)
             await nic.limit(self._kernel, self._pfs, allocated.bandwidth)
+
+
+def _later(nics: Sequence[Nic]) -> list[Nic]:
+    """Those that can only be made when there are addresses, and those that stand on them."""
+    found = [nic for nic in nics if nic.is_assigned]
+    while True:
+        names = {nic.ifname for nic in found}
+        more = [nic for nic in nics if nic not in found and nic.parent_inside in names]
+        if not more:
+            return found
+        found += more
 
 
 def _awaited(nic: Nic, nics: Sequence[Nic]) -> str:

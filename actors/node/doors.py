@@ -110,11 +110,15 @@ class Doors:
         entries = [one for one in known if one.state is State.ADDED and not one.part]
         if asked.ifname not in {one.ifname for one in entries}:
             raise _Failed(f"container {asked.container_id[:12]}: {asked.ifname} was deleted while it was added")
+        # A link that a network provider decides on is made when this has been answered.
+        there = not any(one.assigned for one in entries)
         return Answer(
             body=openapi.add_body(
                 openapi.grants_of(asked.ifname, entries),
-                gateway_detection=self._switches.gateway_detection,
-                conflict_detection=self._switches.conflict_detection and not any(one.moving for one in entries),
+                gateway_detection=self._switches.gateway_detection and there,
+                conflict_detection=self._switches.conflict_detection
+                and there
+                and not any(one.moving for one in entries),
             )
         )
 

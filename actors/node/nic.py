@@ -13,13 +13,13 @@ from actors.node.addressing import pod_ref
 from actors.node.pfs import PhysicalFunctions
 from api.networks import Bandwidth
 from api.route import Route
-from api.wire import Allocated, Coordination, NicGrant
+from api.wire import Allocated, Coordination, NicGrant, NodeLink
 from cni import bandwidth, coordination
 from cni.coordination import CoordinationPlan, Pair, coordination_plan, pair_of
-from cni.errors import CniError, InterfaceExists, InvalidNetns
+from cni.errors import CniError, InterfaceExists, InvalidNetns, TryAgainLater
 from cni.journal import COORDINATOR, JournalEntry, State
 from cni.kernel import Kernel
-from cni.plan import LinkPlan, LinkState, address_plan, link_plan
+from cni.plan import Assigned, LinkPlan, LinkState, address_plan, assigned_plan, is_assigned, link_plan
 from cni.protocol import IPAM_TYPE, Invocation, Role
 from cni.result import Interface, IpConfig, Result, RouteConfig, with_mac
 from cni.sriov import KIND, VfPlan, vf_plan
@@ -66,6 +66,11 @@ class Nic:
         return plan.master if isinstance(plan, LinkPlan) and plan.link_in_container else ""
 
     @property
+    def is_assigned(self) -> bool:
+        """Whether its link cannot be made before its address is there, which says how."""
+        return isinstance(self.plan, LinkPlan) and self.plan.is_assigned
+
+    @property
     def wants_addresses(self) -> bool:
         """Whether its addresses come from us; it may be one that goes without."""
         return not self.entry.bare
@@ -100,6 +105,10 @@ class Nic:
         """Make the link. What goes wrong is kept as `failure`: the request for addresses is not to be cut short."""
         if self.plan is None or self.link is not None or self._lent:
             return
+        if self.is_assigned:
+            text = f"{self.ifname} has no VLAN id: no network provider has said one"
+            self.failure = TryAgainLater(text, "the controller is older than this agent, perhaps")
+            return
         try:
             with traces.span("link.create"):
                 if isinstance(self.plan, VfPlan):
@@ -122,6 +131,24 @@ class Nic:
             return ()  # no physical function is behind it, and perhaps it is being made
         return await kernel.master_networks(self.invocation.netns, self.ifname)
 
+    async def parent_mac(self, kernel: Kernel) -> str:
+        """The MAC address of the node's interface below it, where a network provider wants to know. Raises `CniError`.
+
+        Of another plugin's interface too: its configuration came with the call of the IPAM plugin.
+        """
+        if isinstance(self.plan, LinkPlan):
+            return await kernel.parent_mac(self.plan) if self.plan.is_assigned else ""
+        if self.invocation.role is not Role.IPAM or not is_assigned(self.invocation.conf):
+            return ""
+        conf = self.invocation.conf
+        return await kernel.parent_mac(LinkPlan(netns=self.invocation.netns, ifname=self.ifname, master=conf.master))
+
+    async def possible_parents(self, kernel: Kernel) -> tuple[NodeLink, ...]:
+        """The node's interfaces, where a plugin that asks does not say what it makes. Raises `CniError`."""
+        if is_assigned(self.invocation.conf) or not _may_be_provided(self.invocation):
+            return ()
+        return tuple(NodeLink(name, mac) for name, mac in await kernel.possible_parents())
+
     def take(self, allocated: Allocated, *, first: bool, together: frozenset[str]) -> None:
         """Note what the controller has granted; `together` are the interfaces of this call. See `answered`."""
         mine = NicGrant(self.ifname, allocated.addresses, allocated.routes) if first else None
@@ -137,7 +164,18 @@ class Nic:
             fixed=allocated.fixed,
             moving=allocated.moving,
             doubtful=True,
+            assigned=next((Assigned(one.vlan, one.mac) for one in self.grant.addresses if one.vlan), None),
         )
+        self._assign()
+
+    def _assign(self) -> None:
+        """Take into the plan what a network provider says of the link. Raises `CniError`."""
+        if not isinstance(self.plan, LinkPlan) or self.entry.assigned is None:
+            return
+        plan = assigned_plan(self.plan, self.entry.assigned)
+        if not self.plan.is_assigned and plan != self.plan:
+            raise TryAgainLater(f"{self.ifname} has another VLAN id or MAC address than a moment ago")
+        self.plan = plan
 
     def answered(self, *, doubtful: bool) -> None:
         """The request for its addresses has been answered. Where that is `doubtful` a copy of it may be under way."""
@@ -175,7 +213,7 @@ class Nic:
         if self.link is None or self.grant is None or not coordination.wanted(self.invocation.conf):
             return
         with traces.span("coordinate"):
-            plan = await plan_coordination(kernel, self.invocation, cluster, names=names)
+            plan = await plan_coordination(kernel, self.invocation, cluster, names=names, assigned=self.entry.assigned)
             pair = plan.host_veth if plan is not None and plan.makes_pair else ""
             self.entry = msgspec.structs.replace(self.entry, host_veth=pair, coordination=plan)
             if plan is None:
@@ -235,23 +273,37 @@ def blank_entry(invocation: Invocation, *, changed_ns: int) -> JournalEntry:
         role=invocation.role,
         kind=invocation.link_kind,
         bare=invocation.conf.ipam.type != IPAM_TYPE,
+        provided=_may_be_provided(invocation),
         host_veth=pair_of(invocation),
         pod=pod_ref(invocation.args),
         changed_ns=changed_ns,
     )
 
 
+def _may_be_provided(invocation: Invocation) -> bool:
+    """Whether a network provider may have to know of it. Some other program's plugins do not say what they make."""
+    conf = invocation.conf
+    return is_assigned(conf) or (invocation.role is Role.IPAM and not conf.type)
+
+
 async def plan_coordination(
-    kernel: Kernel, invocation: Invocation, cluster: Coordination, *, names: tuple[str, ...] = ()
+    kernel: Kernel,
+    invocation: Invocation,
+    cluster: Coordination,
+    *,
+    names: tuple[str, ...] = (),
+    assigned: Assigned | None = None,
 ) -> CoordinationPlan | None:
     """What is to be built around an interface that stands; None for nothing.
 
-    `names` are all interfaces of the pod, where the call does not say them. Raises `CniError`.
+    `names` are all interfaces of the pod, where the call does not say them. Where a network provider has said the MAC
+    address the interface keeps that: with another one it gets no frames. Raises `CniError`.
     """
     nics = invocation.nics or names
     survey = await kernel.survey(invocation.netns)
     ordinal = nics.index(invocation.ifname) if invocation.ifname in nics else None
-    return coordination_plan(invocation, cluster, survey, ordinal=ordinal, names=nics)
+    plan = coordination_plan(invocation, cluster, survey, ordinal=ordinal, names=nics)
+    return plan if plan is None or assigned is None else msgspec.structs.replace(plan, mac="", former_mac="")
 
 
 async def detach(kernel: Kernel, pfs: PhysicalFunctions, entry: JournalEntry) -> None:

@@ -70,6 +70,8 @@ _REMEMBERED = 4096
 """Released interfaces, for `Recall`; about a megabyte."""
 ECHO_SECONDS = 40.0
 """After that no write of an unanswered ADD can land any more: its own 20 s, and the store's 10 s, with a margin."""
+PROVIDED_ECHO_SECONDS = 65.0
+"""The same of an ADD that has 45 s, for a network provider."""
 
 
 class Owe(Struct, frozen=True, tag=True):
@@ -251,7 +253,7 @@ class OutboxActor(Actor[Message]):
 
     def _disputed(self, pod: PodRef) -> bool:
         """A young agent does not know all that the one before it owes still."""
-        if self._heir and self.system.clock.now() - self._began < ECHO_SECONDS:
+        if self._heir and self.system.clock.now() - self._began < PROVIDED_ECHO_SECONDS:
             return True
         owed = (it.entry for it in self._owed.values() if it.entry.doubtful)
         return any((entry.pod.namespace, entry.pod.name) == (pod.namespace, pod.name) for entry in owed)
@@ -281,7 +283,8 @@ class OutboxActor(Actor[Message]):
         owed = self._owed.get(entry.key)
         if owed is not None:
             owed.entry, owed.echoing, owed.busy = entry, True, False
-            self.timers.start(str(entry.key), ECHO_SECONDS, Look(entry.key))
+            seconds = PROVIDED_ECHO_SECONDS if entry.provided else ECHO_SECONDS
+            self.timers.start(str(entry.key), seconds, Look(entry.key))
         self._next_of(entry.container_id)
         self._wake()
 

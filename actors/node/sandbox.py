@@ -281,7 +281,8 @@ class SandboxActor(Actor[Message]):
         cluster = self._cluster or await cluster_settings(
             self._controllers, invocation, deadline=self.system.clock.now() + _LOOKUP_SECONDS
         )
-        plan = await plan_coordination(self._kernel, invocation, cluster)
+        of = self._entries.get(Key(self._container_id, invocation.ifname))
+        plan = await plan_coordination(self._kernel, invocation, cluster, assigned=None if of is None else of.assigned)
         if plan is None:
             return (previous,)
         result = with_mac(previous, invocation.ifname, plan.mac) if plan.mac else previous

@@ -7,7 +7,7 @@ from cni.coordination import gone_from_main
 from cni.errors import StateDiffers, UnknownContainer
 from cni.journal import JournalEntry, State
 from cni.kernel import Kernel
-from cni.plan import MADE_KINDS, address_plan, link_plan
+from cni.plan import MADE_KINDS, address_plan, assigned_plan, link_plan
 from cni.protocol import Invocation, Role
 from cni.sriov import vf_plan, with_rate
 
@@ -67,7 +67,10 @@ async def _verify_link(
         msg = f"interface {entry.ifname}: MAC is {seen.link.mac}, expected {mac}"
         raise StateDiffers(msg)
     if invocation.role is Role.MAIN and invocation.link_kind in MADE_KINDS:
-        others = await kernel.link_differences(link_plan(invocation))
+        plan = link_plan(invocation)
+        if entry.assigned is not None:
+            plan = assigned_plan(plan, entry.assigned)
+        others = await kernel.link_differences(plan)
         if others:
             msg = f"interface {entry.ifname} is not the link that ADD made"
             raise StateDiffers(msg, "; ".join(others))

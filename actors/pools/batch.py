@@ -5,7 +5,7 @@ from typing import Final, TypeGuard
 
 from msgspec import Struct
 
-from actors.pools.claims import Claim, Disown, Granted, Refused, Request, Surrendered, operation
+from actors.pools.claims import Chase, Claim, Disown, Granted, Refused, Request, Settle, Surrendered, operation
 from actors.pools.waiting import WaitingRoom
 from api.ippool import SpiderIPPool
 from api.kinds import IPPOOL
@@ -128,7 +128,7 @@ def count(message: Request, said: Granted | Surrendered | Refused) -> None:
     match said:
         case Granted(fresh=True):
             metrics.POOL_ADDRESSES_GRANTED.inc()
-        case Surrendered(addresses):
+        case Surrendered(addresses) if not isinstance(message, Chase | Settle):
             metrics.POOL_ADDRESSES_RELEASED.inc(len(addresses))
             if isinstance(message, Disown):
                 metrics.POOL_ADDRESSES_QUARANTINED.inc(len(addresses))

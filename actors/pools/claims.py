@@ -64,6 +64,10 @@ class Claim(Question["Granted | Refused"], frozen=True, tag=True):
     """For how many seconds it waits for an address where the pool is full, rather than be refused at once."""
     address: str = ""
     """This one and no other, canonical text without prefix length; empty: whichever is free."""
+    parent_mac: str = ""
+    """A network provider will be asked for the address: MAC address of the node's NIC below the pod's."""
+    by: int = 0
+    """Until when that may be under way, unix milliseconds."""
 
 
 class Surrender(Question["Surrendered | Refused"], frozen=True, tag=True):
@@ -111,6 +115,24 @@ class Reclaim(Question["Surrendered | Refused"], frozen=True, tag=True):
     """As in `Surrender`."""
 
 
+class Chase(Question["Surrendered | Refused"], frozen=True, tag=True):
+    """A network provider is about to be told that an owed address is released. The answer lists it, if it is owed."""
+
+    address: str
+    """Canonical text without prefix length."""
+    by: int
+    """The debt's, as it was seen; see `ipam.withheld.Owed`."""
+    until: int
+    """Until when that may be under way, unix milliseconds; equal to `by` for one that does not count."""
+
+
+class Settle(Question["Surrendered | Refused"], frozen=True, tag=True):
+    """The provider has released it. The answer lists the address, if it was owed as the `Chase` before left it."""
+
+    address: str
+    by: int
+
+
 class Peek(Question[bool], frozen=True, tag=True):
     """Whether this pod uid and NIC hold an address here, from memory: a hint for the order of candidates, no more."""
 
@@ -120,14 +142,28 @@ class Peek(Question[bool], frozen=True, tag=True):
     """Or, if given, a pod of this name does."""
 
 
-type Request = Claim | Surrender | Disown | Reclaim
+type Request = Claim | Surrender | Disown | Reclaim | Chase | Settle
 """What is answered by a write, or by a read that proves that none is needed."""
 
 
 def operation(message: Request) -> rules.Operation:
     """A request as the ledger's rule. Replayed for every attempt, so it looks at nothing but the request."""
     match message:
-        case Claim(pod, uid, nic, node, cid, fixed, moving, begun, disputed, confirm, address=address):
+        case Claim(
+            pod,
+            uid,
+            nic,
+            node,
+            cid,
+            fixed,
+            moving,
+            begun,
+            disputed,
+            confirm,
+            address=address,
+            parent_mac=parent_mac,
+            by=by,
+        ):
             return rules.Claim(
                 pod=pod,
                 uid=uid,
@@ -140,6 +176,8 @@ def operation(message: Request) -> rules.Operation:
                 disputed=disputed,
                 confirm=confirm,
                 address=address,
+                parent_mac=parent_mac,
+                by=by,
             )
         case Surrender(uid, nic, cid, node, keep, retain, kept_only, successor, heir):
             return rules.Surrender(
@@ -157,6 +195,10 @@ def operation(message: Request) -> rules.Operation:
             return rules.Disown(uid=uid, nic=nic, cid=cid, node=node, addresses=addresses, seen=seen, seconds=seconds)
         case Reclaim(address, record, retain):
             return rules.Reclaim(address=address, record=record, retain=retain)
+        case Chase(address, by, until):
+            return rules.Chase(address=address, by=by, until=until)
+        case Settle(address, by):
+            return rules.Settle(address=address, by=by)
 
 
 def holder(message: Request) -> tuple[str, str]:
@@ -164,5 +206,7 @@ def holder(message: Request) -> tuple[str, str]:
     match message:
         case Reclaim(record=record):
             return record.pod_uid, record.nic
+        case Chase() | Settle():
+            return "", ""
         case _:
             return message.uid, message.nic

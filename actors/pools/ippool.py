@@ -41,6 +41,7 @@ import msgspec
 from actors.pools import leaving
 from actors.pools.batch import Batch, commit, count, depends_on_others, no_room, observe, reply, work_out
 from actors.pools.claims import (
+    Chase,
     Claim,
     Disown,
     Granted,
@@ -48,6 +49,7 @@ from actors.pools.claims import (
     Reclaim,
     Refused,
     Request,
+    Settle,
     Surrender,
     Surrendered,
     holder,
@@ -191,7 +193,7 @@ class IPPoolActor(Actor[Message]):
             case Due():
                 if self._attempt is None and not self._paused:
                     self._begin([])
-            case Claim() | Surrender() | Disown() | Reclaim() | Peek() | Reconsider() | Reread():
+            case Claim() | Surrender() | Disown() | Reclaim() | Chase() | Settle() | Peek() | Reconsider() | Reread():
                 return LATER  # user messages come in batches
             case _:
                 assert_never(message)

@@ -91,10 +91,10 @@ class IPPools:
     def measure(self) -> None:
         """Set the gauges of the byte budget and of what is withheld."""
         metrics.POOL_WRITE_BALANCE_BYTES.set(self.governor.balance)
-        kinds = {"cool-down": 0, "quarantine": 0}
+        kinds = {"cool-down": 0, "quarantine": 0, "provider": 0}
         for pool in self._snapshot.objects.values():
             for entry in withheld_now(pool, now=self._clock.wall()):
-                kinds["cool-down" if entry.resting else "quarantine"] += 1
+                kinds["cool-down" if entry.resting else "quarantine" if entry.owed is None else "provider"] += 1
         for kind, count in kinds.items():
             metrics.POOL_ADDRESSES_WITHHELD.labels(kind=kind).set(count)
 

@@ -15,12 +15,12 @@ CONDITION: Final = departure.CONDITION
 
 def waits(pool: SpiderIPPool | None, ledger: Ledger | None) -> bool:
     """Whether the pool is being deleted and must not go yet."""
-    return pool is not None and departure.departing(pool.metadata) and ledger is not None and bool(ledger.records)
+    return pool is not None and departure.departing(pool.metadata) and ledger is not None and not ledger.idle
 
 
 def may_leave(pool: SpiderIPPool | None, ledger: Ledger | None) -> bool:
     """Whether the pool is being deleted and nothing keeps it but our finalizer."""
-    return pool is not None and departure.departing(pool.metadata) and ledger is not None and not ledger.records
+    return pool is not None and departure.departing(pool.metadata) and ledger is not None and ledger.idle
 
 
 def said(pool: SpiderIPPool) -> str:
@@ -46,7 +46,7 @@ def told(pool: SpiderIPPool, ledger: Ledger, overlap: Overlap | None, *, surveye
     all_of_it = conditions(pool, overlap, now=now) if surveyed else pool.status.conditions
     if not waits(pool, ledger):
         return all_of_it
-    message = departure.in_use(ledger.records, ledger.version)
+    message = departure.in_use(ledger.records, ledger.version) if ledger.records else departure.owes(ledger.debts)
     return departure.blocked(all_of_it, pool.metadata, reason="AddressesInUse", message=message, now=now)
 
 

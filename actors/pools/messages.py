@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from actors.pools.claims import Claim, Disown, Peek, Reclaim, Surrender
+from actors.pools.claims import Chase, Claim, Disown, Peek, Reclaim, Settle, Surrender
 from api.ippool import SpiderIPPool
 from ipam.overlap import Overlap
 
@@ -64,6 +64,8 @@ Message = (
     | Surrender
     | Disown
     | Reclaim
+    | Chase
+    | Settle
     | Peek
     | Reconsider
     | Reread

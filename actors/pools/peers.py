@@ -23,7 +23,18 @@ from msgspec import Struct
 
 from actors.applications.application import Message as ApplicationMessage
 from actors.applications.messages import Prepare, Prepared, Unprepared
-from actors.pools.claims import Claim, Disown, Granted, Peek, Reclaim, Refused, Surrender, Surrendered
+from actors.pools.claims import (
+    Chase,
+    Claim,
+    Disown,
+    Granted,
+    Peek,
+    Reclaim,
+    Refused,
+    Settle,
+    Surrender,
+    Surrendered,
+)
 from actors.pools.messages import Message
 from actors.subnets.messages import Discard, Discarded, NotProvided, Provide, Provided
 from actors.subnets.subnet import Message as SubnetMessage
@@ -62,7 +73,7 @@ class Forward(Struct, frozen=True, tag=True):
     """A message for the actor of a pool."""
 
     pool: str
-    message: Claim | Surrender | Disown | Reclaim | Peek
+    message: Claim | Surrender | Disown | Reclaim | Chase | Settle | Peek
 
 
 class Convey(Struct, frozen=True, tag=True):
@@ -159,7 +170,7 @@ class Pool:
         When a peer does not answer the next in rank is asked, in the end our own actor, within the same time. Messages
         to pools are idempotent; an answer says whether another copy may still be under way.
         """
-        assert isinstance(message, Claim | Surrender | Disown | Reclaim | Peek)
+        assert isinstance(message, Claim | Surrender | Disown | Reclaim | Chase | Settle | Peek)
         answer, doubtful = await self._peers.ask(
             pool_key(self.name),
             Forward(self.name, message),
@@ -384,7 +395,7 @@ class Peers:
 
 def _urgent(request: PeerRequest) -> bool:
     """Whether somebody waits for it: what only frees can wait for a peer that has too much to do."""
-    return not (isinstance(request, Forward) and isinstance(request.message, Surrender | Reclaim))
+    return not (isinstance(request, Forward) and isinstance(request.message, Surrender | Reclaim | Chase | Settle))
 
 
 def _kind(request: PeerRequest) -> str:

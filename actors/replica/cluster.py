@@ -7,7 +7,7 @@ from msgspec import structs
 
 from actors.allocation.callers import View
 from actors.replica.coordinator import coordination, discovered, looked_up
-from api.attachments import copied
+from api.attachments import attachment_name, copied, provided_master
 from api.coordinator import SpiderCoordinator
 from api.core import Namespace, Node, Pod, ServiceCIDR, StatefulSet
 from api.ippool import SpiderIPPool
@@ -136,6 +136,17 @@ class Cluster:
             node=self.nodes.snapshot.get,
             coordination=self._coordination,
         )
+
+    def provided_master(self, network: str) -> str:
+        """The node's interface below the NICs of a network ``namespace/name`` whose VLAN id comes with their address.
+
+        Empty for other networks. It is found by the name of its definition, whatever the object is called.
+        """
+        namespace, _, name = network.partition("/")
+        for config in self.multusconfigs.snapshot.objects.values():
+            if config.metadata.namespace == namespace and attachment_name(config) == name:
+                return provided_master(config)
+        return ""
 
     def reserved(self, version: int) -> Ranges:
         """The addresses of an IP version that SpiderReservedIPs take out of every pool.

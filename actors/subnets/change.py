@@ -42,6 +42,7 @@ from ipam import subnetbook as book
 from ipam.departure import blocked, has_pools, others, waiting
 from ipam.ranges import MAX_INT64, Ranges
 from ipam.records import RecordError, read_records
+from ipam.withheld import owed_in
 from runtime.store.port import AlreadyExists, Ambiguous, Busy, Conflict, Denied, Invalid, NotFound, Store, Unavailable
 from runtime.together import Step
 
@@ -221,7 +222,7 @@ class Change:
 
     async def _shrink(self, at: int, wanted: AutoPool, pool: SpiderIPPool, have: Ranges, count: int) -> SpiderIPPool:
         """Take so many addresses that nobody has out of a pool, demanding the version at which nobody had them."""
-        used = read_records(pool.status.allocated_ips, have.version)
+        used = {*read_records(pool.status.allocated_ips, have.version), *owed_in(pool, have.version)}
         smaller = book.shrunk(have, count, used=used, reserved=self._reserved)
         if smaller is None:
             text = f"SpiderIPPool {wanted.name} is to have {wanted.size} addresses, and {len(used)} are in use"

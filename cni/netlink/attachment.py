@@ -54,6 +54,18 @@ def make_link(plan: LinkPlan, modes: Modes) -> LinkState:
         return made
 
 
+def parent_mac(plan: LinkPlan) -> str:
+    """See `cni.kernel.Kernel.parent_mac`."""
+    with route_socket() as node:
+        return link.find_parent(node, plan).mac
+
+
+def possible_parents() -> tuple[tuple[str, str], ...]:
+    """See `cni.kernel.Kernel.possible_parents`."""
+    with route_socket() as node:
+        return tuple((one.ifname, one.mac) for one in link.listed(node) if one.mac and one.parent_netns is None)
+
+
 def link_differences(plan: LinkPlan) -> list[str]:
     """See `cni.kernel.Kernel.link_differences`."""
     with ExitStack() as stack:

@@ -147,13 +147,16 @@ def _parts(scene: Scene, book: Ledger, shared: Ranges) -> tuple[Part, ...]:
         return Ranges.of(version, [(number, number) for number in numbers])
 
     records, withheld = book.records, book.withheld
+    waiting = [ip for ip, entry in withheld.items() if entry.until > scene.now]
+    owed = [ip for ip in waiting if withheld[ip].owed is not None]
     kinds = (
         ("used", those([ip for ip, record in records.items() if not record.kept])),
         ("kept", those([ip for ip, record in records.items() if record.kept])),
-        ("quarantine", those([ip for ip, entry in withheld.items() if not entry.resting and entry.until > scene.now])),
+        *((("provider", those(owed)),) if owed else ()),
+        ("quarantine", those([ip for ip in waiting if ip not in owed and not withheld[ip].resting])),
         ("reserved", addresses.ranges_of(scene.reserved, version)),
         ("overlapping", shared),
-        ("cool-down", those([ip for ip, entry in withheld.items() if entry.resting and entry.until > scene.now])),
+        ("cool-down", those([ip for ip in waiting if withheld[ip].resting])),
     )
     left = land
     found: list[Part] = []

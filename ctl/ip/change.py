@@ -18,7 +18,7 @@ from ipam.operations import Claim, Granted, Refused
 from ipam.ranges import Ranges
 from ipam.table import Table
 from ipam.territory import PoolError, territory
-from ipam.withheld import COOL_DOWN, Withheld, withhold
+from ipam.withheld import COOL_DOWN, Withheld, freed, withhold
 from runtime.store.port import Conflict, NotFound, Store
 
 _ATTEMPTS = 5
@@ -79,7 +79,7 @@ def released(
     resting = withhold(now + rest, COOL_DOWN) if record is not None and rest > 0 else None
     if record is not None and entry is not None and not entry.resting and entry.until > now:
         resting = entry  # a quarantine outlives whom it was given to all the same
-    table.set(number, None, resting)
+    table.set(number, None, resting if record is None else freed(record, resting))
     return _status(pool, table)
 
 
@@ -94,6 +94,9 @@ def granted(pool: SpiderIPPool, number: int, claim: Claim, *, now: float, force:
     has, entry = table.records.get(number), table.withheld.get(number)
     if has is not None:
         msg = f"{text} of pool {pool.metadata.name} belongs to pod {has.pod} (uid {has.pod_uid})"
+        raise Failure(msg)
+    if entry is not None and entry.owed is not None:
+        msg = f"{text} of pool {pool.metadata.name} is not released by the network provider yet"
         raise Failure(msg)
     if entry is not None and not entry.resting and entry.until > now:
         if not force:

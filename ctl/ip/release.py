@@ -111,6 +111,11 @@ def plan(found: Found, *, force: bool, rest: float) -> str:
     what = f"{found.text} of pool {found.pool}"
     if found.record is None or found.holder is None:
         assert found.entry is not None
+        if found.entry.owed is not None:
+            return (
+                f"{what} is not released by the network provider yet. After this anybody may get it, and nobody asks "
+                "the provider any more: it must not have the address."
+            )
         return f"{what} is withheld ({found.entry.reason}). After this anybody may get it."
     record = found.record
     place = ", ".join(f"{word} {value}" for word, value in (("node", record.node), ("container", record.cid)) if value)

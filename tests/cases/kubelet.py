@@ -65,6 +65,7 @@ class Kubelets:
         nodes: by name; change their fields through `change`.
         networks: what the networks that pods name by ``namespace/name`` say on IPAM; None is somebody else's network.
         wired: those of them whose links are on the segment.
+        mains: what the main plugins of some say, by ``namespace/name``; {node} stands for the node's name.
         failures: what failed ADDs printed, by ``namespace/name``, in order.
         errors: of the players themselves; there are none in a run that means anything.
     """
@@ -75,6 +76,7 @@ class Kubelets:
         self.nodes = {name: Node() for name in lab.nodes}
         self.networks: dict[str, Mapping[str, Any] | None] = {}
         self.wired: set[str] = set()
+        self.mains: dict[str, Mapping[str, Any]] = {}
         self.failures: dict[str, list[str]] = {}
         self.errors: list[str] = []
         self._pods: dict[str, _Pod] = {}
@@ -270,8 +272,9 @@ class Kubelets:
         found = [Nic("eth0", default or "default", self.networks[default] if default else {})]
         for number, (network, interface) in enumerate(_selected(notes.get(NETWORKS, ""), namespace), start=1):
             found.append(Nic(interface or f"net{number}", network, self.networks[network]))
-        parent = f"{item['spec'].get('nodeName', '')}-up"
-        return tuple(nic._replace(parent=parent) if nic.network in self.wired else nic for nic in found)
+        node = item["spec"].get("nodeName", "")
+        found = [nic._replace(parent=f"{node}-up") if nic.network in self.wired else nic for nic in found]
+        return tuple(nic._replace(main=_on_node(self.mains.get(nic.network, {}), node)) for nic in found)
 
 
 class _Pod:
@@ -537,3 +540,7 @@ def _selected(text: str, namespace: str) -> Iterator[tuple[str, str]]:
     for part in text.split(","):
         network, _, interface = part.strip().partition("@")
         yield network if "/" in network else f"{namespace}/{network}", interface
+
+
+def _on_node(main: Mapping[str, Any], node: str) -> dict[str, Any]:
+    return {key: value.format(node=node) if isinstance(value, str) else value for key, value in main.items()}

@@ -8,6 +8,7 @@ the main plugin is ours, and its links are on the segment.
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pyroute2 import IPRoute
@@ -27,6 +28,8 @@ class Nic(NamedTuple):
     ipam: Mapping[str, Any] | None
     parent: str = ""
     """Whose link it is; empty where the network is not wired."""
+    main: Mapping[str, Any] = MappingProxyType({})
+    """What the configuration of its main plugin says, where that is no macvlan's."""
 
 
 class PodName(NamedTuple):
@@ -106,7 +109,7 @@ class Sandbox:
     def _config(self, nic: Nic) -> dict[str, Any]:
         ipam = {"type": "spiderpool", **(nic.ipam or {})}
         name = nic.network.rpartition("/")[2]
-        return {"cniVersion": "1.0.0", "name": name, "type": "macvlan", "master": nic.parent, "ipam": ipam}
+        return {"cniVersion": "1.0.0", "name": name, "type": "macvlan", "master": nic.parent, **nic.main, "ipam": ipam}
 
     def _environment(self, nic: Nic) -> dict[str, str]:
         args = {

@@ -13,6 +13,7 @@ from actors.webhooks.registration import pod_webhook, rules
 from actors.webhooks.server import path, routes
 from admission.exchange import MUTATE, VALIDATE
 from admission.rulebook import Rulebook
+from api.configfile import IaasNetworkProvider
 from api.settings import AgentSettings, ControllerSettings, Flags, load_agent, load_controller
 from runtime.actor import System
 from runtime.store.memory import MemoryStore
@@ -74,6 +75,21 @@ def settings(render: Render, *values: str) -> tuple[AgentSettings, ControllerSet
         tls_server_key=flags["tls-server-key"],
     )
     return load_agent(environment(agent), text), load_controller(environment(controller), text, given)
+
+
+def test_the_network_provider_of_the_values_is_the_programs(render: Render) -> None:
+    for told in settings(render):
+        assert told.config.iaas_network_provider == IaasNetworkProvider()
+    values = ("serverUrl=https://cloud.example:8443", "httpRequestTimeout=20s", "caBundle=first\nsecond")
+    for told in settings(
+        render, *(f"iaasNetworkProvider.{value}" for value in values), "iaasNetworkProvider.insecureSkipVerify=true"
+    ):
+        assert told.config.iaas_network_provider == IaasNetworkProvider(
+            server_url="https://cloud.example:8443",
+            http_request_timeout="20s",
+            ca_bundle="first\nsecond",
+            insecure_skip_verify=True,
+        )
 
 
 def test_lint_finds_nothing(helm: Path, tmp_path: Path) -> None:

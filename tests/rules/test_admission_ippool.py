@@ -17,6 +17,7 @@ from api.meta import FINALIZER, LabelSelector, LabelSelectorRequirement, ObjectM
 from api.route import Route
 from ipam.overlap import Atlas
 from ipam.territory import territory
+from ipam.withheld import COOL_DOWN, PROVIDER, Owed, owing, withhold, write_withheld
 
 LAN = "10.6.0.0/16"
 
@@ -178,6 +179,21 @@ def test_what_is_in_use_stays() -> None:
         ),
     ]
     assert said(pool(ips=["10.6.0.10-10.6.0.17"]), old) == []
+
+
+def test_what_the_network_provider_has_to_release_stays() -> None:
+    debt = Owed(pod="ns/gone", pod_uid="u", node="n1", parent_nic_mac="02:00:00:00:00:01", by=1)
+    withheld = write_withheld({0x0A06000A: owing(debt, PROVIDER), 0x0A06000B: withhold(9e9, COOL_DOWN)}, 4)
+    old = structs.replace(pool(), status=IPPoolStatus(withheld_ips=withheld))
+    assert said(pool(ips=["10.6.0.12-10.6.0.20"]), old) == [
+        (
+            "spec.ips: Forbidden: would leave out what is in use: 10.6.0.10 of ns/gone, which the network provider has "
+            "to release"
+        )
+    ]
+    assert said(pool(ips=["10.6.0.10"]), old) == []
+    unreadable = structs.replace(pool(), status=IPPoolStatus(withheld_ips='{"10.6.0.10": {"owed": 1}}'))
+    assert "nothing can be taken out" in said(pool(ips=["10.6.0.12"]), unreadable)[0]
 
 
 def test_of_records_that_cannot_be_read_nothing_is_taken_out() -> None:

@@ -9,9 +9,11 @@ from cni.errors import CniError, InvalidConfig, InvalidEnvironment, UnsupportedF
 from cni.plan import (
     IPVLAN_MODES,
     AddressPlan,
+    Assigned,
     LinkPlan,
     LinkState,
     address_plan,
+    assigned_plan,
     link_differences,
     link_plan,
 )
@@ -129,6 +131,17 @@ def test_vlan() -> None:
     )  # fmt: skip
 
 
+def test_a_vlan_that_comes_with_the_address() -> None:
+    waiting = plan({**VLAN, "vlanId": None, "vlanMode": "auto", "ipam": {"type": "spiderpool"}})
+    assert waiting.is_assigned
+    assert (waiting.vlan_id, waiting.mac) == (None, "")
+    ready = assigned_plan(waiting, Assigned(7, "fa:16:3e:00:00:01"))
+    assert not ready.is_assigned
+    assert (ready.vlan_id, ready.mac) == (7, "fa:16:3e:00:00:01")
+    other = plan(CONF)
+    assert assigned_plan(other, Assigned(7, "fa:16:3e:00:00:01")) is other
+
+
 @pytest.mark.parametrize(
     ("body", "code", "words"),
     [
@@ -137,7 +150,11 @@ def test_vlan() -> None:
         ({"vlanId": "7"}, 7, 'vlanId: "7" is not valid'),
         ({"vlanId": None}, 7, "vlanId: missing"),
         ({"vlanId": None, "vlanMode": "manual"}, 7, "vlanId: missing"),
-        ({"vlanId": None, "vlanMode": "auto"}, 2, 'vlanMode: "auto"'),
+        ({"vlanId": None, "vlanMode": "auto", "master": ""}, 7, 'master: "": vlanMode: "auto"'),
+        ({"vlanId": None, "vlanMode": "auto", "linkInContainer": True}, 7, 'vlanMode: "auto"'),
+        ({"vlanId": None, "vlanMode": "auto", "ipam": {}}, 7, 'ipam.type: "": vlanMode'),
+        ({"vlanId": None, "vlanMode": "auto", "mac": "02:00:00:00:00:01"}, 2, 'mac: "02:00:00:00:00:01" is not'),
+        ({"vlanId": None, "vlanMode": "auto", "coordinator": {"podMACPrefix": "0a:1b"}}, 2, "coordinator.podMACPrefix"),
         ({"vlanMode": "trunk"}, 7, 'vlanMode: "trunk" is unknown'),
         ({"vlanProto": "802.1x"}, 7, 'vlanProto: "802.1x" is unknown'),
     ],

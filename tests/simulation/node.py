@@ -169,7 +169,7 @@ class MemoryKernel:
         await self._point("before link.create")
         await anyio.sleep(0.001)
         self._index += 1
-        mac = f"02:00:00:00:{self._index // 256:02x}:{self._index % 256:02x}"
+        mac = plan.mac or f"02:00:00:00:{self._index // 256:02x}:{self._index % 256:02x}"
         link = LinkState(ifname=plan.ifname, index=self._index, kind=plan.kind, mac=mac, mtu=1500)
         self._links[plan.netns, plan.ifname] = (link, [])
         await self._point("after link.create")
@@ -215,6 +215,14 @@ class MemoryKernel:
             self._segment.pop(pair.host_veth, None)
         await self._point("after link.delete")
         return bool(carried)
+
+    async def parent_mac(self, plan: LinkPlan) -> str:
+        await anyio.lowlevel.checkpoint()
+        return "02:ff:00:00:00:01"
+
+    async def possible_parents(self) -> tuple[tuple[str, str], ...]:
+        await anyio.lowlevel.checkpoint()
+        return ()
 
     async def master_networks(self, netns: str, ifname: str) -> tuple[str, ...]:
         await anyio.lowlevel.checkpoint()

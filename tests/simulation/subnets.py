@@ -108,9 +108,9 @@ class Replica:
     async def discard(self, name: str, subnet: str = "lan") -> Discarded | NotProvided:
         return await self.subnets(subnet).ask(Discard(subnet, name), timeout=SECONDS)
 
-    async def claim(self, pool: str, uid: str) -> str:
+    async def claim(self, pool: str, uid: str, *, parent_mac: str = "") -> str:
         """An address, or nothing."""
-        claim = Claim(pod=f"ns/{uid}", uid=uid, nic="eth0", node="n1", cid="c1")
+        claim = Claim(pod=f"ns/{uid}", uid=uid, nic="eth0", node="n1", cid="c1", parent_mac=parent_mac, by=1)
         answer = await self.pools(pool).ask(claim, timeout=SECONDS)
         return answer.address.partition("/")[0] if isinstance(answer, Granted) else ""
 

@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
+from actors.pools.claims import Settle
 from actors.subnets.messages import Discarded, NotProvided, Provided
 from api.annotations import OWNER_SUBNET, POOL_CIDR, SUBNET_CIDR
 from api.kinds import IPPOOL, SUBNET
@@ -67,6 +68,27 @@ def test_a_pool_is_made_grown_shrunk_and_goes() -> None:
         assert set(world.status()["controlledIPPools"]) == {"other"}
         assert world.status()["allocatedIPCount"] == 2
         assert await owner.discard("auto") == Discarded("auto")
+
+    act(scene)
+
+
+def test_what_a_network_provider_has_to_release_stays_in_its_pool() -> None:
+    """Another pool would grant it while the provider has it elsewhere."""
+
+    async def scene(world: Subnetting) -> None:
+        await world.subnet()
+        owner = await world.replica("c1")
+        await owner.provide("auto", 3)
+        assert await owner.claim("auto", "u1", parent_mac="02:00:00:00:00:01") == "10.6.0.1"
+        await owner.surrender("auto", "u1")
+        await owner.provide("auto", 1)
+        assert world.spec("auto")["ips"] == ["10.6.0.1"]
+        await owner.discard("auto")
+        await anyio.sleep(1)
+        assert set(world.status()["controlledIPPools"]) == {"auto"}
+        await owner.pools("auto").ask(Settle(address="10.6.0.1", by=1), timeout=30)
+        await anyio.sleep(1)
+        assert world.names() == set()
 
     act(scene)
 

@@ -24,7 +24,7 @@ from actors.agent import Agent
 from actors.controller import Controller
 from actors.node.detection import Terms
 from actors.node.networks import Meta
-from api.configfile import ConfigFile
+from api.configfile import ConfigFile, IaasNetworkProvider
 from api.core import Namespace, Node, Pod, PodSpec
 from api.ippool import AllocationRecord, IPPoolSpec, SpiderIPPool, decode_records
 from api.kinds import ENDPOINT, IPPOOL, NAMESPACE, NETWORKATTACHMENT, NODE, POD
@@ -44,6 +44,7 @@ from runtime.testing import EventRecord, VirtualClock
 from runtime.testing.store import Chances, FaultyStore, Policy
 from runtime.testing.transport import SimulatedNetwork, Weather
 from runtime.transport.port import Peer
+from tests.simulation.cloud import CONFIG, PlayedWeb
 from tests.simulation.node import MemoryDisk, MemoryJournal, MemoryKernel, Point, Violation
 from tests.simulation.observed import Ages, Watched
 
@@ -93,6 +94,7 @@ class World:
         spread: bool = False,
         forgetful: float = 0.0,
         stories: Sequence["Story"] = (),
+        web: PlayedWeb | None = None,
     ) -> None:
         """Say what goes wrong.
 
@@ -100,8 +102,9 @@ class World:
         resourceVersion; without `claims` two agents of a node do not keep away from each other. `crash_at` counts the
         points at which a crash leaves something: whoever reaches that one dies there. With `spread` every pool belongs
         to one of the `replicas`, else to each. `forgetful` is the chance that a pod's sandbox goes without a DEL.
-        `stories` are told beside the pods.
+        `stories` are told beside the pods. With `web` the first interfaces of pods are a network provider's business.
         """
+        self.web = web
         self.replicas = tuple(replicas)
         self._spread = spread
         self._forgetful = forgetful
@@ -167,9 +170,15 @@ class World:
             pod_namespace="spiderpool",
             pod_name=name,
             gc_ip_enabled=self.collecting,
-            config=ConfigFile(enable_clean_outdated_endpoint=self.cleaning, enable_spider_subnet=False),
+            config=ConfigFile(
+                enable_clean_outdated_endpoint=self.cleaning,
+                enable_spider_subnet=False,
+                iaas_network_provider=CONFIG if self.web is not None else IaasNetworkProvider(),
+            ),
         )
-        controller = self.controllers[name] = Controller(self._system(), faulty, settings=settings, path=name)
+        controller = self.controllers[name] = Controller(
+            self._system(), faulty, settings=settings, web=self.web, path=name
+        )
         if self._spread:
             peer = Peer(account="system:serviceaccount:spiderpool:spiderpool-controller", node="n1", role="controller")
             controller.peers.members(self.replicas)
@@ -286,6 +295,8 @@ class World:
         async with AsyncExitStack() as stack, anyio.create_task_group() as group:
             await stack.enter_async_context(self.network)
             self._group = group
+            if self.web is not None:
+                self.web.group = group
             for replica in self.replicas:
                 await self.start_replica(replica)
             for node in NODES:
@@ -314,6 +325,8 @@ class World:
     async def peace(self) -> None:
         """No more faults, and everybody alive."""
         self._calm = True
+        if self.web is not None:
+            self.web.faults = {}
         self.network.weather = Weather()
         for store in self.stores.values():
             store.policy = Chances()
@@ -330,6 +343,8 @@ class World:
         while any(disk.entries for disk in self._disks.values()):  # noqa: ASYNC110 - virtual time
             await anyio.sleep(1.0)
         await anyio.sleep(self.settle_seconds)
+        while self.owed():  # noqa: ASYNC110 - virtual time
+            await anyio.sleep(1.0)
 
     async def _populate(self) -> None:
         for node in NODES:
@@ -421,9 +436,11 @@ class World:
     def invocation(self, verb: Verb, pod: Pod, cid: str, *, ifname: str = "eth0", networks: bool = False) -> Invocation:
         """What the shim would send; with `networks` by a configuration that is the node's meta plugin."""
         meta = pod.metadata
+        provided = self.web is not None and ifname == "eth0"
+        kind = "vlan" if provided else "macvlan"
         return Invocation(
             verb=verb,
-            type="macvlan",
+            type=kind,
             container_id=cid,
             netns=f"/run/netns/{cid[:12]}",
             ifname=ifname,
@@ -431,7 +448,8 @@ class World:
             conf=NetConfig(
                 cni_version="1.1.0",
                 name="lan",
-                type="macvlan",
+                type=kind,
+                vlan_mode="auto" if provided else "",
                 master="eth0",
                 ipam=IpamConfig(type="spiderpool"),
                 coordinator=CoordinatorConfig() if ifname == "eth0" else None,
@@ -456,6 +474,15 @@ class World:
         """Address to pod uid, as committed."""
         return {ip: record.pod_uid for ip, record in self.committed().items()}
 
+    def owed(self) -> list[str]:
+        """Addresses that the network provider has not released yet, by the pools."""
+        return [
+            address
+            for pool in self.truth.peek(IPPOOL)
+            for address, entry in json.loads(pool.status.withheld_ips or "{}").items()
+            if "owed" in entry
+        ]
+
     def check(self, *, final: bool = False) -> None:
         """Acknowledged means stored; no address twice; in the end nothing is left."""
         if self.ages.violations:
@@ -467,7 +494,17 @@ class World:
                 if holder != uid:
                     msg = f"{cid[:12]} was told that it holds {address}, which the store says is held by {holder}"
                     raise Violation(msg)
+                if self.web is not None and "." in address:
+                    has = self.web.cloud.assigned.get(address.partition("/")[0], ("",))[0]
+                    if has != uid:
+                        msg = f"{cid[:12]} was told that it holds {address}, which the provider says is held by {has}"
+                        raise Violation(msg)
+        if self.web is not None and self.web.cloud.violations:
+            raise Violation(self.web.cloud.violations[0])
         if final:
+            if self.web is not None and self.web.cloud.assigned:
+                msg = f"left with the provider: {self.web.cloud.assigned}"
+                raise Violation(msg)
             left = {"records": records, "links": self.segment, "endpoints": len(self.truth.peek(ENDPOINT))}
             if any(left.values()):
                 msg = f"left behind: {left}"

@@ -32,6 +32,7 @@ from runtime.store.sqlite import FILE_NAME, SQLiteStore
 from runtime.supervision import Supervisor
 from runtime.transport.local import LocalChannel
 from runtime.transport.port import Call, Peer
+from runtime.web import AiohttpWeb
 from tests.netns import Netns
 from tests.node.picture import picture
 from tests.servers.provide import CHECKOUT
@@ -68,8 +69,11 @@ class Node:
         links: what its namespace held before there was an agent.
     """
 
-    def __init__(self, folder: Path, *pools: Mapping[str, Any], detect: bool = False) -> None:
-        """Pools are specs; with `detect`, addresses and gateways are looked for before a pod gets them."""
+    def __init__(self, folder: Path, *pools: Mapping[str, Any], detect: bool = False, provider: str = "") -> None:
+        """Pools are specs; with `detect`, addresses and gateways are looked for before a pod gets them.
+
+        `provider` is the URL of a network provider.
+        """
         self.folder = folder
         self.socket = folder / "cni.sock"
         for name in ("pools", "bin", "state"):
@@ -87,6 +91,8 @@ class Node:
         told = {"ipamUnixSocketPath": str(self.socket), "tuneSysctlConfig": False}
         if detect:
             told |= {"enableIPConflictDetection": True, "enableGatewayDetection": True}
+        if provider:
+            told["iaasNetworkProvider"] = {"serverUrl": provider, "httpRequestTimeout": "2s"}
         environment = {
             "SPIDERPOOL_STATE_DIR": str(folder / "state"),
             "SPIDERPOOL_DETECTION_PROBES": "2",
@@ -102,7 +108,10 @@ class Node:
         system, settings = System.real(), self._settings
         self._store = store = SQLiteStore(self.folder / "state" / FILE_NAME, wall=system.clock.wall)
         root = Supervisor("whole", system)
-        controller = Controller(system, store, settings=settings.controller, pods_exist=False, path="whole/controller")
+        web = AiohttpWeb()
+        controller = Controller(
+            system, store, settings=settings.controller, pods_exist=False, web=web, path="whole/controller"
+        )
         root.add_supervisor(controller.supervisor)
         await PoolFiles(DiskFolder(self.folder / "pools"), store).round()
 
@@ -129,6 +138,7 @@ class Node:
         finally:
             await root.stop()
             await running
+            await web.aclose()
             await store.aclose()
 
     async def held(self) -> Held:

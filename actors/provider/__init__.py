@@ -1,0 +1,1 @@
+"""Network providers of clouds: asked for addresses that pods get, told of those that are released."""

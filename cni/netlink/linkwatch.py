@@ -35,6 +35,7 @@ class LinkWatch:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
         try:
+            self._socket.bind((0, 0))  # without an address of its own it is told nothing
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_LINK)
         except OSError:
             self._socket.close()

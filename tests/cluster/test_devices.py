@@ -68,7 +68,10 @@ def _configure(product: Product, more: dict[str, Any]) -> None:
     cluster, where = product.cluster, f"--namespace={PRODUCT_NAMESPACE}"
     stored = cluster.kubectl_json("get", "configmap", "spiderpool-conf", where)
     stored["data"]["conf.yml"] = yaml.safe_dump(yaml.safe_load(stored["data"]["conf.yml"]) | more)
-    cluster.apply({key: stored[key] for key in ("apiVersion", "kind", "data")} | {"metadata": _named(stored)})
+    changed = {key: stored[key] for key in ("apiVersion", "kind", "data")} | {"metadata": _named(stored)}
+    # In helm's name, so that its next upgrade may write it.
+    flags = ("--server-side", "--field-manager=helm", "--force-conflicts", "--filename=-")
+    cluster.kubectl("apply", *flags, input=yaml.safe_dump(changed))
 
 
 def _named(stored: dict[str, Any]) -> dict[str, Any]:

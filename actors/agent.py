@@ -14,6 +14,7 @@ cni          the unix socket that the shim, and the original's plugins, talk to
 contact      whether a controller has answered
 installer    keeps the shim and the CNI configuration on the node
 events       what an operator has to know of this node
+devices      has kubelet know which NICs there are, and how many sub-interfaces; where that is switched on
 pod          the agent's own pod object
 """
 
@@ -22,6 +23,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import anyio.to_thread
@@ -268,10 +270,14 @@ def main(argv: list[str] | None = None) -> int:
         settings = load_agent(program.environment(), arguments.file_text, arguments.flags)
         store = _store(settings)
         as_controller = _as_controller(settings, store, arguments)
+        if settings.config.agent.network_resource_plugin.enabled and store is None:
+            _needs_store()
     except (SettingsError, CredentialsError) as error:
         program.refuse(NAME, error)
     if as_controller is not None:
         from actors.node import fallback  # noqa: PLC0415 - most of a controller, for nodes that want it
+    if settings.config.agent.network_resource_plugin.enabled:
+        from actors.devices import tree  # noqa: PLC0415 - gRPC, for nodes that want it
 
     async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
         await tune_node(settings.config)
@@ -315,6 +321,8 @@ def main(argv: list[str] | None = None) -> int:
         stack.callback(metrics.on_scrape(lambda: gauge.set(agent.controllers.connections)))
         residence = agent.reside(settings)
         residence.install(settings, store)
+        if settings.config.agent.network_resource_plugin.enabled and store is not None:
+            tree.add(agent.supervisor, system, settings, store, residence)
         root.add_supervisor(connections)
         root.add_supervisor(agent.supervisor, shutdown=STOP_SECONDS)
 
@@ -330,6 +338,11 @@ def main(argv: list[str] | None = None) -> int:
         trace_buffer=settings.trace_buffer,
         notes=[note for note in settings.notes if as_controller is None or note in as_controller.notes],
     )
+
+
+def _needs_store() -> NoReturn:
+    msg = "agent.networkResourcePlugin.enabled: True: there are no credentials for the API server to read the Node with"
+    raise SettingsError(msg)
 
 
 def _as_controller(
@@ -360,5 +373,5 @@ def _store(settings: AgentSettings) -> KubernetesStore | None:
             msg = f"no controller is known: SPIDERPOOL_CONTROLLER_ADDRESSES and KUBECONFIG are not set, and {error}"
             raise SettingsError(msg) from error
     # Every watch keeps one: the agent's own are few, those of a controller many.
-    connections = 64 if settings.fallback_enabled else 4
+    connections = 64 if settings.fallback_enabled else 5
     return KubernetesStore(credentials, connections=connections, agent=f"{NAME}/{program.VERSION}")

@@ -6,6 +6,7 @@ default; here it is refused by name. Pure: the caller reads the file.
 
 import difflib
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, override
 from urllib.parse import urlsplit
 
@@ -13,14 +14,23 @@ import msgspec
 import yaml
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
+from api import networkresources
+from api.meta import LabelSelector, LabelSelectorRequirement, SelectorError
+
 DEFAULT_PATH = "/tmp/spiderpool/config-map/conf.yml"  # noqa: S108 - where Spiderpool's chart mounts it
 """Of the file in both programs' containers, when `--config-path` is not given."""
 
 _PROVIDER_LIMIT_SECONDS = 100.0
 """An infrastructure provider must answer within the time that the CNI client waits for us."""
 
+_DEVICES_LIMIT = 100_000
+"""Of one resource: kubelet takes 16 MB in a message, and all devices of a resource come in one."""
+
 _SOCKET_PATH_LIMIT = 107
 """Bytes of a unix socket's path; the kernel's limit is 108 with the final zero."""
+
+_KUBELET_ROOT_LIMIT = 59
+"""Bytes: below it come /device-plugins/ and the name of a socket, 32 bytes for the shortest that there is."""
 
 
 class SettingsError(ValueError):
@@ -60,12 +70,21 @@ class NodeSelectorRequirement(Struct, frozen=True, forbid_unknown_fields=True):
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     values: tuple[str, ...] = ()
 
+    def as_requirement(self) -> LabelSelectorRequirement:
+        """The same for Kubernetes' objects, which knows what it means."""
+        return LabelSelectorRequirement(key=self.key, operator=self.operator, values=list(self.values))
+
 
 class NodeSelector(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """A label selector for nodes; empty selects all."""
 
     match_labels: dict[str, str] = field(default_factory=dict)
     match_expressions: tuple[NodeSelectorRequirement, ...] = ()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Whether it selects a node with these labels."""
+        expressions = [expression.as_requirement() for expression in self.match_expressions]
+        return LabelSelector(match_labels=self.match_labels, match_expressions=expressions).matches(labels)
 
 
 class DevicePluginAffinity(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -78,7 +97,7 @@ class SubEniRule(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"
     """How many sub-interfaces of a cloud's NIC a node advertises."""
 
     resource_name: str = "spidernet.io/sub-eni"
-    default_max_count: Annotated[int, Meta(ge=0)] = 0
+    default_max_count: Annotated[int, Meta(ge=0, le=_DEVICES_LIMIT)] = 0
     node_selector: NodeSelector = NodeSelector()
 
 
@@ -92,7 +111,7 @@ class MasterNicRule(Struct, frozen=True, forbid_unknown_fields=True, rename="cam
     """Which of a node's interfaces are advertised, by glob, and how often each."""
 
     node_selector: NodeSelector = NodeSelector()
-    default_max_count: Annotated[int, Meta(ge=0)] = 10000
+    default_max_count: Annotated[int, Meta(ge=0, le=_DEVICES_LIMIT)] = 10000
     include_interfaces: tuple[str, ...] = ()
     exclude_interfaces: tuple[str, ...] = ()
 
@@ -302,6 +321,34 @@ def _check(config: ConfigFile, path: str) -> None:
     if not socket.startswith("/") or len(socket.encode()) > _SOCKET_PATH_LIMIT:
         message = f"{path}: ipamUnixSocketPath: {shown(socket)}: expected an absolute path of at most 107 bytes"
         raise SettingsError(message)
+    for where, value, problem in _plugin_problems(config.agent.network_resource_plugin):
+        message = f"{path}: agent.networkResourcePlugin.{where}: {shown(value)}: {problem}"
+        raise SettingsError(message)
+
+
+def _plugin_problems(plugin: NetworkResourcePlugin) -> Iterator[tuple[str, object, str]]:
+    """Key, value and what is wrong with it."""
+    root = plugin.kubelet_root_dir
+    if not root.startswith("/") or len(root.encode()) > _KUBELET_ROOT_LIMIT:
+        yield "kubeletRootDir", root, f"expected an absolute path of at most {_KUBELET_ROOT_LIMIT} bytes"
+    eni, nics = plugin.resource_advertisement.sub_eni.rules, plugin.resource_advertisement.master_nic.rules
+    for index, rule in enumerate(eni):
+        name = rule.resource_name
+        problem = networkresources.problem(name)
+        if not problem and networkresources.is_master_nic(name):
+            problem = "names of this form are those of master NICs"
+        if problem:
+            yield f"resourceAdvertisement.subENI.rules[{index}].resourceName", name, problem
+    selectors = [("devicePluginAffinity", plugin.device_plugin_affinity.node_selector)]
+    selectors += [(f"resourceAdvertisement.subENI.rules[{at}]", rule.node_selector) for at, rule in enumerate(eni)]
+    selectors += [(f"resourceAdvertisement.masterNIC.rules[{at}]", rule.node_selector) for at, rule in enumerate(nics)]
+    for where, selector in selectors:
+        for number, expression in enumerate(selector.match_expressions):
+            try:
+                expression.as_requirement().matches({})
+            except SelectorError as error:
+                at = f"{where}.nodeSelector.matchExpressions[{number}]"
+                yield at, msgspec.to_builtins(expression), str(error)
 
 
 def _is_server(url: str) -> bool:

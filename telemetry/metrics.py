@@ -662,6 +662,24 @@ NETLINK_ERRORS = counter(
     program=Program.AGENT,
     labels=("step", "errno"),
 )
+DEVICES = gauge(
+    "spiderpool_device_plugin_devices",
+    "Devices that this node advertises to its kubelet, by resource",
+    program=Program.AGENT,
+    labels=("resource",),
+)
+DEVICE_REGISTRATIONS = counter(
+    "spiderpool_device_plugin_registrations_total",
+    "Registrations of resources at the kubelet, by outcome (registered, failed)",
+    program=Program.AGENT,
+    labels=("outcome",),
+)
+DEVICE_ALLOCATIONS = counter(
+    "spiderpool_device_plugin_allocations_total",
+    "Devices for a container that the kubelet asked for, by resource and outcome (allocated, refused)",
+    program=Program.AGENT,
+    labels=("resource", "outcome"),
+)
 JOURNAL_FSYNC_SECONDS = histogram(
     "spiderpool_journal_fsync_seconds",
     "Time to make journal entries that are written together durable",

@@ -82,6 +82,7 @@ class Residence:
         self._server: CniServer | None = None
         self._serving = anyio.Event()
         self._usable = anyio.Event()
+        self._on_serving: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return f"<Residence {self._server or 'not served'}>"
@@ -99,6 +100,8 @@ class Residence:
                     self._report("cni/socket", State.OK)
                     self._serving.set()
                     _log.info("serving CNI on %s", socket)
+                    for call in self._on_serving:
+                        call()
                     while not await anyio.to_thread.run_sync(server.is_lost):  # noqa: ASYNC110 - another process's
                         await anyio.sleep(_WATCH_SECONDS)
                     _log.warning("nobody serves on %s: taking it back", socket)
@@ -114,7 +117,7 @@ class Residence:
             pod = OwnPod(settings, self._system, store)
             events = self._tells = self._events(settings, store, pod)
             self._supervisor.add_service("pod", pod.run)
-        files: Files = NodeFiles(settings, current=self._is_current) if settings.cni_bin_dir else NoFiles()
+        files: Files = NodeFiles(settings, current=self.is_current) if settings.cni_bin_dir else NoFiles()
         installer = self._supervisor.add_actor(
             "installer",
             lambda: InstallerActor(
@@ -143,7 +146,17 @@ class Residence:
         if pod is not None:
             await pod.seen()
 
-    def _is_current(self) -> bool:
+    def on_serving(self, call: Callable[[], None]) -> None:
+        """Have `call` called whenever the node's socket has become this agent's; it must not raise."""
+        self._on_serving.append(call)
+
+    @property
+    def serving(self) -> bool:
+        """Whether the node's socket has been this agent's."""
+        return self._serving.is_set()
+
+    def is_current(self) -> bool:
+        """Whether it is still: no successor has taken it over. Blocks for a moment."""
         return self._server is None or self._server.is_current()
 
     async def _make_contact(self) -> None:

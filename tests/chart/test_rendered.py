@@ -742,3 +742,26 @@ def test_the_controller_reads_what_says_which_addresses_are_the_clusters(render:
     # An agent that allocates by itself reads the status, and keeps none.
     alone = load_controller(environment(render("spiderpoolAgent.fallback.enabled=true")["DaemonSet", AGENT]))
     assert alone.coordinator_enabled
+
+
+def test_agents_that_are_device_plugins_may_read_nodes_and_reach_the_kubelet_s_folder(render: Render) -> None:
+    on = "spiderpoolAgent.networkResourcePlugin.enabled=true"
+    rules = "spiderpoolAgent.networkResourcePlugin.resourceAdvertisement.masterNIC.rules[0]"
+    values = (
+        *(on, "spiderpoolAgent.networkResourcePlugin.kubeletRootDir=/var/lib/k0s/kubelet"),
+        *(f"{rules}.includeInterfaces={{eth1}}", f"{rules}.nodeSelector.matchLabels.rack=a"),
+    )
+    usual, objects = render(), render(*values)
+    nodes = {("", "nodes", verb) for verb in ("get", "list", "watch")}
+    assert rights(objects["ClusterRole", AGENT]) == rights(usual["ClusterRole", AGENT]) | nodes
+    spec = objects["DaemonSet", AGENT]["spec"]["template"]["spec"]
+    (volume,) = [it["hostPath"]["path"] for it in spec["volumes"] if it["name"] == "kubelet-plugins"]
+    (mount,) = [it for it in spec["containers"][0]["volumeMounts"] if it["name"] == "kubelet-plugins"]
+    plugin = settings(render, *values)[0].config.agent.network_resource_plugin
+    assert volume == "/var/lib/k0s/kubelet/device-plugins"
+    assert mount["mountPath"] == f"{plugin.kubelet_root_dir}/device-plugins" and not mount.get("readOnly")
+    (rule,) = plugin.resource_advertisement.master_nic.rules
+    assert (rule.include_interfaces, rule.node_selector.match_labels) == (("eth1",), {"rack": "a"})
+    assert rule.default_max_count == 10000
+    assert not settings(render)[0].config.agent.network_resource_plugin.enabled
+    assert "kubelet-plugins" not in str(usual["DaemonSet", AGENT])

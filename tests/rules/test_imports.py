@@ -11,6 +11,7 @@ def test_an_agent_starts_without_what_it_does_not_need() -> None:
     assert loaded & {"kubernetes_asyncio", "pyroute2", "cryptography", "requests", "sqlite3", "hypothesis"} == set()
     assert "aiohttp" in loaded, "the control: what it does need is seen"
     assert "opentelemetry.exporter" not in done.stdout.split()
+    assert loaded & {"grpclib", "h2", "google"} == set(), "only a device plugin speaks gRPC"
 
 
 def test_only_an_agent_that_may_allocate_loads_what_that_takes() -> None:

@@ -30,6 +30,33 @@ _NUMBER_OR_PERCENT: Final[Schema] = {"type": ["integer", "string"], "minimum": 0
 _DAYS: Final[Schema] = {"type": ["integer", "string"], "minimum": 1, "pattern": "^[1-9][0-9]*$"}
 _MAP_OF_WORDS: Final[Schema] = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
 
+_EXPRESSION: Final[Schema] = {
+    "type": "object",
+    "required": ["key", "operator"],
+    "properties": {
+        "key": {"type": "string"},
+        "operator": {"enum": ["In", "NotIn", "Exists", "DoesNotExist"]},
+        "values": _WORDS,
+    },
+    "additionalProperties": False,
+}
+_SELECTOR: Final[Schema] = {
+    "type": "object",
+    "properties": {
+        "matchLabels": {"type": "object", "additionalProperties": {"type": "string"}},
+        "matchExpressions": {"type": "array", "items": _EXPRESSION},
+    },
+}
+
+
+def _rules(**more: Schema) -> Schema:
+    """A list of rules of the device plugin."""
+    count: Schema = {"type": "integer", "minimum": 0, "maximum": 100_000}
+    selector: Schema = {**_SELECTOR, "additionalProperties": False}
+    properties = {"nodeSelector": selector, "defaultMaxCount": count, **more}
+    return {"type": "array", "items": {"type": "object", "properties": properties, "additionalProperties": False}}
+
+
 SPECIAL: Final[dict[str, Schema]] = {
     r".*\.(httpPort|rpcPort|webhookPort|prometheus\.port)": _PORT,
     r".*\.(failureThreshold|periodSeconds)": _POSITIVE,
@@ -55,6 +82,10 @@ SPECIAL: Final[dict[str, Schema]] = {
     r"ipam\.detectionProbes": {"type": "integer", "minimum": 1, "maximum": 10},
     r"ipam\.detectionTimeout": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     r"helmTest\.timeout": _POSITIVE,
+    r".*\.kubeletRootDir": _PATH,
+    r".*\.devicePluginAffinity\.nodeSelector": _SELECTOR,
+    r".*\.subENI\.rules": _rules(resourceName={"type": "string", "pattern": "/"}),
+    r".*\.masterNIC\.rules": _rules(includeInterfaces=_WORDS, excludeInterfaces=_WORDS),
 }
 """By a pattern of the whole path; a later line wins. For what a default does not show."""
 

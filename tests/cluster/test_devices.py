@@ -1,0 +1,183 @@
+"""Resources that agents advertise, on real kubelets and a real scheduler: counts bound what runs, and nodes differ.
+
+NICs of the lab are virtual links, so rules name them. The provider of the sub-interfaces need not answer: nobody asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from tests.cluster.lab import Cluster
+from tests.cluster.lab.cluster import CORE, PRODUCT_NAMESPACE
+from tests.cluster.lab.images import PAUSE
+from tests.cluster.product import AGENT, Product, is_ready
+from tests.servers.process import CommandFailed
+
+pytestmark = pytest.mark.timeout(600)
+
+ENI: Final = "spidernet.io/sub-eni"
+HERE: Final = "spidernet.io/only-here-nic"
+SLOTS: Final = 2
+PLUGIN: Final[dict[str, Any]] = {
+    "enabled": True,
+    "devicePluginAffinity": {"nodeSelector": {"matchExpressions": [{"key": "drained", "operator": "DoesNotExist"}]}},
+    "resourceAdvertisement": {
+        "subENI": {
+            "rules": [
+                {"nodeSelector": {"matchLabels": {"size": "large"}}, "defaultMaxCount": 7},
+                {"defaultMaxCount": SLOTS},
+            ]
+        },
+        "masterNIC": {"rules": [{"includeInterfaces": ["only-here"], "defaultMaxCount": 10}]},
+    },
+}
+
+
+def _allocatable(cluster: Cluster, node: str) -> dict[str, int]:
+    """Our resources of a node, those of which there is none left out."""
+    found = cluster.get(f"{CORE}/nodes/{node}")["status"].get("allocatable", {})
+    return {name: int(count) for name, count in found.items() if name.startswith("spidernet.io/") and count != "0"}
+
+
+def _until(product: Product, node: str, expected: dict[str, int]) -> None:
+    product.cluster.wait(
+        lambda: _allocatable(product.cluster, node) == expected, 60, f"{node} has {expected}", interval=0.5
+    )
+
+
+@pytest.fixture(scope="module")
+def advertised(product: Product) -> Iterator[Product]:
+    """The product with the device plugin, and a provider in `conf.yml`; afterwards as before."""
+    cluster = product.cluster
+    product.upgrade(values={"spiderpoolAgent": {"networkResourcePlugin": PLUGIN}})
+    _configure(product, {"iaasNetworkProvider": {"serverUrl": "http://192.0.2.1:1"}})
+    _restart_agents(product)
+    for node in cluster.nodes:
+        _until(product, node, {ENI: SLOTS})
+    yield product
+    for node in cluster.nodes:
+        cluster.kubectl("label", "node", node, "size-", "drained-")
+    product.upgrade()
+
+
+def _configure(product: Product, more: dict[str, Any]) -> None:
+    cluster, where = product.cluster, f"--namespace={PRODUCT_NAMESPACE}"
+    stored = cluster.kubectl_json("get", "configmap", "spiderpool-conf", where)
+    stored["data"]["conf.yml"] = yaml.safe_dump(yaml.safe_load(stored["data"]["conf.yml"]) | more)
+    changed = {key: stored[key] for key in ("apiVersion", "kind", "data")} | {"metadata": _named(stored)}
+    # In helm's name, so that its next upgrade may write it.
+    flags = ("--server-side", "--field-manager=helm", "--force-conflicts", "--filename=-")
+    cluster.kubectl("apply", *flags, input=yaml.safe_dump(changed))
+
+
+def _named(stored: dict[str, Any]) -> dict[str, Any]:
+    return {key: stored["metadata"][key] for key in ("name", "namespace", "labels", "annotations")}
+
+
+def _restart_agents(product: Product) -> None:
+    product.cluster.kubectl("rollout", "restart", f"daemonset/{AGENT}", f"--namespace={PRODUCT_NAMESPACE}")
+    product.rolled_out()
+
+
+def _asking(name: str, resource: str, *, node: str = "", count: int = 1) -> dict[str, Any]:
+    """A pod that asks for devices; the scheduler has to choose the node, or finds only this one."""
+    wanted = {resource: str(count)}
+    container = {"name": "main", "image": PAUSE, "command": ["/pause"], "resources": {"limits": wanted}}
+    selector = {"nodeSelector": {"kubernetes.io/hostname": node}} if node else {}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "labels": {"test": "devices"}},
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [container], **selector},
+    }
+
+
+@pytest.fixture
+def cleaned(advertised: Product) -> Iterator[Product]:
+    yield advertised
+    advertised.cluster.kubectl("delete", "pod", "--selector=test=devices", "--wait=true", timeout=90)
+
+
+def _states(product: Product) -> dict[str, str]:
+    """Of the pods of these tests: running, or why they are not scheduled."""
+    states = {}
+    for item in product.cluster.items(f"{CORE}/namespaces/default/pods?labelSelector=test%3Ddevices"):
+        conditions = {it["type"]: it for it in item.get("status", {}).get("conditions", ())}
+        waits = conditions.get("PodScheduled", {})
+        states[item["metadata"]["name"]] = "running" if is_ready(item) else waits.get("message", "")
+    return states
+
+
+def _running(product: Product) -> set[str]:
+    return {name for name, state in _states(product).items() if state == "running"}
+
+
+def test_iaas_e00031_allocatable_is_what_is_configured(advertised: Product) -> None:
+    cluster = advertised.cluster
+    for node in cluster.nodes:
+        status = cluster.get(f"{CORE}/nodes/{node}")["status"]
+        assert (status["allocatable"][ENI], status["capacity"][ENI]) == (str(SLOTS), str(SLOTS))
+        assert HERE not in status["allocatable"], "the control: nobody has that interface"
+
+
+def test_iaas_e00019_and_e00043_slots_bound_what_runs_and_come_back(cleaned: Product) -> None:
+    cluster = cleaned.cluster
+    cluster.apply(*(_asking(f"eni-{number}", ENI, node="n1") for number in range(SLOTS + 1)))
+    cluster.wait(lambda: len(_running(cleaned)) == SLOTS, 90, "two of three run")
+    (late,) = _states(cleaned).keys() - _running(cleaned)
+    cluster.wait(lambda: f"Insufficient {ENI}" in _states(cleaned)[late], 30, "the scheduler says why")
+    cluster.apply(_asking("plain", "cpu", node="n1", count=0))
+    cluster.wait(lambda: "plain" in _running(cleaned), 60, "the control: a pod that asks for none runs")
+    cluster.kubectl("delete", "pod", min(_running(cleaned) - {"plain"}), "--wait=true")
+    cluster.wait(lambda: late in _running(cleaned), 60, "the third runs in its place")
+
+
+def test_iaas_e00044_allocatable_recovers_after_agents_and_kubelets_start_anew(cleaned: Product) -> None:
+    cluster = cleaned.cluster
+    cluster.apply(_asking("steady", ENI, node="n1"))
+    cluster.wait(lambda: "steady" in _running(cleaned), 60, "a pod runs")
+    uid = cluster.kubectl_json("get", "pod", "steady")["metadata"]["uid"]
+    cleaned.kill(cleaned.agent_on("n1"))
+    cluster.wait(lambda: _allocatable(cluster, "n1") == {}, 30, "kubelet notices", interval=0.2)
+    _until(cleaned, "n1", {ENI: SLOTS})
+    cluster.node("n1").restart("kubelet")
+    cluster.apply(_asking("after", ENI, node="n1"))
+    cluster.wait(lambda: "after" in _running(cleaned), 90, "a pod is admitted by the new kubelet")
+    _restart_agents(cleaned)  # the new one comes before the old one goes
+    _until(cleaned, "n1", {ENI: SLOTS})
+    cluster.apply(_asking("third", ENI, node="n1"))
+    cluster.wait(lambda: f"Insufficient {ENI}" in _states(cleaned).get("third", ""), 30, "it is as full as before")
+    assert cluster.kubectl_json("get", "pod", "steady")["metadata"]["uid"] == uid
+    assert {"steady", "after"} <= _running(cleaned)
+
+
+def test_iaas_us2_pods_run_where_the_interface_is_and_counts_follow_the_node(cleaned: Product) -> None:
+    cluster = cleaned.cluster
+    cluster.apply(_asking("needs", HERE))
+    cluster.wait(lambda: f"Insufficient {HERE}" in _states(cleaned).get("needs", ""), 30, "no node has it")
+    cluster.node("n2").run(["ip", "link", "add", "only-here", "type", "bridge"])
+    try:
+        _until(cleaned, "n2", {ENI: SLOTS, HERE: 10})
+        cluster.wait(lambda: "needs" in _running(cleaned), 90, "the pod runs")
+        assert cluster.kubectl_json("get", "pod", "needs")["spec"]["nodeName"] == "n2"
+        assert _allocatable(cluster, "n1") == {ENI: SLOTS}
+        cluster.kubectl("label", "node", "n2", "size=large")
+        _until(cleaned, "n2", {ENI: 7, HERE: 10})
+        cluster.kubectl("label", "node", "n2", "drained=yes")
+        _until(cleaned, "n2", {})
+        cluster.kubectl("label", "node", "n2", "size-", "drained-")
+        _until(cleaned, "n2", {ENI: SLOTS, HERE: 10})
+    finally:
+        cluster.node("n2").run(["ip", "link", "delete", "only-here"])
+    _until(cleaned, "n2", {ENI: SLOTS})
+
+
+def test_rules_that_cannot_be_meant_are_refused_by_the_chart(product: Product) -> None:
+    rule = {"nodeSelector": {"matchlabels": {"a": "b"}}}
+    plugin = {"enabled": True, "resourceAdvertisement": {"masterNIC": {"rules": [rule]}}}
+    with pytest.raises(CommandFailed, match="matchlabels"):
+        product.upgrade(values={"spiderpoolAgent": {"networkResourcePlugin": plugin}})

@@ -60,6 +60,15 @@ controller
 {{- define "spiderpool.certificateEnvironment" -}}
 {{- $tls := .Values.spiderpoolController.tls -}}
 {{- $own := $tls.controller -}}
+{{- $key := "spiderpoolController.tls.controller" -}}
+{{- /* The program refuses these as well, but only when it starts. */ -}}
+{{- $left := divf (subf 100 $own.renewAfterPercent) 100 -}}
+{{- if gt (float64 $own.certValidityDuration) (mulf $own.caValidityDuration $left) -}}
+{{- fail (printf "%s.certValidityDuration=%v: more days than are left of an authority when it is replaced: %v of caValidityDuration=%v" $key $own.certValidityDuration (mulf $own.caValidityDuration $left) $own.caValidityDuration) -}}
+{{- end -}}
+{{- if gt (float64 $own.overlapSeconds) (divf (mulf 86400 $own.certValidityDuration $left) 2) -}}
+{{- fail (printf "%s.overlapSeconds=%v: more than half of the seconds that are left of a certificate when it is replaced: certValidityDuration=%v" $key $own.overlapSeconds $own.certValidityDuration) -}}
+{{- end -}}
 - name: SPIDERPOOL_CERTIFICATE_SECRET
   value: {{ $tls.secretName | quote }}
 - name: SPIDERPOOL_CERTIFICATE_HOSTS

@@ -7,7 +7,7 @@ import base64
 import datetime
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -33,7 +33,12 @@ SHORT = {
 
 @contextmanager
 def running(
-    control_plane: ControlPlane, *, own: bool = True, replicas: int = 3, look: float = 0.2, **settings: str
+    control_plane: ControlPlane,
+    settings: Mapping[str, str] | None = None,
+    *,
+    own: bool = True,
+    replicas: int = 3,
+    look: float = 0.2,
 ) -> Iterator[tuple[Lab, Front]]:
     """Controllers and one agent, with everything that stands between them and the API server."""
     lab = Lab(
@@ -63,7 +68,7 @@ def authorities(pem: bytes) -> list[x509.Certificate]:
 
 
 def test_certificates_are_replaced_under_load_and_no_write_is_refused(control_plane: ControlPlane) -> None:
-    with running(control_plane, **SHORT) as (lab, _):
+    with running(control_plane, SHORT) as (lab, _):
         leaves: set[int] = set()
         signers: set[x509.Name] = set()
         with Writes(lab) as writes:
@@ -90,7 +95,7 @@ def test_certificates_are_replaced_under_load_and_no_write_is_refused(control_pl
 
 
 def test_the_owner_dies_while_the_authority_is_changed_and_another_one_goes_on(control_plane: ControlPlane) -> None:
-    with running(control_plane, **SHORT) as (lab, _):
+    with running(control_plane, SHORT) as (lab, _):
         first = shown(lab, "controller").issuer
         lab.wait_for(lambda: len(authorities(secret_of(lab)["ca.crt"])) == 2, seconds=60)
         names = "controller-1", "controller-2", "controller"
@@ -107,7 +112,7 @@ def test_the_owner_dies_while_the_authority_is_changed_and_another_one_goes_on(c
 def test_without_the_right_to_write_what_there_is_serves_on_and_that_is_said(control_plane: ControlPlane) -> None:
     """The control is the right itself: given back, the certificate is replaced."""
     settings = {**SHORT, "SPIDERPOOL_CERTIFICATE_LIFETIME": "60", "SPIDERPOOL_CERTIFICATE_AUTHORITY_LIFETIME": "200"}
-    with running(control_plane, replicas=1, **settings) as (lab, _):
+    with running(control_plane, settings, replicas=1) as (lab, _):
         role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{lab.namespace}/roles/spiderpool-controller"
         rules = control_plane.request("GET", role).body["rules"]
         cut = [{**rule, "verbs": ["get"]} if rule["resources"] == ["secrets"] else rule for rule in rules]
@@ -210,7 +215,7 @@ def test_an_expired_certificate_of_somebody_else_is_refused_and_said(control_pla
 def test_controllers_that_were_away_for_longer_than_a_certificate_lives_make_a_new_one(
     control_plane: ControlPlane,
 ) -> None:
-    with running(control_plane, replicas=2, **SHORT) as (lab, _):
+    with running(control_plane, SHORT, replicas=2) as (lab, _):
         for name in lab.controllers:
             lab.kill(name)
         ends = max(x509.load_pem_x509_certificate(secret_of(lab)["tls.crt"]).not_valid_after_utc, _now())
@@ -277,7 +282,7 @@ SEEN_SECONDS = 1.0
 def test_a_roll_out_refuses_nothing(control_plane: ControlPlane, delay: str, graceful: bool) -> None:
     """Though each endpoint is there for up to two seconds more: without the delay the same load sees it."""
     with (
-        running(control_plane, own=False, look=2.0, SPIDERPOOL_SHUTDOWN_DELAY=delay) as (lab, front),
+        running(control_plane, {"SPIDERPOOL_SHUTDOWN_DELAY": delay}, own=False, look=2.0) as (lab, front),
         Writes(lab) as writes,
     ):
         rolled(lab, front, lambda name: lab.processes[name].stop(), writes)

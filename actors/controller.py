@@ -16,6 +16,7 @@ A replica sees the cluster through reflectors, owns pools, and serves agents ove
       provider     tells the network provider which addresses are released, where there is one
       peers        one channel per other replica
       rpc          the connections of agents and of other replicas
+      certificates makes and renews the certificate, where that is the controller's business
       bundle       keeps the webhook configurations to the certificate's authority
       webhooks     what the API server asks before it stores an object
 """
@@ -64,9 +65,11 @@ from actors.replica.replicas import PeerReplicas, Replicas, named
 from actors.replica.rpc import serve_agents
 from actors.subnets.subnets import Subnets
 from actors.webhooks import server as webhooks
+from actors.webhooks.assembly import certify
 from actors.webhooks.bundle import BundleActor
 from actors.webhooks.registration import pod_webhook, rules
 from api import wire
+from api.core import ObjectReference
 from api.settings import ControllerSettings, SettingsError, load_controller
 from api.status import Budget, ReplicaStatus
 from ipam.history import Change
@@ -251,6 +254,10 @@ class Controller:
             lambda: EventsActor(store=self.store, component=NAME, host=replica),
             capacity=EventsActor.capacity,
         )
+
+    def say_of_certificate(self, secret: ObjectReference, text: str) -> None:
+        """The certificate that is made here is not as it should be."""
+        self._notices.certificate(secret, text)
 
     def _make_attachments(self) -> None:
         """See to the NetworkAttachmentDefinitions of this replica's SpiderMultusConfigs."""
@@ -471,6 +478,7 @@ def main(argv: list[str] | None = None) -> int:
         program.refuse(NAME, SettingsError("--tls-server-cert is missing: agents connect over TLS"))
 
     routes: dict[str, Route] = {}
+    farewell = program.Farewell(settings.shutdown_delay)
 
     async def build(system: System, root: Supervisor, stack: AsyncExitStack) -> None:
         store = KubernetesStore(await _credentials(settings.kubeconfig), agent=f"{NAME}/{program.VERSION}")
@@ -489,13 +497,23 @@ def main(argv: list[str] | None = None) -> int:
         connections = Supervisor("controller/peers", system)
         root.add_supervisor(connections)
         root.add_service("replicas", lambda: _follow_peers(system, controller, settings, store, connections))
-        root.add_service("rpc", lambda: serve_agents(system, controller, settings, store))
+        certified = certify(
+            root, store, settings, mine=lambda: controller.peers.mine("webhooks"), say=controller.say_of_certificate
+        )
+
+        async def ready() -> None:
+            await controller.cluster.synced()
+            await certified.there()
+
+        root.add_service(
+            "rpc", lambda: serve_agents(system, controller, settings, store, ready=ready, look=certified.look)
+        )
         root.add_actor(
             "bundle",
             lambda: BundleActor(
                 store,
                 name=settings.controller_name,
-                authority=anyio.Path(settings.controller_ca_file).read_bytes,
+                authority=certified.authority,
                 mine=lambda: controller.peers.mine("webhooks"),
             ),
             capacity=BundleActor.capacity,
@@ -506,7 +524,7 @@ def main(argv: list[str] | None = None) -> int:
             "webhooks",
             lambda: webhooks.serve(
                 book,
-                ready=controller.cluster.synced,
+                ready=ready,
                 port=settings.webhook_port,
                 cert_file=Path(settings.tls_server_cert),
                 key_file=Path(settings.tls_server_key),
@@ -514,6 +532,9 @@ def main(argv: list[str] | None = None) -> int:
                 name=f"{settings.controller_name}.{settings.pod_namespace}.svc",
                 system=system,
                 pods=pods,
+                leaving=lambda: farewell.begun,
+                look=certified.look,
+                soon=certified.soon,
             ),
         )
 
@@ -527,4 +548,5 @@ def main(argv: list[str] | None = None) -> int:
         trace_buffer=settings.trace_buffer,
         notes=settings.notes,
         routes=routes,
+        farewell=farewell,
     )

@@ -28,7 +28,7 @@ from runtime.actor import System
 from runtime.memory import give_back_big_blocks, read_tls_in_small_blocks
 from runtime.supervision import Supervisor
 from telemetry import logs, metrics, traces
-from telemetry.health import HealthTree
+from telemetry.health import HealthTree, State
 from telemetry.http import HttpServer, Route
 from telemetry.metrics import Program
 from telemetry.recorder import SpanRecorder
@@ -103,6 +103,25 @@ def refuse(name: str, error: Exception) -> NoReturn:
     raise SystemExit(2)
 
 
+class Farewell:
+    """How a program ends that others still ask: not ready at once, and serving on until they have heard of it."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        """`seconds` from the signal until its parts are ended. A second signal ends them at once."""
+        self._seconds = seconds
+        self.begun = False
+
+    async def take(self, root: Supervisor) -> None:
+        """A signal has come: returns when the parts have been told to end."""
+        hurry, self.begun = self.begun, True
+        if not hurry and self._seconds:
+            _log.info("asked to end: serving for another %g s", self._seconds)
+            if root.system.health is not None:
+                root.system.health.report(f"{root.name}/leaving", State.BLOCKED, "asked to end")
+            await anyio.sleep(self._seconds)
+        await root.stop()
+
+
 def run(
     name: str,
     build: Callable[[System, Supervisor, AsyncExitStack], Awaitable[None]],
@@ -116,6 +135,7 @@ def run(
     trace_buffer: int = 0,
     notes: Sequence[str] = (),
     routes: Mapping[str, Route] | None = None,
+    farewell: Farewell | None = None,
 ) -> int:
     """Run a supervision tree until SIGTERM or SIGINT; returns the exit code.
 
@@ -123,6 +143,7 @@ def run(
     means that the root gave up, and the platform is to start the process again. With `trace_buffer` that many finished
     spans are kept and shown at `/debug/traces` of the health port. `probe_socket` is the path of a unix socket that
     answers as that port does. `routes` are more of their paths, and `build` may add some.
+    `farewell` says how long it serves on after a signal; without, it ends at once.
     """
     logs.setup(log_level)
     attributes = {"k8s.node.name": node} if node else {}
@@ -141,7 +162,7 @@ def run(
         root = Supervisor(name.removeprefix("spiderpool-"), system)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, lambda: loop.create_task(root.stop()))
+            loop.add_signal_handler(number, lambda: loop.create_task((farewell or Farewell()).take(root)))
         unix = Path(probe_socket) if probe_socket else None
         root.add_service("probes", lambda: _http("", health_port, health, recorder=recorder, routes=routes, unix=unix))
         if metric_port is not None:

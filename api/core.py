@@ -332,6 +332,20 @@ class ConfigMap(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """Base64 where it is written down."""
 
 
+class Secret(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Bytes by name that not everybody may read."""
+
+    api_version: str = "v1"
+    kind: str = "Secret"
+    metadata: ObjectMeta = field(default_factory=ObjectMeta)
+    data: dict[str, bytes] = {}
+    """Base64 where it is written down."""
+
+    def __repr__(self) -> str:
+        """Without what is secret."""
+        return f"<Secret {self.metadata.namespace}/{self.metadata.name} {sorted(self.data)}>"
+
+
 class ServiceCIDRSpec(Struct, frozen=True, omit_defaults=True):
     """What a ServiceCIDR says."""
 

@@ -148,6 +148,7 @@ NETWORKATTACHMENT = Kind(
 CONFIGMAP = Kind(
     group="", version="v1", plural="configmaps", kind="ConfigMap", namespaced=True, status=False, type=core.ConfigMap
 )
+SECRET = Kind(group="", version="v1", plural="secrets", kind="Secret", namespaced=True, status=False, type=core.Secret)
 EVENT = Kind(group="", version="v1", plural="events", kind="Event", namespaced=True, status=False, type=core.Event)
 
 

@@ -57,6 +57,8 @@ class Address(Struct, frozen=True):
 _PORT = "a port number, 0 to 65535"  # 0: any free one
 _COUNT = "a whole number above 0"
 _SECONDS = "a number of seconds"
+_LIFETIME = "a number of seconds, 1 or more"
+_DELAY = "a number of seconds, 0 to 600"
 _PATH = "an absolute path"
 _SECRETS = "/var/run/secrets/spiderpool"
 
@@ -182,6 +184,34 @@ class ControllerSettings(_Common, frozen=True, kw_only=True):
     """Path; by `--tls-server-cert`."""
     tls_server_key: str = ""
     """Path; by `--tls-server-key`."""
+    shutdown_delay: Annotated[float, Meta(ge=0, le=600), Env("SPIDERPOOL_SHUTDOWN_DELAY", (), _DELAY)] = 0.0
+    """Seconds for which a replica that is to end says that it is not ready and goes on serving."""
+    certificate_secret: Annotated[
+        str, Meta(pattern=r"^[a-z0-9.-]*$"), Env("SPIDERPOOL_CERTIFICATE_SECRET", (), "the name of a Secret")
+    ] = ""
+    """Where this program keeps the certificate that it makes itself; empty: somebody else makes it."""
+    certificate_hosts: Annotated[
+        str,
+        Meta(pattern=r"^([A-Za-z0-9*.:-]+(,[A-Za-z0-9*.:-]+)*)?$"),
+        Env("SPIDERPOOL_CERTIFICATE_HOSTS", (), "DNS names and addresses, separated by commas"),
+    ] = ""
+    """Further ones that the certificate is valid for."""
+    certificate_lifetime: Annotated[float, Meta(ge=1), Env("SPIDERPOOL_CERTIFICATE_LIFETIME", (), _LIFETIME)] = (
+        365 * 86400.0
+    )
+    """Seconds, of the certificate that is served."""
+    certificate_authority_lifetime: Annotated[
+        float, Meta(ge=1), Env("SPIDERPOOL_CERTIFICATE_AUTHORITY_LIFETIME", (), _LIFETIME)
+    ] = 3650 * 86400.0
+    """Seconds, of the authority that signs it."""
+    certificate_renewal: Annotated[
+        float, Meta(ge=1, le=99), Env("SPIDERPOOL_CERTIFICATE_RENEWAL_PERCENT", (), "a number from 1 to 99")
+    ] = 66.0
+    """Percent of its lifetime after which either is replaced."""
+    certificate_overlap: Annotated[
+        float, Meta(ge=0), Env("SPIDERPOOL_CERTIFICATE_OVERLAP", (), "a number of seconds, 0 or more")
+    ] = 3600.0
+    """Seconds for which a new authority is trusted before it signs what is served."""
     gc_ip_enabled: Annotated[bool, Env("SPIDERPOOL_GC_IP_ENABLED")] = True
     gc_terminating_pod_on_ready_node: Annotated[
         bool, Env("SPIDERPOOL_GC_STATELESS_TERMINATING_POD_ON_READY_NODE_ENABLED")
@@ -260,7 +290,7 @@ def load_controller(
         missing = "--tls-server-key" if given.tls_server_cert else "--tls-server-cert"
         message = f"{missing} is missing: a certificate and its key go together"
         raise SettingsError(message)
-    return _load(
+    settings = _load(
         ControllerSettings,
         environ,
         file_text,
@@ -268,6 +298,34 @@ def load_controller(
         tls_server_cert=given.tls_server_cert,
         tls_server_key=given.tls_server_key,
     )
+    if settings.certificate_secret:
+        _check_certificates(settings)
+    return settings
+
+
+def _check_certificates(settings: ControllerSettings) -> None:
+    """Refuse what would let something expire before its replacement can be used."""
+    if settings.tls_server_cert != settings.tls_server_key:
+        message = (
+            f"--tls-server-key={shown(settings.tls_server_key)}: with SPIDERPOOL_CERTIFICATE_SECRET it is the file "
+            f"of --tls-server-cert, {shown(settings.tls_server_cert)}: both are written there together"
+        )
+        raise SettingsError(message)
+    left = 1 - settings.certificate_renewal / 100
+    authority, leaf = settings.certificate_authority_lifetime, settings.certificate_lifetime
+    if leaf > authority * left:
+        message = (
+            f"SPIDERPOOL_CERTIFICATE_LIFETIME='{leaf:g}': more than the {authority * left:g} s that are left of an "
+            f"authority when it is replaced (SPIDERPOOL_CERTIFICATE_AUTHORITY_LIFETIME='{authority:g}')"
+        )
+        raise SettingsError(message)
+    if settings.certificate_overlap > leaf * left / 2:
+        message = (
+            f"SPIDERPOOL_CERTIFICATE_OVERLAP='{settings.certificate_overlap:g}': more than half of the "
+            f"{leaf * left:g} s that are left of a certificate when it is replaced "
+            f"(SPIDERPOOL_CERTIFICATE_LIFETIME='{leaf:g}')"
+        )
+        raise SettingsError(message)
 
 
 def load_standalone(

@@ -106,6 +106,7 @@ class HttpServer:
         tls: ssl.SSLContext | None = None,
         idle: float = _IDLE_SECONDS,
         connections: int = _CONNECTIONS,
+        leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         """Nothing is opened before the block is entered, which raises OSError when the address cannot be had.
 
@@ -120,6 +121,7 @@ class HttpServer:
             tls: with what the port is served; plain without.
             idle: seconds that a connection is kept for the next request, and that one may take to come.
             connections: at a time; one more is closed.
+            leaving: whether an answer is the last one of its connection, so that the next request goes elsewhere.
         """
         self._host = host or None
         self._port = port
@@ -127,10 +129,12 @@ class HttpServer:
         self._tls = tls
         self._idle = idle
         self._most = connections
+        self._leaving = leaving
         self._held = 0
         self._server: asyncio.Server | None = None
         self._unix_server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._busy: set[asyncio.Task[None]] = set()
         self._program = program
         self._routes: dict[str, Route] = {
             **({"/healthz": _tree(health), **probes(health)} if health else {}),
@@ -179,6 +183,17 @@ class HttpServer:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
+    async def drain(self, seconds: float) -> None:
+        """Take no more connections, and return when every request that has begun to come is answered, or then."""
+        for server in (self._server, self._unix_server):
+            if server is not None:
+                server.close()
+        await asyncio.sleep(0)  # a request that is there already is seen
+        for task in self._connections - self._busy:
+            task.cancel()
+        if self._busy:
+            await asyncio.wait(self._busy, timeout=seconds)
+
     def _over(self) -> dict[str, Any]:
         return {"ssl": self._tls, "ssl_handshake_timeout": _HANDSHAKE_SECONDS} if self._tls is not None else {}
 
@@ -199,16 +214,19 @@ class HttpServer:
         except Exception:
             logger.exception("a request was not answered")
         finally:
+            self._busy.discard(_this_task())
             writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request. Returns whether the connection stays open."""
+        self._busy.discard(_this_task())
         try:
             async with asyncio.timeout(self._idle):
                 head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
             await _send(writer, Response(status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), keep=False, body=True)
             return False
+        self._busy.add(_this_task())
         request, *fields = head.decode("latin-1").split("\r\n")
         headers = {name.strip().lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
         words = request.split(" ")
@@ -223,6 +241,7 @@ class HttpServer:
         unread = isinstance(sent, Response)
         keep = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close" and not unread
         answer = sent if isinstance(sent, Response) else await self._answer(method, path, query, sent)
+        keep = keep and not self._leaving()
         await _send(writer, answer, keep=keep, body=method != "HEAD")
         return keep
 
@@ -256,6 +275,12 @@ class HttpServer:
         metrics.refresh()
         body = await asyncio.to_thread(metrics.render, self._program)
         return Response(body=body, content_type=metrics.CONTENT_TYPE)
+
+
+def _this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 def _length(headers: Mapping[str, str], limit: int) -> int | Response:

@@ -580,6 +580,22 @@ CERTIFICATE_EXPIRY = gauge(
     "When the certificate expires that agents and the API server are shown, Unix time",
     program=Program.CONTROLLER,
 )
+CERTIFICATE_AUTHORITY_EXPIRY = gauge(
+    "spiderpool_certificate_authority_expiry_timestamp_seconds",
+    "When the newest authority expires that the controller has made, Unix time; said by the replica that keeps it",
+    program=Program.CONTROLLER,
+)
+CERTIFICATES_MADE = counter(
+    "spiderpool_certificates_made_total",
+    "Certificates of our own that were made and stored, by what (authority, certificate)",
+    program=Program.CONTROLLER,
+    labels=("what",),
+)
+CERTIFICATE_FAILURES = counter(
+    "spiderpool_certificate_failures_total",
+    "Looks at the certificates of our own that could not be ended, or found something that is not as it should be",
+    program=Program.CONTROLLER,
+)
 RPC_CONNECTIONS = gauge(
     "spiderpool_rpc_connections",
     "Open connections between agent and controller",

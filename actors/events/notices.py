@@ -27,6 +27,7 @@ POOL_EXHAUSTED = "PoolExhausted"
 POOL_OVERLAP = "PoolOverlap"
 NOT_RELEASED = "ProviderNotReleased"
 DELETION_BLOCKED = "DeletionBlocked"
+CERTIFICATE_NOT_KEPT = "CertificateNotKept"
 
 _OTHERS = 5
 """Pools that an overlap is said about, besides the one that found it."""
@@ -108,6 +109,10 @@ class Notices:
             api_version=COORDINATOR.api_version, kind=COORDINATOR.kind, name=meta.name, uid=meta.uid
         )
         self._say(Say(notice.reason, notice.text, warning=notice.warning, about=about))
+
+    def certificate(self, secret: ObjectReference, text: str) -> None:
+        """The certificate that the controller makes itself is not as it should be."""
+        self._say(Say(CERTIFICATE_NOT_KEPT, text, about=secret, key=CERTIFICATE_NOT_KEPT))
 
     def pool_waits(self, pool: str, text: str) -> None:
         """A pool is being deleted and cannot go."""

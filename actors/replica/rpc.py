@@ -2,14 +2,13 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
 import anyio
 
 from actors.collection.collecting import Collecting
-from actors.replica.cluster import Cluster
 from api.kinds import POD
 from api.settings import ControllerSettings
 from runtime.actor import System
@@ -18,7 +17,7 @@ from runtime.store.port import NotFound, Store
 from runtime.store.tokens import review_token
 from runtime.transport.identity import TokenAuthenticator
 from runtime.transport.port import Call
-from runtime.transport.server import TlsServer
+from runtime.transport.server import ServerTiming, TlsServer
 from telemetry import metrics
 
 _log = logging.getLogger(__name__)
@@ -33,7 +32,6 @@ AUDIENCE = "spiderpool-controller"
 class Served(Protocol):
     """What of a controller is behind the port."""
 
-    cluster: Cluster
     collecting: Collecting
 
     async def serve(self, call: Call) -> bytes:
@@ -41,9 +39,17 @@ class Served(Protocol):
         ...
 
 
-async def serve_agents(system: System, served: Served, settings: ControllerSettings, store: KubernetesStore) -> None:
-    """Serve agents and other replicas once the cluster has been seen."""
-    await served.cluster.synced()
+async def serve_agents(
+    system: System,
+    served: Served,
+    settings: ControllerSettings,
+    store: KubernetesStore,
+    *,
+    ready: Callable[[], Awaitable[None]],
+    look: float,
+) -> None:
+    """Serve agents and other replicas from when `ready` returns; the certificate is looked at every `look` seconds."""
+    await ready()
     authenticator = TokenAuthenticator(
         lambda token: review_token(store.server, token, audiences=(AUDIENCE,)),
         accounts={
@@ -62,6 +68,7 @@ async def serve_agents(system: System, served: Served, settings: ControllerSetti
         handler=served.serve,
         name=settings.pod_name,
         max_in_flight=_IN_FLIGHT,
+        timing=ServerTiming(certificate=look),
     )
     connections = metrics.RPC_CONNECTIONS.labels(side="server")
     with contextlib.ExitStack() as stack:

@@ -25,12 +25,13 @@ SOON_SECONDS: Final = 14 * 86400.0
 _TREE: Final = "controller/webhooks/certificate"
 
 
-async def watch(expiry: Callable[[], Awaitable[float]], system: System) -> None:
+async def watch(expiry: Callable[[], Awaitable[float]], system: System, *, soon: float = SOON_SECONDS) -> None:
     """Look for ever.
 
     Args:
         expiry: connects, and returns when the certificate expires (Unix seconds); raises OSError and `TransportError`.
         system: clock and health.
+        soon: seconds before the certificate expires from which that is a problem.
     """
     health = system.health or HealthTree("nobody asks")
     said = ""
@@ -42,7 +43,7 @@ async def watch(expiry: Callable[[], Awaitable[float]], system: System) -> None:
         else:
             metrics.CERTIFICATE_EXPIRY.set(until)
             left = until - system.clock.wall()
-            problem = f"the certificate expires in {left / 86400:.0f} days" if left < SOON_SECONDS else ""
+            problem = f"the certificate expires in {left / 86400:.0f} days" if left < soon else ""
         if problem and problem != said:
             _log.warning("%s", problem)
         said = problem

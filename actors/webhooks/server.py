@@ -16,7 +16,7 @@ from typing import Any, Final
 import anyio
 from prometheus_client import Counter, Histogram
 
-from actors.webhooks.certificate import watch
+from actors.webhooks.certificate import SOON_SECONDS, watch
 from actors.webhooks.pods import PodWebhook
 from admission.exchange import MUTATE, VALIDATE, NoReview, Outcome, answer
 from admission.rulebook import Rulebook
@@ -39,6 +39,8 @@ _IDLE_SECONDS: Final = 120.0
 _CONNECTIONS: Final = 1024
 _CERTIFICATE_SECONDS: Final = 10.0
 """How often the certificate's files are looked at."""
+_DRAIN_SECONDS: Final = 0.8
+"""What requests under way get to end, when the server is stopped."""
 _TREE: Final = "controller/webhooks/serving"
 
 
@@ -69,10 +71,16 @@ async def serve(
     name: str,
     system: System,
     pods: PodWebhook | None = None,
+    leaving: Callable[[], bool] = lambda: False,
+    look: float = _CERTIFICATE_SECONDS,
+    soon: float = SOON_SECONDS,
 ) -> None:
     """Serve until cancelled, from when `ready` returns. Raises `CredentialError` and OSError when it cannot begin.
 
-    `ca_file` and `name` are what clients verify the certificate by. Without `pods` nobody is to ask about pods.
+    `ca_file` and `name` are what clients verify the certificate by. Without `pods` nobody is to ask about pods. While
+    the replica is `leaving` each connection ends with its next answer: the API server keeps connections, and would come
+    back on them though there is no endpoint any more. The certificate's files are looked at every `look` seconds;
+    `soon` is from when its end is a problem.
     """
     health = system.health or HealthTree("nobody asks")
     health.report(_TREE, State.BLOCKED, "the cluster has not been seen yet")
@@ -85,13 +93,23 @@ async def serve(
         routes=routes(book, system.clock, pods),
         idle=_IDLE_SECONDS,
         connections=_CONNECTIONS,
+        leaving=leaving,
     )
+
+    async def expiry() -> float:
+        return await served_until("127.0.0.1", server.port, trust=trust, name=name)
+
     try:
-        async with server, anyio.create_task_group() as group:
-            _log.info("serving webhooks on port %d", server.port)
-            health.report(_TREE, State.OK)
-            group.start_soon(certificate.follow, _CERTIFICATE_SECONDS)
-            group.start_soon(watch, lambda: served_until("127.0.0.1", server.port, trust=trust, name=name), system)
+        async with server:
+            try:
+                async with anyio.create_task_group() as group:
+                    _log.info("serving webhooks on port %d", server.port)
+                    health.report(_TREE, State.OK)
+                    group.start_soon(certificate.follow, look)
+                    group.start_soon(lambda: watch(expiry, system, soon=soon))
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await server.drain(_DRAIN_SECONDS)
     finally:
         health.report(_TREE, State.BLOCKED, "not served")
 

@@ -175,7 +175,57 @@ def test_rights(
     assert review.body["status"]["allowed"] is allowed
 
 
+@pytest.mark.parametrize("verb", ["get", "patch", "update", "delete", "list", "watch", "create"])
+def test_one_secret_can_be_read_and_changed_by_the_controller_and_no_other(cluster: ControlPlane, verb: str) -> None:
+    def may(account: str, name: str, namespace: str) -> bool:
+        attributes = {"verb": verb, "resource": "secrets", "name": name, "namespace": namespace}
+        user = f"system:serviceaccount:{NAMESPACE}:{account}"
+        spec = {"user": user, "resourceAttributes": attributes}
+        path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+        return bool(cluster.request("POST", path, {"spec": spec}).body["status"]["allowed"])
+
+    own = SECRET.rpartition("/")[2]
+    assert may("spiderpool-controller", own, NAMESPACE) is (verb in {"get", "patch"})
+    assert not may("spiderpool-controller", "other", NAMESPACE)
+    assert not may("spiderpool-controller", own, "kube-system")
+    assert not may("spiderpool-agent", own, NAMESPACE)
+
+
 # -- the certificate
+
+
+def upgraded(cluster: ControlPlane, *values: str, force: bool = False) -> str:
+    """Upgrade; returns the mark that rolls the controller. `force`: write over what the controller has made."""
+    sets = [word for value in values for word in ("--set", f"spiderpoolController.{value}")]
+    forced = ["--force-conflicts"] if force else []
+    cluster.helm("upgrade", RELEASE, str(CHART), "--namespace", NAMESPACE, *sets, *forced)
+    path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/spiderpool-controller"
+    template = cluster.request("GET", path).body["spec"]["template"]["metadata"]
+    return str(template["annotations"]["spiderpool.spidernet.io/certificate"])
+
+
+def as_controller(cluster: ControlPlane, mark: str) -> dict[str, bytes]:
+    """What it would write, as far as a chart is concerned."""
+    made = {name: f"{mark} {name}".encode() for name in ("tls.crt", "tls.key", "ca.crt", "ca.key")}
+    data = {name: base64.b64encode(value).decode() for name, value in made.items()}
+    cluster.request("PATCH", SECRET, {"data": data})
+    return made
+
+
+def test_what_the_controller_keeps_is_no_business_of_a_release(cluster: ControlPlane) -> None:
+    secret = cluster.request("GET", SECRET).body
+    assert (secret["type"], secret.get("data")) == ("Opaque", None)
+    made = as_controller(cluster, "first")
+    upgraded(cluster, "replicas=1")
+    assert certificate(cluster) == made
+    cluster.helm("rollback", RELEASE, "--namespace", NAMESPACE)
+    assert certificate(cluster) == made
+    assert "tls.key" not in cluster.helm("get", "manifest", RELEASE, "--namespace", NAMESPACE)
+    # Nor of a tool that renders without a cluster.
+    only = "--show-only=templates/controller-tls.yaml"
+    text = cluster.helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, only)
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
+    assert certificate(cluster) == made
 
 
 def certificate(cluster: ControlPlane) -> dict[str, bytes]:
@@ -183,7 +233,8 @@ def certificate(cluster: ControlPlane) -> dict[str, bytes]:
     return {name: base64.b64decode(value) for name, value in data.items()}
 
 
-def test_certificate_is_valid_for_the_name_that_agents_ask_for(cluster: ControlPlane, tmp_path: Path) -> None:
+def test_helms_certificate_is_valid_for_the_name_that_agents_ask_for(cluster: ControlPlane, tmp_path: Path) -> None:
+    upgraded(cluster, "tls.method=auto", force=True)
     files = certificate(cluster)
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -206,22 +257,42 @@ def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, *, name: str) ->
     assert caller.getpeercert()
 
 
-def test_upgrade_keeps_the_certificate_until_its_names_change(cluster: ControlPlane) -> None:
-    def upgraded(*values: str) -> tuple[dict[str, bytes], str]:
-        cluster.helm("upgrade", RELEASE, str(CHART), "--namespace", NAMESPACE, *values)
-        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/spiderpool-controller"
-        template = cluster.request("GET", path).body["spec"]["template"]["metadata"]
-        return certificate(cluster), template["annotations"]["spiderpool.spidernet.io/certificate"]
-
+def test_upgrade_keeps_helms_certificate_until_its_names_change(cluster: ControlPlane) -> None:
+    auto = "tls.method=auto"
+    mark = upgraded(cluster, auto)
     first = certificate(cluster)
-    kept, mark = upgraded("--set", "spiderpoolController.replicas=2")
-    assert kept == first
-    changed, other_mark = upgraded("--set", "spiderpoolController.tls.auto.extraDnsNames[0]=pool.example")
+    upgraded(cluster, auto, "replicas=2")
+    assert certificate(cluster) == first
+    other_mark = upgraded(cluster, auto, "tls.auto.extraDnsNames[0]=pool.example")
+    changed = certificate(cluster)
     assert changed != first
     assert other_mark != mark, "the controller has to start again to show the new one"
     leaf = x509.load_pem_x509_certificate(changed["tls.crt"])
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert "pool.example" in names.get_values_for_type(x509.DNSName)
+
+
+@pytest.mark.parametrize("secret_type", ["Opaque", "kubernetes.io/tls"])
+def test_the_controller_takes_over_helms_certificate_and_helm_the_controllers(
+    cluster: ControlPlane, secret_type: str
+) -> None:
+    """Of a Secret whose type this method has, and of one that an earlier release has made, with what it renders."""
+    if secret_type != "Opaque":
+        cluster.request("DELETE", SECRET)
+    upgraded(cluster, "tls.method=auto", force=True)
+    helms = certificate(cluster)
+    assert cluster.request("GET", SECRET).body["type"] == secret_type
+    theirs = {name: helms[name] for name in ("tls.crt", "tls.key", "ca.crt")}
+    upgraded(cluster, "tls.method=controller")
+    assert {name: value for name, value in certificate(cluster).items() if name in theirs} == theirs
+    made = as_controller(cluster, secret_type)
+    upgraded(cluster, "tls.method=controller", "replicas=1")
+    assert certificate(cluster) == made
+    with pytest.raises(CommandFailed, match="conflict"):
+        upgraded(cluster, "tls.method=auto")
+    upgraded(cluster, "tls.method=auto", force=True)
+    assert certificate(cluster)["tls.crt"] not in {made["tls.crt"], theirs["tls.crt"]}
+    upgraded(cluster)
 
 
 # -- the CRDs

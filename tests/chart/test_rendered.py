@@ -413,7 +413,47 @@ def test_private_key_stays_with_the_controller(render: Render) -> None:
     assert token["serviceAccountToken"]["audience"] == "spiderpool-controller"
     assert certificates["secret"] == {"name": secret, "items": [{"key": "ca.crt", "path": "ca.crt"}]}
     assert [name for name, volume in agent.items() if "secret" in volume] == []
-    assert volumes(objects["Deployment", CONTROLLER])["tls"]["secret"]["secretName"] == secret
+    files = render("spiderpoolController.tls.method=auto")["Deployment", CONTROLLER]
+    assert volumes(files)["tls"]["secret"]["secretName"] == secret
+
+
+def test_the_controller_makes_its_certificate_where_it_is_told(render: Render) -> None:
+    objects = render("spiderpoolController.tls.controller.extraDnsNames={pools.example}")
+    deployment, secret = objects["Deployment", CONTROLLER], objects["Secret", "spiderpool-controller-server-certs"]
+    assert (secret["type"], secret.get("data")) == ("Opaque", None), "no key in the release's manifest"
+    assert "secret" not in json.dumps(volumes(deployment)), "it asks the API server for it"
+    told = settings(render)[1]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container(deployment)["volumeMounts"]}
+    for file in told.tls_server_cert, told.tls_server_key, told.controller_ca_file:
+        assert volumes(deployment)[mounts[str(Path(file).parent)]]["emptyDir"]["medium"] == "Memory"
+    days = (told.certificate_authority_lifetime / 86400, told.certificate_lifetime / 86400)
+    assert (*days, told.certificate_renewal, told.certificate_overlap) == (3650, 365, 66, 3600)
+    assert environment(deployment)["SPIDERPOOL_CERTIFICATE_HOSTS"].split(",") == [
+        "spiderpool-controller.net.svc",
+        "spiderpool-controller.net.svc.cluster.local",
+        "spiderpool-controller.net",
+        "pools.example",
+    ]
+    about = [rule for rule in objects["Role", CONTROLLER]["rules"] if rule["resources"] == ["secrets"]]
+    assert about == [
+        {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [told.certificate_secret], "verbs": OWN_SECRET}
+    ]
+    others = [rule for (kind, _), role in objects.items() if kind.endswith("Role") for rule in role["rules"]]
+    assert [rule for rule in others if "secrets" in rule["resources"]] == about
+    for method in "auto", "certmanager":
+        given = render(f"spiderpoolController.tls.method={method}")
+        assert "SPIDERPOOL_CERTIFICATE_SECRET" not in environment(given["Deployment", CONTROLLER])
+        assert "secrets" not in json.dumps(given["Role", CONTROLLER]["rules"])
+
+
+OWN_SECRET = ["get", "patch"]
+
+
+@pytest.mark.parametrize("seconds", [0, 25])
+def test_a_controller_has_the_time_to_serve_on_and_to_end(render: Render, seconds: int) -> None:
+    deployment = render(f"spiderpoolController.shutdownDelaySeconds={seconds}")["Deployment", CONTROLLER]
+    assert environment(deployment)["SPIDERPOOL_SHUTDOWN_DELAY"] == str(seconds)
+    assert pod_spec(deployment)["terminationGracePeriodSeconds"] == 30 + seconds
 
 
 @pytest.mark.parametrize(("kind", "name"), [("DaemonSet", AGENT), ("Deployment", CONTROLLER)])
@@ -478,11 +518,16 @@ def test_one_registry_for_all_images(render: Render) -> None:
 WORKLOADS = {"DaemonSet", "Deployment", "Pod"}
 
 
+OWN_TLS = "spiderpoolController.tls.controller"
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
         ("clusterDefaultPool.installIPv4IPPool=true", "clusterDefaultPool.ipv4Subnet has to be given"),
         ("spiderpoolController.tls.method=provided", "spiderpoolController.tls.provided.tlsCert has to be given"),
+        (f"{OWN_TLS}.certValidityDuration=1300", f"{OWN_TLS}.certValidityDuration=1300: more days than are left"),
+        (f"{OWN_TLS}.certValidityDuration=0.05", f"{OWN_TLS}.overlapSeconds=3600: more than half"),
     ],
 )
 def test_values_that_cannot_be_are_named(render: Render, value: str, words: str) -> None:
@@ -610,6 +655,7 @@ HIDDEN = (
     "updateStrategy.type",
     ".tls.provided.",
     ".tls.certmanager.",
+    *(f".tls.controller.{name}" for name in ("ca", "cert", "renew", "overlap")),  # compared, and days there
     ".tls.auto.",  # inside the certificate, as the next
     "global.clusterDnsDomain",
 )

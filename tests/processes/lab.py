@@ -31,6 +31,7 @@ CHART = CHECKOUT / "helm" / "spiderpool"
 PROGRAMS = Path(sys.executable).parent
 AUDIENCE = "spiderpool-controller"
 NODES = ("n1", "n2")
+CERTIFICATES = "spiderpool-controller-server-certs"
 CONTROLLER_ADDRESS = "10.255.255.1"
 """On loopback of the test run's own namespace: an EndpointSlice may not name 127.0.0.1."""
 
@@ -178,6 +179,7 @@ class Lab:
         fallback: Sequence[str] = (),
         webhooks: bool = False,
         values: Sequence[str] = (),
+        own_certificates: bool = False,
     ) -> None:
         """With `webhooks` the API server asks the controllers for admission: of everything, so one such lab at a time.
 
@@ -186,7 +188,11 @@ class Lab:
         `environment` is added to that of every program. Controllers that are `apart` do not know of each other.
 
         Agents of the nodes in `fallback`, the first one excepted, may allocate by themselves.
+
+        With `own_certificates` the controllers make theirs, as with the chart's method of that name; whoever wants
+        agents to trust them writes `agents_ca`, as kubelet would.
         """
+        self._own_certificates = own_certificates
         self._fallback = tuple(fallback)
         self.webhooks: Webhooks | None = Webhooks(self) if webhooks else None
         self.nodes = tuple(nodes)
@@ -302,6 +308,11 @@ class Lab:
         self.certificate, self.key = pair.certificate, pair.key
         (settings,) = [d["data"]["conf.yml"] for d in everything if "conf.yml" in d.get("data", ())]
         (self.folder / "conf.yml").write_text(settings)
+        self.agents_ca = self.folder / "agents-ca.crt"
+        if self._own_certificates:
+            secrets_path = f"/api/v1/namespaces/{self.namespace}/secrets"
+            (secret,) = (d for d in everything if d["kind"] == "Secret")
+            self.control_plane.request("POST", secrets_path, {**secret, "metadata": {"name": CERTIFICATES}})
         for number, name in enumerate(self.controllers):
             self._publish(number, name)
         if self.webhooks is not None:
@@ -353,6 +364,11 @@ class Lab:
         config = self.folder / f"{name}.yml"
         rendered = yaml.safe_load((self.folder / "conf.yml").read_text())
         config.write_text(yaml.safe_dump({**rendered, **self.controller_config}))
+        served, key, trusted = self.certificate, self.key, self.control_plane.ca_file
+        if self._own_certificates:
+            served = key = self.folder / f"{name}-tls" / "server.pem"
+            trusted = served.with_name("ca.crt")
+        own = {"SPIDERPOOL_CERTIFICATE_SECRET": CERTIFICATES} if self._own_certificates else {}
         alone = {"SPIDERPOOL_CONTROLLER_ADDRESSES": f"127.0.0.1:{self.rpc_ports[name]}"} if self._apart else {}
         self._start(
             name,
@@ -360,8 +376,8 @@ class Lab:
                 PROGRAMS / "spiderpool-controller",
                 "daemon",
                 f"--config-path={config}",
-                f"--tls-server-cert={self.certificate}",
-                f"--tls-server-key={self.key}",
+                f"--tls-server-cert={served}",
+                f"--tls-server-key={key}",
             ],
             {
                 "KUBECONFIG": str(kubeconfig),
@@ -369,7 +385,8 @@ class Lab:
                 "SPIDERPOOL_RPC_PORT": str(self.rpc_ports[name]),
                 "SPIDERPOOL_WEBHOOK_PORT": str(self.webhook_ports[name]),
                 "SPIDERPOOL_CONTROLLER_TOKEN_FILE": str(self.token(name)),
-                "SPIDERPOOL_CONTROLLER_CA_FILE": str(self.control_plane.ca_file),
+                "SPIDERPOOL_CONTROLLER_CA_FILE": str(trusted),
+                **own,
                 **alone,
             },
         )
@@ -393,7 +410,9 @@ class Lab:
                 **self._way_to_controller(node),
                 **(_FALLBACK if node in self._fallback else {}),
                 "SPIDERPOOL_CONTROLLER_TOKEN_FILE": str(self.token(node)),
-                "SPIDERPOOL_CONTROLLER_CA_FILE": str(self.control_plane.ca_file),
+                "SPIDERPOOL_CONTROLLER_CA_FILE": str(
+                    self.agents_ca if self._own_certificates else self.control_plane.ca_file
+                ),
             },
         )
 

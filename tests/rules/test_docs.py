@@ -57,7 +57,8 @@ def test_every_event_has_its_row() -> None:
     rows = {reason for line in text.splitlines() if line.startswith("| `") for reason in re.findall(r"`(\w+)`", line)}
     said = {
         *(notices.FAILED_ALLOCATE, notices.IP_CONFLICT, notices.POOL_EXHAUSTED, notices.POOL_OVERLAP),
-        *(notices.NOT_RELEASED, notices.DELETION_BLOCKED, application.POOL_FAILED, application.SUBNET_CHANGED),
+        *(notices.NOT_RELEASED, notices.DELETION_BLOCKED, notices.CERTIFICATE_NOT_KEPT),
+        *(application.POOL_FAILED, application.SUBNET_CHANGED),
         *(installer.SHADOWED, installer.FAILED, installer.LACKS, installer.RESTORED, installer.BACK),
         *(attachments.INVALID, attachments.TAKEN, attachments.FAILED),
         *(retirement.WITHDRAWN, retirement.LEFT, residence.NO_CONTROLLER),

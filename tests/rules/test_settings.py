@@ -97,6 +97,8 @@ def test_every_name_of_the_table_is_accepted_by_both_programs() -> None:
     values["SPIDERPOOL_DETECTION_TIMEOUT"] = "0.1"
     values["SPIDERPOOL_CNI_PLUGINS"] = "spiderpool,macvlan"
     values["SPIDERPOOL_CNI_CLUSTER_NETWORK"] = "k8s-pod-network"
+    values["SPIDERPOOL_CERTIFICATE_SECRET"] = ""
+    values["SPIDERPOOL_CERTIFICATE_HOSTS"] = "pools.example,10.6.0.1"
     values["SPIDERPOOL_SERVICE_CIDR"] = "fd00::/112"
     values["SPIDERPOOL_MULTUS_GLOBAL_NAMESPACES"] = "default,kube-system"
     rest = dict.fromkeys(settings.KNOWN - set(values), "anything at all")
@@ -248,6 +250,29 @@ def test_a_certificate_needs_its_key() -> None:
         load_controller(NEEDED, None, Flags(tls_server_cert="/c"))
     with pytest.raises(SettingsError, match=r"^--tls-server-cert is missing"):
         load_controller(NEEDED, None, Flags(tls_server_key="/k"))
+
+
+OWN = {"SPIDERPOOL_CERTIFICATE_SECRET": "certs"}
+
+
+def test_certificates_of_our_own_can_be_replaced_before_they_expire() -> None:
+    flags = Flags(tls_server_cert="/c", tls_server_key="/c")
+    assert load_controller({**NEEDED, **OWN}, None, flags).certificate_secret == "certs"
+    short = {"SPIDERPOOL_CERTIFICATE_LIFETIME": "9", "SPIDERPOOL_CERTIFICATE_OVERLAP": "1"}
+    short |= {"SPIDERPOOL_CERTIFICATE_AUTHORITY_LIFETIME": "30"}
+    assert load_controller({**NEEDED, **OWN, **short}, None, flags).certificate_lifetime == 9
+    for change, words in (
+        ({"SPIDERPOOL_CERTIFICATE_LIFETIME": "11"}, "SPIDERPOOL_CERTIFICATE_LIFETIME='11': more than the 10.2 s"),
+        ({"SPIDERPOOL_CERTIFICATE_OVERLAP": "2"}, "SPIDERPOOL_CERTIFICATE_OVERLAP='2': more than half of the 3.06 s"),
+        ({"SPIDERPOOL_CERTIFICATE_RENEWAL_PERCENT": "100"}, "SPIDERPOOL_CERTIFICATE_RENEWAL_PERCENT='100': expected"),
+        ({"SPIDERPOOL_CERTIFICATE_HOSTS": "a b"}, "SPIDERPOOL_CERTIFICATE_HOSTS='a b': expected DNS names"),
+    ):
+        with pytest.raises(SettingsError, match=f"^{re.escape(words)}"):
+            load_controller({**NEEDED, **OWN, **short, **change}, None, flags)
+    with pytest.raises(SettingsError, match=r"^--tls-server-key='/k': with SPIDERPOOL_CERTIFICATE_SECRET"):
+        load_controller({**NEEDED, **OWN}, None, Flags(tls_server_cert="/c", tls_server_key="/k"))
+    without = {name: value for name, value in short.items() if "AUTHORITY" not in name}
+    assert load_controller({**NEEDED, **without, "SPIDERPOOL_CERTIFICATE_OVERLAP": "7"}).certificate_secret == ""
 
 
 def test_standalone_has_settings_of_its_own() -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
+from actors.program import Farewell
 from actors.webhooks import certificate
 from actors.webhooks.bundle import LOOK_SECONDS, BundleActor, trusting
 from actors.webhooks.certificate import watch
@@ -48,6 +49,8 @@ class Served:
         self.port = port
         self.tls = ssl.create_default_context(cafile=str(authority.ca_file))
         self.health = HealthTree("x")
+        self.leaving = False
+        self.end: Callable[[], None] = lambda: None
 
     async def ask(self, target: str, body: bytes = b"", method: str = "POST") -> tuple[int, bytes]:
         """The status and the body of the answer. Raises OSError."""
@@ -87,8 +90,10 @@ async def serving(folder: Path) -> AsyncIterator[Served]:
                 ca_file=authority.ca_file,
                 name=HOST,
                 system=system,
+                leaving=lambda: served.leaving,
             )
         )
+        served.end = group.cancel_scope.cancel
         await anyio.wait_all_tasks_blocked()
         assert served.health.status() is State.BLOCKED, "not before the cluster has been seen"
         seen.set()
@@ -138,6 +143,61 @@ async def test_whatever_is_sent_is_answered_and_nothing_breaks(
             writer.close()
         assert (await served.ask(path(VALIDATE, IPPOOL), whole))[0] == 200
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+# -- the end
+
+
+async def test_who_leaves_ends_connections_with_their_answers_and_answers_what_has_begun(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        whole = review(POOL)
+        kept = await served.announce(path(MUTATE, IPPOOL), len(whole))
+        kept[1].write(whole)
+        head = await kept[0].readuntil(b"\r\n\r\n")
+        assert b"Connection: keep-alive" in head, "the control"
+        await kept[0].readexactly(int(head.partition(b"Content-Length: ")[2].split(b"\r\n")[0]))
+        idle, begun = await served.announce(HEALTH, 0), await served.announce(path(MUTATE, IPPOOL), len(whole))
+        assert (await idle[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 405")
+        served.leaving = True
+        kept[1].write(b"POST %s HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (path(MUTATE, IPPOOL).encode(), len(whole)))
+        kept[1].write(whole)
+        answer = await kept[0].read()
+        assert answer.startswith(b"HTTP/1.1 200"), "it is still served"
+        assert b"Connection: close" in answer
+        served.end()
+        await asyncio.sleep(0.1)
+        assert b"use POST" not in await idle[0].read(), "closed, with nothing that was not asked"
+        begun[1].write(whole)
+        assert (await begun[0].read()).startswith(b"HTTP/1.1 200")
+        with pytest.raises(OSError, match="111"):
+            await served.ask(HEALTH, method="GET")
+
+
+def test_a_program_says_that_it_is_not_ready_before_it_ends_and_a_second_signal_ends_it() -> None:
+    async def story(signals: int) -> tuple[State, float]:
+        health = HealthTree("x")
+        root = Supervisor("controller", System(clock=VirtualClock(), random=Random(1), health=health))
+        root.add_service("one", anyio.sleep_forever)
+        farewell = Farewell(10.0)
+        async with anyio.create_task_group() as group:
+            group.start_soon(root.run)
+            await anyio.sleep(1)
+            assert (health.status(), farewell.begun) == (State.OK, False)
+            for _ in range(signals):
+                group.start_soon(farewell.take, root)
+                await anyio.sleep(0.5)
+            status, began = health.status(), anyio.current_time()
+            assert farewell.begun
+            while root.status().state != "stopped":  # noqa: ASYNC110 - what is under test
+                await anyio.sleep(0.1)
+            took = anyio.current_time() - began
+            group.cancel_scope.cancel()
+        return status, took
+
+    status, took = run(lambda: story(1), seed=1)
+    assert status is State.BLOCKED
+    assert 9 < took < 11
+    assert run(lambda: story(2), seed=1)[1] < 1
 
 
 # -- the certificate

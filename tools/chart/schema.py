@@ -28,6 +28,11 @@ _OBJECTS: Final[Schema] = {"type": "array", "items": {"type": "object"}}
 _WORDS: Final[Schema] = {"type": "array", "items": {"type": "string"}}
 _NUMBER_OR_PERCENT: Final[Schema] = {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+%?$"}
 _DAYS: Final[Schema] = {"type": ["integer", "string"], "minimum": 1, "pattern": "^[1-9][0-9]*$"}
+_PART_OF_DAYS: Final[Schema] = {
+    "type": ["number", "string"],
+    "exclusiveMinimum": 0,
+    "pattern": "^(0?[.][0-9]*[1-9][0-9]*|[1-9][0-9]*([.][0-9]+)?)$",
+}
 _MAP_OF_WORDS: Final[Schema] = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
 
 _EXPRESSION: Final[Schema] = {
@@ -69,8 +74,11 @@ SPECIAL: Final[dict[str, Schema]] = {
     r".*\.logLevel": {"enum": ["debug", "info", "warn", "error"]},
     r".*\.(tolerations|imagePullSecrets|extraEnv|extraVolumes|extraVolumeMounts|policyRoutes)": _OBJECTS,
     r".*(nodeSelector|[lL]abels|[aA]nnotations|podAnnotations)": _MAP_OF_WORDS,
-    r".*\.tls\.method": {"enum": ["auto", "provided", "certmanager"]},
+    r".*\.tls\.method": {"enum": ["controller", "auto", "provided", "certmanager"]},
     r".*\.tls\.auto\.\w+Expiration": _DAYS,
+    r".*\.tls\.controller\.\w+Duration": _PART_OF_DAYS,
+    r".*\.tls\.controller\.renewAfterPercent": {"type": "number", "minimum": 1, "maximum": 99},
+    r".*\.shutdownDelaySeconds": {"type": "integer", "minimum": 0, "maximum": 600},
     r".*\.(resources|affinity|securityContext)": {"type": "object"},
     r".*\.minAvailable": _NUMBER_OR_PERCENT,
     r".*\.rollingUpdate\.\w+": _NUMBER_OR_PERCENT,

@@ -46,7 +46,7 @@ def install(requirements: Path, root: Path, architecture: str, *, checkout: Path
 def trim(site: Path) -> None:
     """Leave out what no program reads; licences stay."""
     for path in site.iterdir():
-        if path.name in {"bin", ".lock"} or (path.is_file() and path.suffix != ".py"):
+        if path.name in {"bin", ".lock"} or (path.is_file() and path.suffix not in {".py", ".so"}):
             remove(path)
     for pattern in _UNREAD:
         for path in sorted(site.rglob(pattern)):

@@ -37,6 +37,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- $tls := .Values.spiderpoolController.tls -}}
 {{- if eq $tls.method "auto" -}}
 {{- toJson (list (include "spiderpool.hosts" .) $tls.auto) | sha256sum -}}
+{{- else if eq $tls.method "controller" -}}
+controller
 {{- else -}}
 {{- toJson (list $tls.provided $tls.certmanager) | sha256sum -}}
 {{- end -}}
@@ -47,6 +49,38 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- $service := printf "%s.%s" .Values.spiderpoolController.name .Release.Namespace -}}
 {{- $hosts := list (printf "%s.svc" $service) (printf "%s.svc.%s" $service .Values.global.clusterDnsDomain) $service -}}
 {{- concat $hosts .Values.spiderpoolController.tls.auto.extraDnsNames | toJson -}}
+{{- end -}}
+
+{{/* Where a controller that makes its certificate itself keeps its own copies, in memory. */}}
+{{- define "spiderpool.ownCertificate" -}}
+/var/run/spiderpool-tls
+{{- end -}}
+
+{{/* How it is to be. Arguments: root. */}}
+{{- define "spiderpool.certificateEnvironment" -}}
+{{- $tls := .Values.spiderpoolController.tls -}}
+{{- $own := $tls.controller -}}
+{{- $key := "spiderpoolController.tls.controller" -}}
+{{- /* The program refuses these as well, but only when it starts. */ -}}
+{{- $left := divf (subf 100 $own.renewAfterPercent) 100 -}}
+{{- if gt (float64 $own.certValidityDuration) (mulf $own.caValidityDuration $left) -}}
+{{- fail (printf "%s.certValidityDuration=%v: more days than are left of an authority when it is replaced: %v of caValidityDuration=%v" $key $own.certValidityDuration (mulf $own.caValidityDuration $left) $own.caValidityDuration) -}}
+{{- end -}}
+{{- if gt (float64 $own.overlapSeconds) (divf (mulf 86400 $own.certValidityDuration $left) 2) -}}
+{{- fail (printf "%s.overlapSeconds=%v: more than half of the seconds that are left of a certificate when it is replaced: certValidityDuration=%v" $key $own.overlapSeconds $own.certValidityDuration) -}}
+{{- end -}}
+- name: SPIDERPOOL_CERTIFICATE_SECRET
+  value: {{ $tls.secretName | quote }}
+- name: SPIDERPOOL_CERTIFICATE_HOSTS
+  value: {{ concat (include "spiderpool.hosts" . | fromJsonArray) $own.extraDnsNames $own.extraIpAddresses | uniq | join "," | quote }}
+- name: SPIDERPOOL_CERTIFICATE_AUTHORITY_LIFETIME
+  value: {{ printf "%.0f" (mulf 86400 $own.caValidityDuration) | quote }}
+- name: SPIDERPOOL_CERTIFICATE_LIFETIME
+  value: {{ printf "%.0f" (mulf 86400 $own.certValidityDuration) | quote }}
+- name: SPIDERPOOL_CERTIFICATE_RENEWAL_PERCENT
+  value: {{ $own.renewAfterPercent | quote }}
+- name: SPIDERPOOL_CERTIFICATE_OVERLAP
+  value: {{ $own.overlapSeconds | int64 | quote }}
 {{- end -}}
 
 {{/* Reference of an image. Arguments: list of root, image values. */}}

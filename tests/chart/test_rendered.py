@@ -510,7 +510,7 @@ def test_one_registry_for_all_images(render: Render) -> None:
     objects = render("global.imageRegistryOverride=local:5000")
     hooks = render("global.imageRegistryOverride=local:5000", hooks=True)
     workloads = [one for (kind, _), one in (objects | hooks).items() if kind in WORKLOADS]
-    assert len(workloads) == 7
+    assert len(workloads) == 8
     for workload in workloads:
         assert pod_spec(workload)["containers"][0]["image"].startswith("local:5000/")
 

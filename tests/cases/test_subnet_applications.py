@@ -3,6 +3,7 @@
 Deployments and the others are driven by the controllers of Kubernetes.
 """
 
+from collections.abc import Iterator
 from http import HTTPStatus
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from tests.cases.automatic import Subnet, gone, keep, number, sized, sizes, subnet, subnets
 from tests.cases.workloads import ippool, pod, workload
 from tests.cases.world import World
-from tests.processes.webhooks import IPPOOLS
+from tests.processes.lab import Lab
+from tests.processes.webhooks import IPPOOLS, POOL_TYPE
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(300)]
 
@@ -295,3 +297,45 @@ def test_I00023_a_pod_that_nothing_controls_gets_none(world: World) -> None:
         assert not world.automatic_pools()
         world.delete("Pod", "alone")
         world.gone("alone")
+
+
+@pytest.fixture
+def no_automatic_pools(lab: Lab) -> Iterator[None]:
+    """The controllers' file says so, for one case."""
+
+    def restart() -> None:
+        for name in lab.controllers:
+            lab.kill(name)
+            lab.start_controller(name)
+        lab.wait_ready()
+        lab.admission.wait()
+
+    lab.controller_config["enableAutoPoolForApplication"] = False
+    try:
+        restart()
+        yield
+    finally:
+        del lab.controller_config["enableAutoPoolForApplication"]
+        restart()
+
+
+@pytest.mark.usefixtures("no_automatic_pools")
+def test_I00024_automatic_pools_are_off(world: World) -> None:
+    with Subnet(world, 6) as lan:
+        world.apply(workload("Deployment", "web", subnet(ipv4=[lan.name]) | number("2"), replicas=1))
+        (name,) = world.wait(lambda: world.pods("web"), "its pod is made")
+        assert "enableAutoPoolForApplication" in world.refusal(name)
+        assert not world.automatic_pools()
+        # The control: a pool by hand in the same subnet serves.
+        network = world.subnet()
+        pool = f"{world.name}-hand"
+        spec = {"subnet": str(network), "ips": [lan.addresses[0]]}
+        world.request("POST", IPPOOLS, {**POOL_TYPE, "metadata": {"name": pool}, "spec": spec})
+        world.pools[pool] = (lan.addresses[0],)
+        world.apply(pod("p", ippool([pool])))
+        assert world.pod("p").addresses["eth0"] == (lan.addresses[0],)
+        for kind, gone_now in (("Deployment", "web"), ("Pod", "p")):
+            world.delete(kind, gone_now)
+        world.gone("p", name)
+        del world.pools[pool]
+        world.request("DELETE", f"{IPPOOLS}/{pool}")

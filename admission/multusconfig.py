@@ -28,8 +28,10 @@ from api.kinds import MULTUSCONFIG
 from api.meta import ObjectMeta
 from api.multusconfig import BLOCKS, MultusConfigSpec, SpiderMultusConfig
 from api.networkattachment import NetworkAttachmentDefinition
+from api.wire import Coordination
 from cni.config import decode_config
 from cni.conflist import read_conflist
+from cni.coordination.settings import settle
 from cni.errors import CniError
 
 INJECT: Final = (RDMA_RESOURCE_INJECT, NETWORK_RESOURCE_INJECT)
@@ -185,7 +187,9 @@ def _chain_errors(entries: list[str]) -> Iterator[FieldError]:
             yield invalid(field, text, 'expected the configuration of one plugin, as {"type": "tuning"}')
         elif kind in _PLUGINS:
             try:
-                decode_config({**plugin, "name": "chained"})
+                config = decode_config({**plugin, "name": "chained"})
+                if config.coordinator is not None:
+                    settle(config.coordinator, Coordination(), prefix="")
             except CniError as error:
                 yield invalid(field, text, _reason(error, field))
 

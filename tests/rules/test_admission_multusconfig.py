@@ -142,6 +142,8 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, str], str]] = [
      'spec.chainCNIJsonData[0]: Invalid value: "{": it is not JSON'),
     ("chain without type", {**macvlan(), "chainCNIJsonData": ['{"type":"tuning"}', "{}"]}, {},
      'spec.chainCNIJsonData[1]: Invalid value: "{}": expected the configuration of one plugin'),
+    ("chain with a coordinator", {**macvlan(), "chainCNIJsonData": ['{"type":"coordinator","hijackCIDR":["x"]}']}, {},
+     'spec.chainCNIJsonData[0]: Invalid value: "{\\"type\\":\\"coordinator\\",\\"hijackCIDR\\":[\\"x\\"]}": '),
     ("chain of ours", {**macvlan(), "chainCNIJsonData": ['{"type":"macvlan","mtu":"x"}']}, {},
      'spec.chainCNIJsonData[0]: Invalid value: "{\\"type\\":\\"macvlan\\",\\"mtu\\":\\"x\\"}": mtu: "x" is not valid'),
 ]  # fmt: skip

@@ -23,8 +23,10 @@ from admission.multusconfig import MultusConfigRules, Others
 from admission.reservedip import ReservedIPRules
 from admission.rulebook import Rulebook
 from admission.subnet import PoolInSubnetRules, SubnetRules
+from api.annotations import MULTUS_NETWORKS
 from api.kinds import COORDINATOR, IPPOOL, MULTUSCONFIG, NETWORKATTACHMENT, RESERVEDIP, SUBNET, Kind
 from ipam.overlap import Atlas
+from tests.rules import test_admission_injection as injection
 from tests.rules.refusals import REFUSALS, Manifest, Refusal, pool
 
 MAKERS: Final = ("required", "forbidden", "unsupported", "duplicate", "invalid", "FieldError")
@@ -147,9 +149,12 @@ def unasked(refusals: Iterable[Refusal], made: set[tuple[str, int]]) -> list[Pla
     made.clear()
     for refusal in refusals:
         asked(refusal)
-    return sorted(
-        place for place in places() if not any((place[0], line) in made for line in range(place[1], place[2] + 1))
-    )
+    return sorted(place for place in places() if not hit(place, made))
+
+
+def hit(place: Place, made: set[tuple[str, int]]) -> bool:
+    module, first, last = place
+    return any((module, line) in made for line in range(first, last + 1))
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=[refusal.name[:80] for refusal in REFUSALS])
@@ -162,7 +167,14 @@ def test_what_is_said(refusal: Refusal) -> None:
 
 def test_every_rule_refuses_something(made: set[tuple[str, int]]) -> None:
     misshapen = Refusal(name="no list", new=pool(ips=5), said=("spec.ips: ",))
-    assert unasked([*REFUSALS, misshapen], made) == []
+    left = unasked([*REFUSALS, misshapen], made)
+    made.clear()  # pods are asked otherwise
+    word = injection.RDMA
+    for notes, of_namespace in ((word, {}), ({}, word), (word | {MULTUS_NETWORKS: "[{"}, {})):
+        injection.given_to(injection.pod(notes), notes=of_namespace)
+    assert [
+        place for place in left if not any((place[0], line) in made for line in range(place[1], place[2] + 1))
+    ] == []
 
 
 def test_negative_control_a_rule_that_nothing_is_refused_by_is_found(made: set[tuple[str, int]]) -> None:

@@ -15,8 +15,9 @@ from msgspec import Struct, structs
 
 from admission.errors import FieldError, invalid, shown
 from admission.multusconfig import INJECT, problems
-from admission.names import is_label_value, is_resource_name
+from admission.names import is_label_value
 from admission.review import Judgement
+from api import networkresources
 from api.annotations import MULTUS_NETWORKS, AnnotationError
 from api.attachments import attachment_name, injected_resource
 from api.configfile import ConfigFile, MasterNicRule
@@ -24,8 +25,6 @@ from api.multusconfig import MultusConfigSpec, SpiderMultusConfig
 from api.networks import Network, default_network, joined, networks
 from api.newpod import MIRROR, NewContainer, NewPod, Quantity, Resources
 
-_RESOURCES: Final = "spidernet.io"
-"""The domain of the resources that our agents offer."""
 _OF_DEVICES: Final = frozenset({"sriov", "ib-sriov"})
 """Types whose NICs are devices that the kubelet gives out: as many are needed as there are NICs."""
 
@@ -171,8 +170,8 @@ def counted(pod: NewPod, nics: Iterable[SpiderMultusConfig], chosen: Policy) -> 
     wanted: dict[str, int] = {}
     for config in nics:
         for master in _masters(config.spec):
-            resource = f"{_RESOURCES}/{master}-nic"
-            if _is_offered(master, chosen.master_nics) and is_resource_name(resource):
+            resource = networkresources.master_nic(master)
+            if _is_offered(master, chosen.master_nics) and not networkresources.problem(resource):
                 wanted[resource] = 1
         vlan = config.spec.vlan if config.spec.cni_type == "vlan" else None
         if chosen.sub_eni and vlan is not None and vlan.vlan_mode == "auto":

@@ -27,12 +27,12 @@ BIN: Final = Path(sys.executable).parent
 FOLDERS: Final = (
     "processes",
     "cases",
-    "rules",
     "simulation",
-    "image",
-    "chart",
-    "contract",
     "node",
+    "rules",
+    "chart",
+    "image",
+    "contract",
     "servers",
     "vm",
     "cluster",
@@ -40,8 +40,9 @@ FOLDERS: Final = (
 """Folders of tests/ in the order they begin; others that hold tests follow."""
 
 SIDE_BY_SIDE: Final = frozenset(f"tests/{folder}" for folder in FOLDERS if folder not in {"vm", "cluster"})
-"""Phases that run at the same time: each has network and mounts of its own, and ports and servers in there. Those that
-wait most of the time begin first, those that compute fill the cores. A guest and a cluster fill them alone."""
+"""Phases that run at the same time: each has network and mounts of its own, and ports and servers in there. The longest
+begin first, so that all end together; of those two wait most of the time, and one fills the cores. A guest and a cluster
+fill them alone."""
 
 AT_ONCE: Final = 3
 """So many of them: more would only wait for two cores, and for the limits of the tests' patience."""

@@ -111,14 +111,14 @@ def test_the_owner_dies_while_the_authority_is_changed_and_another_one_goes_on(c
 
 def test_without_the_right_to_write_what_there_is_serves_on_and_that_is_said(control_plane: ControlPlane) -> None:
     """The control is the right itself: given back, the certificate is replaced."""
-    settings = {**SHORT, "SPIDERPOOL_CERTIFICATE_LIFETIME": "60", "SPIDERPOOL_CERTIFICATE_AUTHORITY_LIFETIME": "200"}
+    settings = {**SHORT, "SPIDERPOOL_CERTIFICATE_LIFETIME": "36", "SPIDERPOOL_CERTIFICATE_AUTHORITY_LIFETIME": "200"}
     with running(control_plane, settings, replicas=1) as (lab, _):
         role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{lab.namespace}/roles/spiderpool-controller"
         rules = control_plane.request("GET", role).body["rules"]
         cut = [{**rule, "verbs": ["get"]} if rule["resources"] == ["secrets"] else rule for rule in rules]
         control_plane.request("PATCH", role, {"rules": cut})
         before = shown(lab, "controller")
-        due = before.not_valid_after_utc - datetime.timedelta(seconds=0.34 * 60)
+        due = before.not_valid_after_utc - datetime.timedelta(seconds=0.34 * 36)
 
         def said() -> bool:
             events = control_plane.request("GET", f"/api/v1/namespaces/{lab.namespace}/events").body["items"]

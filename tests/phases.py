@@ -41,8 +41,8 @@ FOLDERS: Final = (
 
 SIDE_BY_SIDE: Final = frozenset(f"tests/{folder}" for folder in FOLDERS if folder not in {"vm", "cluster"})
 """Phases that run at the same time: each has network and mounts of its own, and ports and servers in there. The longest
-begin first, so that all end together; of those two wait most of the time, and one fills the cores. A guest and a cluster
-fill them alone."""
+begin first, so that all end together; of those two wait most of the time, and one fills the cores. A guest and a
+cluster fill them alone."""
 
 AT_ONCE: Final = 3
 """So many of them: more would only wait for two cores, and for the limits of the tests' patience."""

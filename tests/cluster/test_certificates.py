@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(900)
 
 SHORT = {
     "tls": {
-        # 15 minutes and 5, each replaced after a fifth. Kubelet may take two minutes to bring an authority to a node, and
+        # 15 minutes and 5, each replaced after a fifth. Kubelet may take two minutes to bring an authority to a node;
         # twenty seconds are enough all the same: agents that are up keep their connections, others mount it anew.
         "controller": {
             "caValidityDuration": 900 / 86400,

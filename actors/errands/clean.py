@@ -25,7 +25,8 @@ from api.core import Event, Pod
 from api.kinds import Kind
 from api.meta import FINALIZER, ObjectMeta
 from api.retirement import LEFT, RETIRE, WITHDRAWN
-from runtime.store.port import NotFound, Store, StoreError
+from ipam.departure import others
+from runtime.store.port import Conflict, NotFound, Store, StoreError
 
 NAME = "spiderpool-controller clean"
 _COMPONENT = "app.kubernetes.io/component"
@@ -310,11 +311,24 @@ async def _let_go(store: Store, task: Task) -> None:
 
 
 async def _release(store: Store, kind: Kind[Any], meta: ObjectMeta, *, until: float) -> None:
-    """Take our finalizer off one object; others' stay."""
-    change = {"metadata": {"finalizers": [one for one in meta.finalizers if one != FINALIZER] or None}}
-    request = partial(store.patch, kind, meta.name, change, namespace=meta.namespace, uid=meta.uid)
+    """Take our finalizer off one object; others' stay, those that come meanwhile too."""
+
+    async def attempt() -> None:
+        seen = meta
+        while FINALIZER in seen.finalizers and seen.uid == meta.uid:
+            change = {"metadata": {"finalizers": others(seen)}}
+            version = seen.resource_version
+            try:
+                await store.patch(kind, seen.name, change, namespace=seen.namespace, resource_version=version)
+            except Conflict:
+                if anyio.current_time() > until:
+                    raise
+                seen = (await store.get(kind, seen.name, namespace=seen.namespace)).metadata
+            else:
+                return
+
     try:
-        await errand.persistently(request, until=until)
+        await errand.persistently(attempt, until=until)
     except NotFound:
         pass
     except StoreError as error:

@@ -320,7 +320,7 @@ def test_objects_that_stay_are_let_go_when_the_programs_are_gone(render: Render)
     name = "spiderpool-controller-hook-post-delete"
     assert container(render(hooks=True)["Pod", name])["args"] == ["clean", "--finalizers"]
     (rule,) = render(hooks=True)["ClusterRole", name]["rules"]
-    assert rule["verbs"] == ["list", "patch"]
+    assert rule["verbs"] == ["get", "list", "patch"]
     assert ("Pod", name) not in render("spiderpoolController.cleanup.enable=true", hooks=True)
 
 

@@ -236,6 +236,26 @@ def test_what_is_not_allowed_is_said_and_holds_nothing_up(capsys: pytest.Capture
     assert lines[2].startswith("node n1: left as it is: its agent a could not be asked: not yours")
 
 
+def test_a_finalizer_that_comes_meanwhile_stays() -> None:
+    class Late(MemoryStore):
+        """Somebody adds one between what is listed and what is written."""
+
+        async def list(self, kind: Any, **more: Any) -> Any:
+            listed = await super().list(kind, **more)
+            if kind is kinds.IPPOOL:
+                both = [FINALIZER, "example.org/late"]
+                await MemoryStore.patch(self, kind, "lan", {"metadata": {"finalizers": both}})
+            return listed
+
+    async def main() -> None:
+        store = Late()
+        await store.create(kinds.IPPOOL, SpiderIPPool(metadata=ObjectMeta(name="lan", finalizers=[FINALIZER])))
+        await clean.clean(store, Task(namespace="net", agent="a", controller="c", finalizers=True))
+        assert (await store.get(kinds.IPPOOL, "lan")).metadata.finalizers == ["example.org/late"]
+
+    run(main, seed=1)
+
+
 def test_what_cannot_be_let_go_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     async def main() -> None:
         store = Refusing()

@@ -57,7 +57,9 @@ def provided_master(config: SpiderMultusConfig) -> str:
     block = config.spec.vlan
     if config.spec.cni_type != "vlan" or block is None or block.vlan_mode != "auto":
         return ""
-    return block.bond.name if block.bond is not None and len(block.master) > 1 else block.master[0]
+    if block.bond is not None and len(block.master) > 1:
+        return block.bond.name
+    return block.master[0] if block.master else ""  # one that nobody has judged
 
 
 def attachment(config: SpiderMultusConfig) -> NetworkAttachmentDefinition:

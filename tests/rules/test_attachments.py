@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from admission.multusconfig import MultusConfigRules, problems
 from admission.review import Review
 from api.annotations import CNI_CONFIG_NAME, MULTUS_CNI_VERSION, MULTUS_CR_NAME, NETWORK_RESOURCE
-from api.attachments import CNI_VERSIONS, attachment, attachment_name, injected_resource
+from api.attachments import CNI_VERSIONS, attachment, attachment_name, injected_resource, provided_master
 from api.meta import ObjectMeta
 from api.multusconfig import MultusConfigSpec, SpiderMultusConfig
 from api.wire import Coordination
@@ -453,3 +453,17 @@ def test_an_invalid_one_would_not_be_usable() -> None:
     assert problems(bad)
     with pytest.raises(Exception, match=r"bond\.name"):
         usable(bad)
+
+
+@pytest.mark.parametrize(
+    ("block", "master"),
+    [
+        ({"master": ["eth1"], "vlanMode": "auto"}, "eth1"),
+        ({"master": ["eth1", "eth2"], "vlanMode": "auto", "bond": {"name": "bond0", "mode": 1}}, "bond0"),
+        ({"master": ["eth1"], "vlanID": 7}, ""),
+        ({"master": [], "vlanMode": "auto"}, ""),
+    ],
+)
+def test_what_nics_of_a_network_provider_are_made_on(block: dict[str, Any], master: str) -> None:
+    """Also of one that came past admission: who asks is allocating an address to a pod."""
+    assert provided_master(config({"cniType": "vlan", "vlan": block})) == master

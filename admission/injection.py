@@ -8,7 +8,6 @@ Of a pod that asks for nothing no byte changes. What comes out is left as it is 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Final, assert_never
 
 from msgspec import Struct, structs
@@ -249,16 +248,11 @@ def _masters(spec: MultusConfigSpec) -> Sequence[str]:
 
 
 def _is_offered(master: str, rules: Iterable[MasterNicRule]) -> bool:
-    """Whether agents may offer it: a pod that asks for something else never finds a node."""
-    return any(
-        (not rule.include_interfaces or _fits(master, rule.include_interfaces))
-        and not _fits(master, rule.exclude_interfaces)
-        for rule in rules
-    )
+    """Whether agents may offer it: a pod that asks for something else never finds a node.
 
-
-def _fits(name: str, globs: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, glob) for glob in globs)
+    Whether it is physical is the nodes' knowledge: it is taken for one that is.
+    """
+    return any(rule.takes(master, physical=True) for rule in rules)
 
 
 def _injected(configs: Iterable[SpiderMultusConfig]) -> Mapping[str, int]:

@@ -6,7 +6,8 @@ default; here it is refused by name. Pure: the caller reads the file.
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, override
 from urllib.parse import urlsplit
 
@@ -114,6 +115,13 @@ class MasterNicRule(Struct, frozen=True, forbid_unknown_fields=True, rename="cam
     default_max_count: Annotated[int, Meta(ge=0, le=_DEVICES_LIMIT)] = 10000
     include_interfaces: tuple[str, ...] = ()
     exclude_interfaces: tuple[str, ...] = ()
+
+    def takes(self, ifname: str, *, physical: bool) -> bool:
+        """Whether a node that it selects advertises this interface; `physical`: whether a device is behind it."""
+        if not networkresources.is_candidate(ifname) or _fits(ifname, self.exclude_interfaces):
+            return False
+        # What is virtual has to be asked for, by this very rule: else one for a bond would bring all bridges in.
+        return _fits(ifname, self.include_interfaces) if self.include_interfaces else physical
 
 
 class MasterNic(Struct, frozen=True, forbid_unknown_fields=True):
@@ -349,6 +357,10 @@ def _plugin_problems(plugin: NetworkResourcePlugin) -> Iterator[tuple[str, objec
             except SelectorError as error:
                 at = f"{where}.nodeSelector.matchExpressions[{number}]"
                 yield at, msgspec.to_builtins(expression), str(error)
+
+
+def _fits(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _is_server(url: str) -> bool:

@@ -4,6 +4,9 @@ import re
 from typing import Final
 
 DOMAIN: Final = "spidernet.io"
+OWN_PREFIXES: Final = ("cni", "flannel", "veth", "docker", "br-", "virbr", "tun", "tap")
+"""Interfaces of container runtimes and networks, never a parent of pods' links."""
+_LOOPBACK: Final = "lo"
 _SUFFIX: Final = "-nic"
 _DOMAIN: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII)
 _NAME: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?", re.ASCII)
@@ -11,6 +14,11 @@ _QUOTA: Final = "requests."
 """What Kubernetes puts before it in quotas, where the domain has to be one still."""
 _DOMAIN_LENGTH: Final = 253 - len(_QUOTA)
 _NAME_LENGTH: Final = 63
+
+
+def is_candidate(ifname: str) -> bool:
+    """Whether rules are asked about an interface at all."""
+    return ifname != _LOOPBACK and not ifname.startswith(OWN_PREFIXES)
 
 
 def master_nic(ifname: str) -> str:

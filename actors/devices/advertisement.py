@@ -7,17 +7,11 @@ one resource the first that selects the node holds.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
-from typing import Final
 
 from msgspec import Struct
 
 from api import networkresources
-from api.configfile import MasterNicRule, NetworkResourcePlugin
-
-OWN_PREFIXES: Final = ("cni", "flannel", "veth", "docker", "br-", "virbr", "tun", "tap")
-"""Interfaces of container runtimes and networks, never a parent of pods' links."""
-_LOOPBACK: Final = "lo"
+from api.configfile import NetworkResourcePlugin
 
 
 class Interface(Struct, frozen=True, order=True):
@@ -59,11 +53,6 @@ class Advertisement(Struct, frozen=True):
     """Interfaces that rules take and that cannot be advertised, each with the reason."""
 
 
-def is_candidate(name: str) -> bool:
-    """Whether rules are asked about an interface at all."""
-    return name != _LOOPBACK and not name.startswith(OWN_PREFIXES)
-
-
 def advertised(
     plugin: NetworkResourcePlugin, *, provider: bool, labels: Mapping[str, str], interfaces: Iterable[Interface]
 ) -> Advertisement:
@@ -74,7 +63,7 @@ def advertised(
     problems: list[str] = []
     rules = [rule for rule in plugin.resource_advertisement.master_nic.rules if rule.node_selector.matches(labels)]
     for interface in sorted(interfaces):
-        counts = [rule.default_max_count for rule in rules if _takes(rule, interface)]
+        counts = [rule.default_max_count for rule in rules if rule.takes(interface.name, physical=interface.physical)]
         if not counts:
             continue
         resource = networkresources.master_nic(interface.name)
@@ -89,17 +78,6 @@ def advertised(
                 stem = rule.resource_name.rpartition("/")[2]
                 offers[rule.resource_name] = Offer(stem=stem, count=rule.default_max_count)
     return Advertisement(offers=offers, problems=tuple(problems))
-
-
-def _takes(rule: MasterNicRule, interface: Interface) -> bool:
-    if not is_candidate(interface.name) or _fits(interface.name, rule.exclude_interfaces):
-        return False
-    # What is virtual has to be asked for, by this very rule: else one that names a bond would bring all bridges in.
-    return _fits(interface.name, rule.include_interfaces) if rule.include_interfaces else interface.physical
-
-
-def _fits(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def socket_name(resource: str, *, limit: int) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from actors.devices.advertisement import Interface, is_candidate
+from actors.devices.advertisement import Interface
 from api.core import Node
 from api.kinds import NODE
+from api.networkresources import is_candidate
 from cni.errors import CniError
 from cni.netlink import link
 from cni.netlink.linkwatch import LinkWatch

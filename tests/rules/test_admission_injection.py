@@ -259,6 +259,12 @@ def test_an_interface_that_no_agent_may_offer_is_not_asked_for() -> None:
     assert set(limits) == {"spidernet.io/ens1-nic", "spidernet.io/eth1-nic"}
 
 
+def test_an_interface_that_no_node_advertises_is_not_asked_for_by_a_rule_for_all() -> None:
+    nics = [macvlan(name, name) for name in ("eth1", "br-lan", "docker0", "lo")]
+    limits, _ = asked(counted(pod(), nics, Policy(master_nics=(MasterNicRule(),))))
+    assert set(limits) == {"spidernet.io/eth1-nic"}
+
+
 def test_a_default_network_without_a_namespace_is_of_the_agents() -> None:
     notes = {MULTUS_DEFAULT_NETWORK: "first", MULTUS_NETWORKS: "second"}
     nics = named(pod(notes), namespace=NS, chosen=ANYWHERE)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from actors.devices.advertisement import Interface, Offer, advertised, is_candidate, socket_name
+from actors.devices.advertisement import Interface, Offer, advertised, socket_name
 from api import networkresources
 from api.configfile import (
     DevicePluginAffinity,
@@ -22,6 +22,7 @@ from api.configfile import (
     SubEniRule,
     parse,
 )
+from api.networkresources import is_candidate
 
 NAMES = ("eth0", "eth1", "ens10", "bond0", "br-lan", "br0", "veth1", "lo", "tap0", "cni0", "docker0", "dummy0")
 GLOBS = ("eth*", "eth0", "ens[0-9]*", "bond?", "*", "br*", "dummy0", "lo")

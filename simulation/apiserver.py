@@ -8,10 +8,13 @@ for each pod. It never fails, is never busy, and serves any number at once.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from random import Random
 from typing import Any
+
+import msgspec
+from msgspec import Struct
 
 from api.kinds import IPPOOL, Kind
 from runtime.store.memory import MemoryStore
@@ -93,13 +96,11 @@ class ModelledApiServer:
         subresource: str = "",
         resource_version: str = "",
         uid: str = "",
-        whole: bool = False,
     ) -> T:
         """See the port."""
-        size = _status_bytes(change) if kind is IPPOOL else 0
-        half = await self._outward(size)
-        try:
-            item = await self._truth.patch(
+
+        def send() -> Awaitable[T]:
+            return self._truth.patch(
                 kind,
                 name,
                 change,
@@ -107,31 +108,24 @@ class ModelledApiServer:
                 subresource=subresource,
                 resource_version=resource_version,
                 uid=uid,
-                whole=whole,
             )
-        except Conflict:
-            self._traffic.conflicts += 1
-            await self._homeward(half)
-            raise
-        self._traffic.writes[kind.plural] += 1
-        self._traffic.pool_bytes += size
-        self._traffic.largest = max(self._traffic.largest, size)
-        await self._homeward(half)
-        return item
+
+        return await self._write(kind, send)
+
+    async def replace_status[T](self, kind: Kind[T], item: T, status: Mapping[str, Any] | Struct) -> T:
+        """See the port."""
+        size = _status_bytes(status) if kind is IPPOOL else 0
+        return await self._write(kind, lambda: self._truth.replace_status(kind, item, status), size=size)
 
     async def delete[T](
         self, kind: Kind[T], name: str, *, namespace: str = "", resource_version: str = "", uid: str = ""
     ) -> None:
         """See the port."""
-        half = await self._outward()
-        try:
-            await self._truth.delete(kind, name, namespace=namespace, resource_version=resource_version, uid=uid)
-        except Conflict:
-            self._traffic.conflicts += 1
-            await self._homeward(half)
-            raise
-        self._traffic.writes[kind.plural] += 1
-        await self._homeward(half)
+
+        def send() -> Awaitable[None]:
+            return self._truth.delete(kind, name, namespace=namespace, resource_version=resource_version, uid=uid)
+
+        await self._write(kind, send)
 
     def watch[T](
         self, kind: Kind[T], *, since: str, namespace: str = "", fields: Mapping[str, str] | None = None
@@ -142,6 +136,21 @@ class ModelledApiServer:
     async def aclose(self) -> None:
         """See the port. All watches end, those of other controllers too, as with an API server that restarts."""
         await self._truth.aclose()
+
+    async def _write[R](self, kind: Kind[Any], send: Callable[[], Awaitable[R]], *, size: int = 0) -> R:
+        """Send a write; `size` in bytes where it is the status of a pool."""
+        half = await self._outward(size)
+        try:
+            answer = await send()
+        except Conflict:
+            self._traffic.conflicts += 1
+            await self._homeward(half)
+            raise
+        self._traffic.writes[kind.plural] += 1
+        self._traffic.pool_bytes += size
+        self._traffic.largest = max(self._traffic.largest, size)
+        await self._homeward(half)
+        return answer
 
     async def _outward(self, size: int = 0) -> float:
         """The way there; returns the seconds of the way back."""
@@ -156,8 +165,8 @@ class ModelledApiServer:
             await asyncio.sleep(half)
 
 
-def _status_bytes(change: Mapping[str, Any]) -> int:
+def _status_bytes(status: Mapping[str, Any] | Struct) -> int:
     """Of a pool's status as it goes over the wire: records are JSON inside a string, so each quote is two bytes."""
-    status = change.get("status") or {}
-    texts = [status.get("allocatedIPs") or "", status.get("withheldIPs") or ""]
+    named = msgspec.to_builtins(status)
+    texts = [named.get("allocatedIPs") or "", named.get("withheldIPs") or ""]
     return sum(len(text) + text.count('"') for text in texts) + 200

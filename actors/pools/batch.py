@@ -56,7 +56,7 @@ def observe(asks: Sequence[Envelope], *, pool: str, clock: Clock) -> None:
 
 
 async def commit(
-    store: Store, pool: SpiderIPPool, batch: Batch, change: Mapping[str, object], *, size: int, clock: Clock
+    store: Store, pool: SpiderIPPool, batch: Batch, status: Mapping[str, object], *, size: int, clock: Clock
 ) -> SpiderIPPool:
     """One write for the whole batch. Its span is a child of the first asker's and linked to all of them.
 
@@ -64,7 +64,7 @@ async def commit(
         store: where.
         pool: the version that the write demands.
         batch: for whom.
-        change: the status, whole.
+        status: all of it.
         size: of the object, in bytes.
         clock: for the time that it takes.
 
@@ -81,16 +81,7 @@ async def commit(
             "spiderpool.batch.conflicts": batch.conflicts,
         },
     ):
-        written = await store.patch(
-            IPPOOL,
-            name,
-            change,
-            subresource="status",
-            # Which implies the uid: to demand that as well would cost a read on the API server.
-            resource_version=pool.metadata.resource_version,
-            # All of the status is ours, and the API server replaces one at half the cost of merging into it.
-            whole=True,
-        )
+        written = await store.replace_status(IPPOOL, pool, status)
     metrics.POOL_COMMIT_SECONDS.observe(clock.now() - begun)
     metrics.POOL_COMMIT_BYTES.inc(size)
     metrics.POOL_COMMIT_OPERATIONS.observe(len(batch.asks))

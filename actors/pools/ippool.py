@@ -320,7 +320,7 @@ class IPPoolActor(Actor[Message]):
             surveyed=self._knows_others(),
             now=self.system.clock.wall(),
         )
-        change: dict[str, object] = {
+        written = {
             "allocatedIPs": status.allocated_ips,
             "allocatedIPCount": status.allocated_ip_count,
             "totalIPCount": status.total_ip_count,
@@ -332,7 +332,7 @@ class IPPoolActor(Actor[Message]):
                 self._store,
                 self._pool,
                 attempt,
-                {"status": change},
+                written,
                 size=self._ledger.object_bytes,
                 clock=self.system.clock,
             ),

@@ -392,14 +392,7 @@ class Change:
         )
         if after == before:
             return
-        self._subnet = await self._store.patch(
-            SUBNET,
-            self._name,
-            {"status": after},
-            subresource="status",
-            resource_version=subnet.metadata.resource_version,
-            whole=True,
-        )
+        self._subnet = await self._store.replace_status(SUBNET, subnet, after)
         if leaving and waiting(conditions) != waiting(before.conditions):
             self._outcome.waits = waiting(conditions)
 

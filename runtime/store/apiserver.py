@@ -42,6 +42,7 @@ class Call(Struct, frozen=True, kw_only=True):
     query: Mapping[str, str] = {}
     body: bytes | None = None
     content_type: str = "application/json"
+    accept: str = "application/json"
     is_write: bool = False
     demanded_uid: bool = False
 
@@ -72,7 +73,7 @@ class ApiServer:
         self.credentials = credentials
         self.deadline = deadline
         self._connections = connections
-        self._headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": agent}
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": agent}
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
         self._streams: dict[aiohttp.ClientResponse, None] = {}
@@ -179,7 +180,7 @@ class ApiServer:
         if self._closed:
             msg = f"{call.what}: the store is closed"
             raise Unavailable(msg)
-        headers = dict(self._headers)
+        headers = {"Accept": call.accept, **self._headers}
         if call.body is not None:
             headers["Content-Type"] = call.content_type
         if self.credentials.tokens is not None:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from api.kinds import Kind
+from api.meta import ObjectMeta
 from runtime.store.merge import merge_patch
 from runtime.store.port import Conflict, EventType, Invalid
 
@@ -243,23 +244,35 @@ def patched(kind: Kind[Any], key: Key, document: Document, change: Document) -> 
     return after
 
 
-def replaced(document: Document, change: Document) -> Document:
-    """Put a `scoped` change, which is all of a status, in its place; the same document comes back when it is the same.
-
-    As in a patch, None means that a field is not there.
-    """
-    status = {name: value for name, value in change["status"].items() if value is not None}
+def replaced(document: Document, status: Document) -> Document:
+    """Put a `whole_status` in the place of the one that is there; the same document comes back when it is the same."""
     if status == document.get("status", {}):
         return document
     rest = {name: value for name, value in document.items() if name != "status"}
     return {**rest, "status": status} if status else rest
 
 
-def check_whole(kind: Kind[Any], subresource: str, resource_version: str) -> None:
-    """Raise `Invalid` unless a whole status can be written like this: the API server's own rules."""
-    if subresource != "status" or not resource_version:
-        msg = f"{kind.kind}: only a status can be written whole, and only over a known resourceVersion"
+class Whole(Struct, frozen=True):
+    """A status that is to be written whole, as a JSON value, and over what."""
+
+    key: Key
+    resource_version: str
+    status: Document
+
+
+def whole_status[T](kind: Kind[T], item: T, status: Mapping[str, Any] | Struct) -> Whole:
+    """Say what is to be written. As in a patch, None means that a field is not there.
+
+    Raises `Invalid` where a status cannot be written like this: the API server's own rules.
+    """
+    metadata: ObjectMeta = item.metadata  # type: ignore[attr-defined]
+    key = key_of(kind, metadata.namespace, metadata.name)
+    if not kind.status or not metadata.resource_version:
+        msg = f"{kind.kind} {metadata.name}: only a status can be written whole, and only over a known resourceVersion"
         raise Invalid(msg)
+    plain: Document = msgspec.to_builtins(status, str_keys=True)
+    named = {name: value for name, value in plain.items() if value is not None}
+    return Whole(key, metadata.resource_version, named)
 
 
 def marked(document: Document, *, wall: float) -> Document:
@@ -299,6 +312,21 @@ def converted[T](kind: Kind[T], document: Document) -> T:
     """As `decode`, from the document itself."""
     try:
         return msgspec.convert(document, kind.type)
+    except msgspec.MsgspecError as error:
+        msg = f"{kind.kind}: {error}"
+        raise Invalid(msg) from error
+
+
+class _Bare(Struct):
+    metadata: ObjectMeta
+
+
+def with_status[T](kind: Kind[T], item: T, answer: bytes, status: Document) -> T:
+    """The item with the metadata of an answer, and a status. Raises `Invalid` that names the kind and the field."""
+    try:
+        metadata = msgspec.json.decode(answer, type=_Bare).metadata
+        fields = {"metadata": metadata, "status": msgspec.convert(status, type(item.status))}  # type: ignore[attr-defined]
+        return msgspec.structs.replace(item, **fields)  # type: ignore[type-var]
     except msgspec.MsgspecError as error:
         msg = f"{kind.kind}: {error}"
         raise Invalid(msg) from error

@@ -34,6 +34,9 @@ WATCH_SILENCE = 90.0
 
 MERGE_PATCH = "application/merge-patch+json"
 
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json"
+"""What an answer may be: without spec and status, or the object as a whole where a server does not know the first."""
+
 _ATTEMPTS = 5
 """Of a status patch that demands a uid and no resourceVersion: as often as the API server itself tries a patch."""
 
@@ -155,7 +158,6 @@ class KubernetesStore:
         subresource: str = "",
         resource_version: str = "",
         uid: str = "",
-        whole: bool = False,
     ) -> T:
         """Apply a JSON merge patch.
 
@@ -163,16 +165,10 @@ class KubernetesStore:
         status patch that demands a uid costs a read before it, whose resourceVersion the write then demands; one that
         demands only a resourceVersion does not, and says the same.
 
-        With `whole` it is a PUT, of which the API server takes nothing but the status: merging a status of 150 kB into
-        the stored object costs it 42 ms of a processor, replacing it 19 (1.36).
-
         Raises `NotFound`, `Conflict`, `Denied`, `Busy`, `Invalid`, `Unavailable`, `Ambiguous`.
         """
         key = rules.key_of(kind, namespace, name)
         body = rules.scoped(kind, change, subresource)
-        if whole:
-            rules.check_whole(kind, subresource, resource_version)
-            return await self._replace_status(kind, key, body, {"resourceVersion": resource_version, "uid": uid})
         if not (uid and subresource):
             return await self._patch(kind, key, body, subresource, {"resourceVersion": resource_version, "uid": uid})
         for attempt in range(_ATTEMPTS):
@@ -204,22 +200,31 @@ class KubernetesStore:
         with self._observed("patch", kind, key.namespace, key.name, subresource) as outcome:
             return rules.decode(kind, await self.server.request(call, outcome))
 
-    async def _replace_status[T](self, kind: Kind[T], key: Key, body: Document, demanded: Mapping[str, str]) -> T:
+    async def replace_status[T](self, kind: Kind[T], item: T, status: Mapping[str, Any] | Struct) -> T:
+        """Write all of the status of an object that still is as `item` was read, and return the object as stored.
+
+        A PUT, of which the API server takes nothing but the status: merging a status of 150 kB into the stored object
+        costs it 42 ms of a processor, replacing it 19 (1.36), and 15 where its answer is the object's metadata alone.
+        What it says no more is what was sent, and what the item was: the resourceVersion was the same.
+
+        Raises `NotFound`, `Conflict`, `Denied`, `Busy`, `Invalid`, `Unavailable`, `Ambiguous`.
+        """
+        whole = rules.whole_status(kind, item, status)
+        key = whole.key
         metadata = {"name": key.name, **({"namespace": key.namespace} if key.namespace else {})}
-        metadata |= {name: value for name, value in demanded.items() if value}
-        status = {name: value for name, value in body["status"].items() if value is not None}
-        document = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, "status": status}
+        metadata["resourceVersion"] = whole.resource_version
+        document = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, "status": whole.status}
         call = Call(
             method="PUT",
             path=kind.path(key.namespace, key.name, "status"),
             query=self._patience(),
             body=msgspec.json.encode(document),
+            accept=METADATA_ONLY,
             what=_words("update", kind, key.namespace, key.name, "status"),
             is_write=True,
-            demanded_uid="uid" in metadata,
         )
         with self._observed("update", kind, key.namespace, key.name, "status") as outcome:
-            return rules.decode(kind, await self.server.request(call, outcome))
+            return rules.with_status(kind, item, await self.server.request(call, outcome), whole.status)
 
     async def delete[T](
         self,

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from msgspec import Struct
+
 from api.kinds import Kind
 from api.meta import ObjectMeta
 from runtime.store import document as rules
@@ -249,17 +251,25 @@ class MemoryStore:
         subresource: str = "",
         resource_version: str = "",
         uid: str = "",
-        whole: bool = False,
     ) -> T:
         """Apply a JSON merge patch. Raises `NotFound`, `Conflict`, `Invalid`."""
         self.requests[f"patch {kind.plural}{'/' if subresource else ''}{subresource}"] += 1
         key = rules.key_of(kind, namespace, name)
         scoped = rules.scoped(kind, change, subresource)
-        if whole:
-            rules.check_whole(kind, subresource, resource_version)
         before = self._find(kind, key)
         rules.check(key, before.document, resource_version=resource_version, uid=uid)
-        after = rules.replaced(before.document, scoped) if whole else rules.patched(kind, key, before.document, scoped)
+        return self._change(kind, key, before, rules.patched(kind, key, before.document, scoped))
+
+    async def replace_status[T](self, kind: Kind[T], item: T, status: Mapping[str, Any] | Struct) -> T:
+        """See the port. Raises `NotFound`, `Conflict`, `Invalid`."""
+        self.requests[f"update {kind.plural}/status"] += 1
+        whole = rules.whole_status(kind, item, status)
+        before = self._find(kind, whole.key)
+        rules.check(whole.key, before.document, resource_version=whole.resource_version, uid="")
+        return self._change(kind, whole.key, before, rules.replaced(before.document, whole.status))
+
+    def _change[T](self, kind: Kind[T], key: Key, before: _Record, after: Document) -> T:
+        """Put a document in the place of the one that was there; the same one is no change."""
         if after is before.document:
             return before.decode(kind)
         record = _Record(rules.stamped(after, self._revision + 1))

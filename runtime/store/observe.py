@@ -24,7 +24,7 @@ def observed(
     """Trace, count and time one request; its errors pass through.
 
     Args:
-        verb: get, list, create, patch, delete.
+        verb: get, list, create, patch, update, delete.
         resource: the plural, with the subresource behind a slash.
         requests: is counted up under (verb, resource, code); code is the HTTP status, ``OK``, or the error's name.
         attributes: of the span.

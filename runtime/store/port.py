@@ -6,8 +6,8 @@ real thing. The port speaks the API server's language because that is the strict
 
 * every object carries an opaque `metadata.resourceVersion`; a write may demand one and fails with `Conflict` if the
   stored object has moved on. That precondition is the only fence of the allocation protocol;
-* a write never drops a field that our Structs do not know: creation apart, the port only offers JSON merge patches
-  (RFC 7396), to the object or to its status subresource;
+* a write never drops a field that our Structs do not know: the port offers JSON merge patches (RFC 7396), to the object
+  or to its status subresource, creation, and a whole status for those who own all of it;
 * a read through `get` and `list` is current (never served from a cache), a `watch` may lag.
 """
 
@@ -130,16 +130,23 @@ class Store(Protocol):
         subresource: str = "",
         resource_version: str = "",
         uid: str = "",
-        whole: bool = False,
     ) -> T:
         """Apply a JSON merge patch and return the object as stored.
 
         `subresource` is ``""`` or ``"status"``: with ``""`` a kind that has a status subresource keeps its status, with
         ``"status"`` only `status` changes. `resource_version` and `uid`, when given, must match or `Conflict` is
         raised. A patch that changes nothing still checks both and leaves the resourceVersion as it was.
+        """
+        ...
 
-        With `whole` the change is all of the status, not a part of it: what it does not name goes. It needs a
-        `resource_version`. For a big status that costs the API server half of what merging costs.
+    async def replace_status[T](self, kind: Kind[T], item: T, status: Mapping[str, Any] | Struct) -> T:
+        """Write all of the status of an object that still is as `item` was read, and return the object as stored.
+
+        What `status` does not name, or names as None, goes. For a big status that costs the API server a third of what
+        merging into it costs. A status that is the same leaves the resourceVersion as it was.
+
+        Raises `Conflict` where the stored object has another resourceVersion than the item, `Invalid` for an item
+        without one and for a kind without a status subresource.
         """
         ...
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from api.kinds import Kind
 from runtime.store import document as rules
@@ -125,7 +126,6 @@ class SQLiteStore:
         subresource: str = "",
         resource_version: str = "",
         uid: str = "",
-        whole: bool = False,
     ) -> T:
         """Apply a JSON merge patch.
 
@@ -133,18 +133,29 @@ class SQLiteStore:
         """
         key = rules.key_of(kind, namespace, name)
         scoped = rules.scoped(kind, change, subresource)
-        if whole:
-            rules.check_whole(kind, subresource, resource_version)
 
         def decide(before: bytes | None) -> Document | None:
             document: Document = msgspec.json.decode(_found(key, before))
             rules.check(key, document, resource_version=resource_version, uid=uid)
-            after = rules.replaced(document, scoped) if whole else rules.patched(kind, key, document, scoped)
+            after = rules.patched(kind, key, document, scoped)
             return None if after is document else after
 
         resource = f"{kind.plural}/{subresource}" if subresource else kind.plural
         with observed("patch", resource, requests=self.requests, attributes=_SYSTEM):
             return await self._write(kind, key, decide)
+
+    async def replace_status[T](self, kind: Kind[T], item: T, status: Mapping[str, Any] | Struct) -> T:
+        """See the port. Raises `NotFound`, `Conflict`, `Invalid`, `Busy`, `Unavailable`, `Ambiguous`."""
+        whole = rules.whole_status(kind, item, status)
+
+        def decide(before: bytes | None) -> Document | None:
+            document: Document = msgspec.json.decode(_found(whole.key, before))
+            rules.check(whole.key, document, resource_version=whole.resource_version, uid="")
+            after = rules.replaced(document, whole.status)
+            return None if after is document else after
+
+        with observed("update", f"{kind.plural}/status", requests=self.requests, attributes=_SYSTEM):
+            return await self._write(kind, whole.key, decide)
 
     async def delete[T](
         self, kind: Kind[T], name: str, *, namespace: str = "", resource_version: str = "", uid: str = ""

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from api.kinds import Kind
+from api.meta import ObjectMeta
 from runtime.store.port import Ambiguous, Busy, Event, Listing, Store, StoreError, Unavailable
 
 FOREIGN_ANNOTATION = "testing.spiderpool.spidernet.io/foreign-writer"
@@ -41,7 +42,7 @@ class Fault(StrEnum):
     DUPLICATE = "duplicate"
     """Applied twice in a row; the caller gets the first answer."""
     CONFLICT = "conflict"
-    """Before a patch or a delete, a foreign writer touches an annotation of the object, which moves it on."""
+    """Before a patch, an update or a delete, a foreign writer touches an annotation: the object moves on."""
     UNAVAILABLE = "unavailable"
     """Not applied, and the caller knows: `Unavailable`."""
     BUSY = "busy"
@@ -51,7 +52,7 @@ class Fault(StrEnum):
 
 
 class Call(Struct, frozen=True):
-    """One request, as a policy sees it. `verb` is get, list, create, patch, delete or watch."""
+    """One request, as a policy sees it. `verb` is get, list, create, patch, update, delete or watch."""
 
     verb: str
     plural: str
@@ -62,7 +63,7 @@ class Call(Struct, frozen=True):
     @property
     def is_write(self) -> bool:
         """Whether an unknown outcome matters."""
-        return self.verb in ("create", "patch", "delete")
+        return self.verb in ("create", "patch", "update", "delete")
 
 
 class Decision(Struct, frozen=True):
@@ -123,7 +124,7 @@ class Chances(Struct, frozen=True):
         reach += [(Fault.LOST_REQUEST, self.lost_request), (Fault.LOST_REPLY, self.lost_reply)]
         if call.is_write:
             reach += [(Fault.LATE, self.late), (Fault.DUPLICATE, self.duplicate)]
-        if call.verb in ("patch", "delete"):
+        if call.verb in ("patch", "update", "delete"):
             reach.append((Fault.CONFLICT, self.conflict))
         return reach
 
@@ -209,7 +210,6 @@ class FaultyStore:
         subresource: str = "",
         resource_version: str = "",
         uid: str = "",
-        whole: bool = False,
     ) -> T:
         """See the port."""
 
@@ -222,10 +222,15 @@ class FaultyStore:
                 subresource=subresource,
                 resource_version=resource_version,
                 uid=uid,
-                whole=whole,
             )
 
         return await self._pass(Call("patch", kind.plural, namespace, name, subresource), send, kind)
+
+    async def replace_status[T](self, kind: Kind[T], item: T, status: Mapping[str, Any] | Struct) -> T:
+        """See the port."""
+        metadata: ObjectMeta = item.metadata  # type: ignore[attr-defined]
+        call = Call("update", kind.plural, metadata.namespace, metadata.name, "status")
+        return await self._pass(call, lambda: self._store.replace_status(kind, item, status), kind)
 
     async def delete[T](
         self, kind: Kind[T], name: str, *, namespace: str = "", resource_version: str = "", uid: str = ""

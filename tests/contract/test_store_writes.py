@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from msgspec import structs
 
 from api.endpoint import EndpointStatus, SpiderEndpoint
 from api.ippool import SpiderIPPool
@@ -314,33 +315,25 @@ async def test_a_whole_status_replaces_the_one_that_was_there_and_nothing_else(b
         IPPOOL, name, {"status": {"allocatedIPs": "{}", "allocatedIPCount": 3}}, subresource="status"
     )
     version = before.metadata.resource_version
-    change = {"status": {"allocatedIPCount": 4, "withheldIPs": None}}
-    after = await backend.store.patch(IPPOOL, name, change, subresource="status", resource_version=version, whole=True)
+    status = {"allocatedIPCount": 4, "withheldIPs": None}
+    after = await backend.store.replace_status(IPPOOL, before, status)
+    assert after.metadata.resource_version != version
     assert (after.status.allocated_ip_count, after.status.allocated_ips) == (4, None)
     assert after.spec == pool.spec
     assert after.metadata.finalizers == [FINALIZER]
     assert after.metadata.generation == pool.metadata.generation
     assert await backend.other.get(IPPOOL, name) == after
     with pytest.raises(Conflict):
-        await backend.store.patch(IPPOOL, name, change, subresource="status", resource_version=version, whole=True)
+        await backend.store.replace_status(IPPOOL, before, status)
     version = after.metadata.resource_version
-    again = await backend.store.patch(IPPOOL, name, change, subresource="status", resource_version=version, whole=True)
+    again = await backend.store.replace_status(IPPOOL, after, status)
     assert again.metadata.resource_version == version, "nothing has changed"
     await backend.store.patch(IPPOOL, name, {"metadata": {"finalizers": None}})
 
 
-@pytest.mark.parametrize(("subresource", "version"), [("status", ""), ("", "1")])
-async def test_only_a_status_is_written_whole_and_only_over_a_known_version(
-    backend: Backend, subresource: str, version: str
-) -> None:
+async def test_a_status_is_written_whole_only_over_a_known_version(backend: Backend) -> None:
     pool = await backend.store.create(IPPOOL, backend.pool())
+    unread = structs.replace(pool, metadata=structs.replace(pool.metadata, resource_version=""))
     with pytest.raises(Invalid, match="whole"):
-        await backend.store.patch(
-            IPPOOL,
-            pool.metadata.name,
-            {"status": {"allocatedIPCount": 1}},
-            subresource=subresource,
-            resource_version=version,
-            whole=True,
-        )
+        await backend.store.replace_status(IPPOOL, unread, {"allocatedIPCount": 1})
     assert await backend.store.get(IPPOOL, pool.metadata.name) == pool

@@ -29,7 +29,7 @@ LINES = (
     r"\|  cni ADD$",
     r"\|    shim exec$",
     r"\|        netlink create link$",
-    r"\|          store\.patch spiderippools/status$",
+    r"\|          store\.update spiderippools/status$",
     r"^  ok   pod-a -> pod-b 10\.77\.0\.11  [0-9.]+ ms$",
     r"^  ok   pod-b -> pod-a fd00::10  [0-9.]+ ms$",
     r"^  ok   pod-b -> the gateway 10\.77\.0\.1  [0-9.]+ ms$",

@@ -131,7 +131,7 @@ class Points:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._store, name)
-        if name not in {"create", "patch", "delete"}:
+        if name not in {"create", "patch", "replace_status", "delete"}:
             return call
 
         async def counted(*args: Any, **options: Any) -> Any:

@@ -25,7 +25,7 @@ def play(world: World, seed: int, disturb: Callable[[World], Awaitable[None]] | 
 def test_without_faults_every_pod_gets_and_gives_back_its_addresses() -> None:
     world = World(1)
     play(world, 1)
-    committed = [call for call in world.stores["c1"].outcomes if call[0] == "patch" and call[1] == "spiderippools"]
+    committed = [call for call in world.stores["c1"].outcomes if call[0] == "update" and call[1] == "spiderippools"]
     assert committed, "the world wrote no pool at all"
 
 
@@ -78,8 +78,8 @@ def test_a_crash_at_every_await_that_leaves_something() -> None:
             raise AssertionError(msg) from error
         died.add(world.crashed_at.partition(" ")[2])
     assert {
-        "before patch spiderippools",
-        "after patch spiderippools",
+        "before update spiderippools",
+        "after update spiderippools",
         "after create spiderendpoints",
         "before journal.put adding",
         "after journal.put added",

@@ -48,7 +48,7 @@ class WithoutEvents(Points):
         def chosen(*args: Any, **options: Any) -> Any:
             return (call if args[:1] == (EVENT,) else counted)(*args, **options)
 
-        return chosen if name in {"create", "patch", "delete"} else call
+        return chosen if name in {"create", "patch", "replace_status", "delete"} else call
 
 
 class Owner:

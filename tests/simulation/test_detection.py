@@ -55,7 +55,7 @@ def test_a_crash_at_every_await_that_leaves_something() -> None:
             msg = f"crash at point {point}: {world.crashed_at}"
             raise AssertionError(msg) from error
         died.add(world.crashed_at.partition(" ")[2])
-    assert {"before probe", "after probe", "after patch spiderippools"} <= died
+    assert {"before probe", "after probe", "after update spiderippools"} <= died
 
 
 def test_who_does_not_look_gives_out_what_a_stranger_has(monkeypatch: pytest.MonkeyPatch) -> None:

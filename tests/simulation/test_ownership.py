@@ -34,7 +34,7 @@ def spread(seed: int, **options: object) -> World:
 
 def writes(world: World, pool: str = "spiderippools") -> dict[str, int]:
     return {
-        name: sum(n for call, n in store.outcomes.items() if call[:2] == ("patch", pool))
+        name: sum(n for call, n in store.outcomes.items() if call[:2] == ("update", pool))
         for name, store in world.stores.items()
     }
 

@@ -296,7 +296,7 @@ def test_over_the_budget_batches_grow_and_nothing_fails() -> None:
             async with anyio.create_task_group() as group:
                 for at in range(1000):
                     group.start_soon(pod, at)
-            writes = sum(count for call, count in owner.store.outcomes.items() if call[0] == "patch")
+            writes = sum(count for call, count in owner.store.outcomes.items() if call[0] == "update")
             sizes[rate] = writes, anyio.current_time() - begun
             assert "allocatedIPs" not in await owners.status()
 
@@ -317,7 +317,7 @@ def test_after_a_pause_everything_that_has_waited_goes_in_one_write() -> None:
             async with anyio.create_task_group() as group:
                 for at in range(first, last):
                     group.start_soon(owner.claim, f"u{at}")
-            return sum(count for call, count in owner.store.outcomes.items() if call[0] == "patch")
+            return sum(count for call, count in owner.store.outcomes.items() if call[0] == "update")
 
         assert await pods(0, 512) == 1
         assert await pods(512, 1800) == 2

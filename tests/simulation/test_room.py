@@ -58,7 +58,7 @@ async def full(owners: Owners, *uids: str, name: str = "c1") -> Queue:
 
 def calls(owner: Replica) -> tuple[int, int]:
     """Reads and writes of pools."""
-    counts = [sum(n for call, n in owner.store.outcomes.items() if call[0] == verb) for verb in ("get", "patch")]
+    counts = [sum(n for call, n in owner.store.outcomes.items() if call[0] == verb) for verb in ("get", "update")]
     return counts[0], counts[1]
 
 

@@ -74,7 +74,7 @@ def test_all_nics_of_a_pod_for_one_write_of_each_pool_and_one_endpoint() -> None
         uid = await stage.pod("web", annotations=NETWORKS)
         writes(stage)
         answer = granted(await stage.ask(wanted()))
-        assert writes(stage) == {"patch spiderippools/status": 2, "create spiderendpoints": 1}
+        assert writes(stage) == {"update spiderippools/status": 2, "create spiderendpoints": 1}
         assert (answer.pod_uid, answer.nics) == (uid, NICS)
         told = {"eth0": answer.addresses} | {grant.nic: grant.addresses for grant in answer.others}
         assert list(told) == list(NICS)
@@ -176,7 +176,7 @@ def test_three_releases_leave_nothing(*, together: bool) -> None:
         counted = writes(stage)
         if not together:
             assert counted == {
-                "patch spiderippools/status": 6,
+                "update spiderippools/status": 6,
                 "patch spiderendpoints": 3,
                 "delete spiderendpoints": 1,
             }  # fmt: skip
@@ -195,7 +195,7 @@ def test_one_release_is_enough_for_all_nics() -> None:
         given = [one for grant in answer.others for one in grant.addresses] + list(answer.addresses)
         assert sorted(released.addresses) == sorted(one.address.partition("/")[0] for one in given)
         assert writes(stage) == {
-            "patch spiderippools/status": 2,
+            "update spiderippools/status": 2,
             "patch spiderendpoints": 1,
             "delete spiderendpoints": 1,
         }  # fmt: skip

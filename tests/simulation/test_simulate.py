@@ -89,32 +89,31 @@ def test_pods_for_which_there_is_no_room_are_told_and_leave_nothing() -> None:
 
 def test_a_store_that_forgets_what_it_acknowledged_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: every tenth write of a pool is answered with what it would have been, and not kept."""
-    patch, written = MemoryStore.patch, 0
+    replace, written = MemoryStore.replace_status, 0
 
-    async def forgetful(self: MemoryStore, kind: Any, name: str, change: Any, **options: Any) -> Any:
+    async def forgetful(self: MemoryStore, kind: Any, item: Any, status: Any) -> Any:
         nonlocal written
         written += kind is IPPOOL
         if kind is not IPPOOL or written != 10:
-            return await patch(self, kind, name, change, **options)
+            return await replace(self, kind, item, status)
         kept = self._records[IPPOOL.group + "/" + IPPOOL.plural].copy()
-        answer = await patch(self, kind, name, change, **options)
+        answer = await replace(self, kind, item, status)
         self._records[IPPOOL.group + "/" + IPPOOL.plural] = kept
         return answer
 
-    monkeypatch.setattr(MemoryStore, "patch", forgetful)
+    monkeypatch.setattr(MemoryStore, "replace_status", forgetful)
     assert {"lost", "duplicate"} & counts(played().findings).keys()
 
 
 def test_writes_without_their_fence_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: two owners of a pool that both write over each other's records."""
-    patch = MemoryStore.patch
+    replace = MemoryStore.replace_status
 
-    async def unfenced(self: MemoryStore, kind: Any, name: str, change: Any, **options: Any) -> Any:
-        if kind is IPPOOL and options.get("whole"):
-            options["resource_version"] = (await self.get(kind, name)).metadata.resource_version
-        return await patch(self, kind, name, change, **options)
+    async def unfenced(self: MemoryStore, kind: Any, item: Any, status: Any) -> Any:
+        current = await self.get(kind, item.metadata.name) if kind is IPPOOL else item
+        return await replace(self, kind, current, status)
 
-    monkeypatch.setattr(MemoryStore, "patch", unfenced)
+    monkeypatch.setattr(MemoryStore, "replace_status", unfenced)
     monkeypatch.setattr("actors.pools.peers.Peers._choose", lambda self, _key, _passed: self.me)
     found = counts(played(controllers=2).findings)
     assert found["duplicate"] > 0 and found["lost"] > 0

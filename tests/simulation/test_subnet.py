@@ -124,14 +124,20 @@ def test_a_hundred_pools_at_once_cost_two_writes_each_and_little_more() -> None:
             for at in range(100):
                 group.start_soon(one, at)
         assert anyio.current_time() - begun < 5
-        assert sum(n for call, n in owner.store.outcomes.items() if call[0] in {"create", "patch", "delete"}) <= 210
+        assert (
+            sum(n for call, n in owner.store.outcomes.items() if call[0] in {"create", "patch", "update", "delete"})
+            <= 210
+        )
         assert world.status()["allocatedIPCount"] == 500
         for at in range(100):
             assert await owner.discard(f"auto{at}") == Discarded(f"auto{at}")
         await anyio.sleep(1)
         assert world.status()["allocatedIPCount"] == 0
         assert "controlledIPPools" not in world.status()
-        assert sum(n for call, n in owner.store.outcomes.items() if call[0] in {"create", "patch", "delete"}) <= 530
+        assert (
+            sum(n for call, n in owner.store.outcomes.items() if call[0] in {"create", "patch", "update", "delete"})
+            <= 530
+        )
 
     act(scene, chances=Chances(before=(0.002, 0.004), after=(0.002, 0.004)))
 
@@ -209,7 +215,7 @@ def test_a_store_that_is_away_for_a_minute_is_waited_for() -> None:
         await world.subnet()
         owner = await world.replica("c1")
         await anyio.sleep(1)
-        owner.store.policy = Chances(unavailable=1.0, verbs=("get", "create", "patch"))
+        owner.store.policy = Chances(unavailable=1.0, verbs=("get", "create", "patch", "update"))
         await world.pool("manual", "10.6.0.5")
         refused = await owner.provide("auto", 2)
         assert isinstance(refused, NotProvided)

@@ -2,8 +2,8 @@
 
 A life is controller and agent on a state folder and the real kernel: it recovers what is there, carries out the calls
 that it is given, waits until nothing is owed, and ends; or it dies before its N-th step, as by kill -9. A step is a
-datagram to the kernel or a change of the journal. Lives are forked from a process that has read all the code: 30 ms
-instead of a second.
+datagram that has the kernel change something, or a change of the journal: to die before one that only asks is to die
+before the next that does not. Lives are forked from a process that has read all the code: 30 ms instead of a second.
 
 It reads one JSON object a line, `Life`, and answers each with one, `Outcome`.
 """
@@ -23,10 +23,12 @@ from msgspec import Struct
 
 from actors.agent import Agent
 from actors.controller import Controller
+from actors.node.detection import Terms
 from actors.node.disk import open_journal
 from actors.poolfiles import DiskFolder, PoolFiles
 from api.kinds import ENDPOINT, IPPOOL
 from api.settings import load_standalone
+from api.wire import Allocate, Networked, decode_request, encode
 from cni import journal
 from cni.errors import CniError
 from cni.kernel import LinuxKernel
@@ -42,6 +44,8 @@ from runtime.transport.port import Call, Peer
 from tests.node.played import PlayedNic
 
 DIED = 42
+_RTM_END, _GET = 256, 2
+"""Types of rtnetlink are NEW, DEL, GET, SET, and again; those of others have a subsystem in their upper byte."""
 _SETTLE_SECONDS = 20.0
 
 
@@ -60,6 +64,10 @@ class Life(Struct, frozen=True):
     """Folder of a `tests.node.played` NIC; a setting that its PF is told is a step, too."""
     count_from: int = 0
     """The call, counted from 0, from which on steps are counted."""
+    networks: Networked | None = None
+    """What the pod names, which a controller without pods does not know."""
+    terms: Terms = Terms()
+    """What is looked for on the network."""
 
 
 class Outcome(Struct, frozen=True):
@@ -103,9 +111,10 @@ class _CountedSocket:
         self._inner = inner
         self._steps = steps
 
-    def sendto(self, *args: Any) -> int:
-        self._steps.take()
-        return int(self._inner.sendto(*args))
+    def sendto(self, datagram: bytes, *args: Any) -> int:
+        if not _asks(datagram):
+            self._steps.take()
+        return int(self._inner.sendto(datagram, *args))
 
     def dup(self) -> "_CountedSocket":
         return _CountedSocket(self._inner.dup(), self._steps)
@@ -118,6 +127,12 @@ class _CountedSocket:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+
+def _asks(datagram: bytes) -> bool:
+    """Whether it begins with an RTM_GET of whatever kind, which then are all that it has."""
+    kind = int.from_bytes(datagram[4:6], sys.byteorder)
+    return kind < _RTM_END and kind % 4 == _GET
 
 
 def _count(steps: _Steps) -> None:
@@ -148,6 +163,10 @@ async def live(life: Life) -> Outcome:
 
     async def serve(call: Call) -> bytes:
         await controller.cluster.synced()
+        if life.networks is not None:
+            asked = decode_request(call.payload)
+            if isinstance(asked, Allocate) and asked.meta:
+                return encode(life.networks)
         return await controller.serve(call)
 
     vfs = None
@@ -165,6 +184,7 @@ async def live(life: Life) -> Outcome:
         node=settings.agent.node_name,
         named=named_somehow,
         vfs=vfs,
+        terms=life.terms,
     )
     root.add_supervisor(agent.supervisor)
     running = asyncio.create_task(root.run())

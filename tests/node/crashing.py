@@ -44,7 +44,7 @@ from runtime.transport.port import Call, Peer
 from tests.node.played import PlayedNic
 
 DIED = 42
-_RTM_END, _GET = 256, 2
+_RTM_END, _GET, _NOTHING = 256, 2, 255
 """Types of rtnetlink are NEW, DEL, GET, SET, and again; those of others have a subsystem in their upper byte."""
 _SETTLE_SECONDS = 20.0
 
@@ -60,6 +60,8 @@ class Life(Struct, frozen=True):
     """Headers, as the shim sends them, and configurations; one after the other."""
     die_at: int = 0
     """The step that is not taken any more, counted from `count_from`; 0: none."""
+    refuse_at: int = 0
+    """The step that the kernel refuses, counted as well; 0: none. A change of the journal is not its to refuse."""
     played: str = ""
     """Folder of a `tests.node.played` NIC; a setting that its PF is told is a step, too."""
     count_from: int = 0
@@ -84,16 +86,19 @@ class Outcome(Struct, frozen=True):
 
 
 class _Steps:
-    def __init__(self, die_at: int) -> None:
+    def __init__(self, die_at: int, refuse_at: int) -> None:
         self._die_at = die_at
+        self._refuse_at = refuse_at
         self.counting = False
         self.taken = 0
 
-    def take(self) -> None:
+    def take(self) -> bool:
+        """Whether it is not to be refused."""
         if self.counting:
             self.taken += 1
             if self.taken == self._die_at:
                 os._exit(DIED)
+        return not self.counting or self.taken != self._refuse_at
 
     def before(self, owner: type, name: str) -> None:
         """Each call of a method is a step."""
@@ -112,8 +117,8 @@ class _CountedSocket:
         self._steps = steps
 
     def sendto(self, datagram: bytes, *args: Any) -> int:
-        if not _asks(datagram):
-            self._steps.take()
+        if not _asks(datagram) and not self._steps.take():
+            datagram = datagram[:4] + _NOTHING.to_bytes(2, sys.byteorder) + datagram[6:]
         return int(self._inner.sendto(datagram, *args))
 
     def dup(self) -> "_CountedSocket":
@@ -149,7 +154,7 @@ def _count(steps: _Steps) -> None:
 
 async def live(life: Life) -> Outcome:
     """One life, to its end."""
-    steps = _Steps(life.die_at)
+    steps = _Steps(life.die_at, life.refuse_at)
     _count(steps)
     state = Path(life.state)
     settings = load_standalone({"SPIDERPOOL_STATE_DIR": life.state})
@@ -202,12 +207,8 @@ async def live(life: Life) -> Outcome:
         while True:
             outcome = await _looked(store, state, steps=steps.taken, error=error)
             adds = [headers for headers, _ in life.calls if headers["cni-command"] == "ADD"]
-            if (
-                error
-                or not life.calls
-                or len(adds) * 2 > len(life.calls)
-                or not (outcome.records or outcome.entries or outcome.endpoints)
-            ):
+            stays = not life.calls or (len(adds) * 2 > len(life.calls) and not error)
+            if stays or not (outcome.records or outcome.entries or outcome.endpoints):
                 break
             await anyio.sleep(0.005)
     await root.stop()

@@ -4,6 +4,7 @@ Two interfaces by the pod's networks: the first one limited, and connected with 
 chained coordinator. A stranger has what would be given first, so others are asked for in the same ADD.
 """
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from actors.node.detection import Terms
 from api.wire import NetworkDefinition, Networked
@@ -37,7 +39,7 @@ LOOKING, PATIENT = Terms(conflicts=True), Terms(conflicts=True, gateways=True, b
 class NetworksBox(Box):
     """A node with one pod that names a network."""
 
-    terms = LOOKING
+    terms, refuse_at = LOOKING, 0
 
     def verbs(self, verb: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
         conf = {"coordinator": {"mode": "auto"}, "networks": True, "runtimeConfig": {"bandwidth": BANDWIDTH}}
@@ -54,6 +56,7 @@ class NetworksBox(Box):
             [call for verb in verbs for call in self.verbs(verb)],
             die_at=die_at,
             count_from=count_from,
+            refuse_at=self.refuse_at,
             networks=Networked(pod_uid=f"u{self.lives}", networks=(second,)),
             terms=self.terms,
         )
@@ -107,3 +110,21 @@ def test_del(box: NetworksBox) -> None:
         assert box.nothing_left(box.live("DEL")) == [], f"died before step {step}"
         box.pod()
     assert step > 5
+
+
+def test_an_add_that_fails_at_any_step_leaves_nothing(box: NetworksBox) -> None:
+    """The kernel refuses one step after the other. Nobody calls DEL; the controller has had its addresses back."""
+    failed = set()
+    for step in itertools.count(1):
+        box.refuse_at = step
+        added = box.live("ADD")
+        if added.steps < step:
+            break
+        if added.error:
+            failed.add(added.error.split("/")[0])
+            assert box.nothing_left(structs.replace(added, error="")) == [], f"step {step}: {added.error}"
+        else:  # a journal's, or one that an ADD can do without
+            box.refuse_at = 0
+            assert box.nothing_left(box.live("DEL")) == []
+        box.pod()
+    assert len(failed) > 15

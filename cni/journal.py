@@ -28,9 +28,11 @@ from typing import Self
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from api.wire import Fixed, NicGrant, PodRef
 from cni.bandwidth import LimitPlan
+from cni.boot import boot_id
 from cni.coordination import CoordinationPlan
 from cni.errors import IoFailure
 from cni.plan import Assigned
@@ -142,6 +144,8 @@ class JournalEntry(Struct, frozen=True, kw_only=True):
     """What ADD answers, the same each time it is asked again."""
     changed_ns: int = 0
     """When this entry was written, nanoseconds since the epoch."""
+    boot: str = ""
+    """In a file only: the life of the kernel in which it was written, see `decode`."""
 
     @property
     def key(self) -> Key:
@@ -156,10 +160,23 @@ _decoder = msgspec.json.Decoder(JournalEntry)
 def decode(text: bytes) -> JournalEntry:
     """What a file of the journal says: its last whole line. What a writer was at when it died says nothing.
 
+    An entry from before a reboot has no namespace any more. One may be at its path again: some runtimes name it by a
+    process, whose number another container's may have by now.
+
     Raises `msgspec.DecodeError`, and `UnicodeDecodeError` where it is not UTF-8.
     """
     end = text.rfind(_END)
-    return _decoder.decode(text[text.rfind(_END, 0, end) + 1 : end] if end > 0 else text)
+    entry = _decoder.decode(text[text.rfind(_END, 0, end) + 1 : end] if end > 0 else text)
+    if not entry.boot:
+        return entry
+    if entry.boot == boot_id():
+        return replace(entry, boot="")
+    plan = entry.coordination
+    return replace(entry, boot="", netns="", coordination=None if plan is None else replace(plan, netns=""))
+
+
+def _encode(entry: JournalEntry) -> bytes:
+    return msgspec.json.encode(replace(entry, boot=boot_id())) + _END
 
 
 def _is_durable(entry: JournalEntry) -> bool:
@@ -249,7 +266,7 @@ class Journal:
             for entry in entries:
                 line = stack.enter_context(_Line(self._path(entry.key)))
                 try:
-                    line.write(msgspec.json.encode(entry) + _END)
+                    line.write(_encode(entry))
                 except OSError as error:
                     failures[entry.key] = error
                 else:

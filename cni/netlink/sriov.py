@@ -12,10 +12,10 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 from msgspec.structs import replace
 
+from cni.boot import boot_id
 from cni.config import shown
 from cni.errors import CniError, InterfaceExists, InvalidConfig, InvalidNetns, KernelRefused, TryAgainLater
 from cni.netlink import address, link, vfinfo
@@ -43,7 +43,6 @@ _log = logging.getLogger(__name__)
 
 PHYSICAL = ""
 """The kind of link that a VF's interface is."""
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 1, 3, 4, 20, 28
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
 _RTM_DELLINKPROP = 109
@@ -101,7 +100,7 @@ def survey_vf(pci: str, *, bus: PciBus) -> VfHeld:
     number = next((number for number, one in bus.virtual_functions(pf).items() if one == pci), -1)
     if number < 0:
         raise InvalidConfig(f"deviceID: {shown(pci)} is no virtual function")
-    held = VfHeld(pci=pci, pf=pf, number=number, boot=_boot())
+    held = VfHeld(pci=pci, pf=pf, number=number, boot=boot_id())
     ifname, driver = bus.interface(pci), bus.driver(pci)
     if not ifname and driver not in USERSPACE_DRIVERS:
         msg = f"deviceID: {held.label} is in use: its interface is not on the node"
@@ -155,7 +154,7 @@ def take_vf(plan: VfPlan, held: VfHeld, *, bus: PciBus) -> LinkState | None:
 
 def give_vf(netns_path: str, held: VfHeld, *, settle: bool, sure: bool, bus: PciBus) -> Returned:
     """See `cni.vfs.Vfs.give_vf`."""
-    if held.boot != _boot() or not bus.has(held.pci):
+    if held.boot != boot_id() or not bus.has(held.pci):
         return Returned.GONE
     with ExitStack() as stack:
         node = stack.enter_context(route_socket())
@@ -451,7 +450,3 @@ def _ask(sockets: RouteSocket, kind: int, body: bytes, doing: str) -> None:
 
 def _mac(mac: str) -> bytes:
     return attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
-
-
-def _boot() -> str:
-    return _BOOT_ID.read_text().strip()

@@ -2,8 +2,8 @@
 
 A life is controller and agent on a state folder and the real kernel: it recovers what is there, carries out the calls
 that it is given, waits until nothing is owed, and ends; or it dies before its N-th step, as by kill -9. A step is a
-datagram to the kernel or a change of the journal. Lives are forked from a process that has read all the code: 30 ms
-instead of a second.
+datagram that has the kernel change something, or a change of the journal: to die before one that only asks is to die
+before the next that does not. Lives are forked from a process that has read all the code: 30 ms instead of a second.
 
 It reads one JSON object a line, `Life`, and answers each with one, `Outcome`.
 """
@@ -23,10 +23,12 @@ from msgspec import Struct
 
 from actors.agent import Agent
 from actors.controller import Controller
+from actors.node.detection import Terms
 from actors.node.disk import open_journal
 from actors.poolfiles import DiskFolder, PoolFiles
 from api.kinds import ENDPOINT, IPPOOL
 from api.settings import load_standalone
+from api.wire import Allocate, Networked, decode_request, encode
 from cni import journal
 from cni.errors import CniError
 from cni.kernel import LinuxKernel
@@ -42,6 +44,8 @@ from runtime.transport.port import Call, Peer
 from tests.node.played import PlayedNic
 
 DIED = 42
+_RTM_END, _GET, _NOTHING = 256, 2, 255
+"""Types of rtnetlink are NEW, DEL, GET, SET, and again; those of others have a subsystem in their upper byte."""
 _SETTLE_SECONDS = 20.0
 
 
@@ -56,10 +60,16 @@ class Life(Struct, frozen=True):
     """Headers, as the shim sends them, and configurations; one after the other."""
     die_at: int = 0
     """The step that is not taken any more, counted from `count_from`; 0: none."""
+    refuse_at: int = 0
+    """The step that the kernel refuses, counted as well; 0: none. A change of the journal is not its to refuse."""
     played: str = ""
     """Folder of a `tests.node.played` NIC; a setting that its PF is told is a step, too."""
     count_from: int = 0
     """The call, counted from 0, from which on steps are counted."""
+    networks: Networked | None = None
+    """What the pod names, which a controller without pods does not know."""
+    terms: Terms = Terms()
+    """What is looked for on the network."""
 
 
 class Outcome(Struct, frozen=True):
@@ -76,16 +86,19 @@ class Outcome(Struct, frozen=True):
 
 
 class _Steps:
-    def __init__(self, die_at: int) -> None:
+    def __init__(self, die_at: int, refuse_at: int) -> None:
         self._die_at = die_at
+        self._refuse_at = refuse_at
         self.counting = False
         self.taken = 0
 
-    def take(self) -> None:
+    def take(self) -> bool:
+        """Whether it is not to be refused."""
         if self.counting:
             self.taken += 1
             if self.taken == self._die_at:
                 os._exit(DIED)
+        return not self.counting or self.taken != self._refuse_at
 
     def before(self, owner: type, name: str) -> None:
         """Each call of a method is a step."""
@@ -103,9 +116,10 @@ class _CountedSocket:
         self._inner = inner
         self._steps = steps
 
-    def sendto(self, *args: Any) -> int:
-        self._steps.take()
-        return int(self._inner.sendto(*args))
+    def sendto(self, datagram: bytes, *args: Any) -> int:
+        if not _asks(datagram) and not self._steps.take():
+            datagram = datagram[:4] + _NOTHING.to_bytes(2, sys.byteorder) + datagram[6:]
+        return int(self._inner.sendto(datagram, *args))
 
     def dup(self) -> "_CountedSocket":
         return _CountedSocket(self._inner.dup(), self._steps)
@@ -118,6 +132,12 @@ class _CountedSocket:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+
+def _asks(datagram: bytes) -> bool:
+    """Whether it begins with an RTM_GET of whatever kind, which then are all that it has."""
+    kind = int.from_bytes(datagram[4:6], sys.byteorder)
+    return kind < _RTM_END and kind % 4 == _GET
 
 
 def _count(steps: _Steps) -> None:
@@ -134,7 +154,7 @@ def _count(steps: _Steps) -> None:
 
 async def live(life: Life) -> Outcome:
     """One life, to its end."""
-    steps = _Steps(life.die_at)
+    steps = _Steps(life.die_at, life.refuse_at)
     _count(steps)
     state = Path(life.state)
     settings = load_standalone({"SPIDERPOOL_STATE_DIR": life.state})
@@ -148,6 +168,10 @@ async def live(life: Life) -> Outcome:
 
     async def serve(call: Call) -> bytes:
         await controller.cluster.synced()
+        if life.networks is not None:
+            asked = decode_request(call.payload)
+            if isinstance(asked, Allocate) and asked.meta:
+                return encode(life.networks)
         return await controller.serve(call)
 
     vfs = None
@@ -165,6 +189,7 @@ async def live(life: Life) -> Outcome:
         node=settings.agent.node_name,
         named=named_somehow,
         vfs=vfs,
+        terms=life.terms,
     )
     root.add_supervisor(agent.supervisor)
     running = asyncio.create_task(root.run())
@@ -182,12 +207,8 @@ async def live(life: Life) -> Outcome:
         while True:
             outcome = await _looked(store, state, steps=steps.taken, error=error)
             adds = [headers for headers, _ in life.calls if headers["cni-command"] == "ADD"]
-            if (
-                error
-                or not life.calls
-                or len(adds) * 2 > len(life.calls)
-                or not (outcome.records or outcome.entries or outcome.endpoints)
-            ):
+            stays = not life.calls or (len(adds) * 2 > len(life.calls) and not error)
+            if stays or not (outcome.records or outcome.entries or outcome.endpoints):
                 break
             await anyio.sleep(0.005)
     await root.stop()

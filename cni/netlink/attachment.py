@@ -199,7 +199,7 @@ def _occupied(plan: LinkPlan, parent: LinkState, refusal: Refusal, *, where: str
         msg = f"vlanId: {plan.vlan_id} is taken on master {parent.ifname}"
         seen = holders.described(parent, where=where, vlan_id=plan.vlan_id)
         return InterfaceExists(msg, "; ".join(filter(None, (str(refusal), seen, "a parent has each id once"))))
-    refused = refusal.explain(f"make {plan.kind} {plan.ifname} in {plan.netns} on master {parent.ifname}")
+    refused = refusal.explain(link.making(plan, parent))
     refused.details = "; ".join(filter(None, (refused.details, holders.described(parent, where=where))))
     return refused
 

@@ -59,11 +59,11 @@ _QUEUE_SECONDS = 0.005
 def physical_function(plan: VfPlan, *, bus: PciBus) -> str:
     """See `cni.vfs.Vfs.physical_function`."""
     if not plan.pci:
-        pf = bus.device(plan.pf)
+        with route_socket() as node:
+            there = link.get(node, plan.pf)
+        pf = bus.device(there.ifname) if there is not None else ""
         if not pf:
-            with route_socket() as node:
-                there = link.get(node, plan.pf) is not None
-            problem = "is no PCI device" if there else "is not on this node"
+            problem = "is not on this node" if there is None else "is no PCI device"
             raise InvalidConfig(f"master: {shown(plan.pf)} {problem}", "an SR-IOV NIC was expected")
         return pf
     if not bus.has(plan.pci):

@@ -108,6 +108,18 @@ async def test_parent_of_the_default_route(kernel: LinuxKernel, segment: Segment
     assert (await kernel.attach_link(plan)).parent_index == socket.if_nametoindex("up1")
 
 
+async def test_parent_by_another_of_its_names(kernel: LinuxKernel, segment: Segment) -> None:
+    """As udev gives them; longer than a link's own name can be."""
+    container = segment.container()
+    plan = LinkPlan(netns=str(container.path), ifname="eth0", master="enp129s0f0np0-of-udev")
+    with pytest.raises(InvalidConfig, match='there is no interface "enp129s0f0np0-of-udev" on this node'):
+        await kernel.attach_link(plan)
+    await asyncio.to_thread(_call, "up0", plan.master)
+    made = await kernel.attach_link(plan)
+    assert made.parent_index == socket.if_nametoindex("up0")
+    assert await kernel.link_differences(plan) == ["it is down"]
+
+
 async def test_what_is_configured_is_shown(kernel: LinuxKernel, segment: Segment) -> None:
     container = segment.container()
     await attach(kernel, container, FIRST)
@@ -416,6 +428,11 @@ def _create_as_before_6_15(plan: LinkPlan, *, leave: bool = False) -> None:
             node.request(link.RTM_NEWLINK, message.F_CREATE | message.F_EXCL, body)
         else:
             link._create_elsewhere_named(node, plan, parent=parent, netns=netns, inside=inside, doing="make it")
+
+
+def _call(ifname: str, name: str) -> None:
+    with IPRoute() as route:
+        route.link("property_add", index=route.link_lookup(ifname=ifname)[0], altname=name)
 
 
 def _set(ifname: str, **changes: object) -> None:

@@ -91,6 +91,8 @@ class LinkState(Struct, frozen=True, kw_only=True):
     vlan_protocol: str = ""
     alias: str = ""
     """What its maker wrote on it (`ip link`, alias)."""
+    tx_queue_len: int = 0
+    """Packets."""
 
 
 class Inspection(Struct, frozen=True, kw_only=True):

@@ -97,6 +97,8 @@ class VfHeld(Struct, frozen=True, kw_only=True):
     up: bool = False
     alias: str = ""
     """What somebody wrote on the interface (`ip link`, alias)."""
+    tx_queue_len: int | None = None
+    """Packets; None where an agent that did not change it lent the VF."""
     settings: VfSettings = VfSettings()
     mark: str = ""
     """Written on the interface while it is lent, and for as long as it is not what it was. So an agent that does not

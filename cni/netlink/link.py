@@ -265,7 +265,10 @@ def set_up(sockets: RouteSocket, link: LinkState) -> None:
     try:
         sockets.request(RTM_SETLINK, 0, set_up_body(link.index))
     except Refusal as refusal:
-        raise refusal.explain(f"set {link.ifname} up") from None
+        doing = f"set {link.ifname} up"
+        if refusal.number == errno.EADDRINUSE:
+            doing += f": another link on its parent, or that itself, has the MAC address {link.mac}"
+        raise refusal.explain(doing) from None
 
 
 def set_up_body(index: int) -> bytes:
@@ -339,4 +342,5 @@ def decode(body: memoryview) -> LinkState:
         vlan_id=more.vlan_id,
         vlan_protocol=more.vlan_protocol,
         alias=message.read_text(found.get(_IFLA_IFALIAS)),
+        tx_queue_len=message.read_u32(found.get(_IFLA_TXQLEN)),
     )

@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 PHYSICAL = ""
 """The kind of link that a VF's interface is."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 1, 3, 4, 20, 28
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 1, 3, 4, 13, 20, 28
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
 _RTM_DELLINKPROP = 109
 _LINK = struct.Struct("=BxHiII")
@@ -115,7 +115,15 @@ def survey_vf(pci: str, *, bus: PciBus) -> VfHeld:
     held = replace(held, settings=settings)
     if there is None:
         return held
-    return replace(held, ifname=there.ifname, mac=there.mac, mtu=there.mtu, up=there.up, alias=there.alias)
+    return replace(
+        held,
+        ifname=there.ifname,
+        mac=there.mac,
+        mtu=there.mtu,
+        up=there.up,
+        alias=there.alias,
+        tx_queue_len=there.tx_queue_len,
+    )
 
 
 def take_vf(plan: VfPlan, held: VfHeld, *, bus: PciBus) -> LinkState | None:
@@ -275,6 +283,9 @@ def _give(
     named = _rename(node, there, held.ifname)
     if held.mtu and there.mtu != held.mtu:
         _set(node, there.index, attribute(_IFLA_MTU, u32(held.mtu)), f"set the MTU of {held.ifname} to {held.mtu}")
+    if held.tx_queue_len is not None and there.tx_queue_len != held.tx_queue_len:
+        doing = f"set the transmit queue of {held.ifname} to {held.tx_queue_len}"
+        _set(node, there.index, attribute(_IFLA_TXQLEN, u32(held.tx_queue_len)), doing)
     if held.mac and there.mac != held.mac:
         _set_mac(node, there, held.mac)
         if master is not None:

@@ -63,6 +63,7 @@ def state(machine: PlayedNic) -> object:
                 one.get_attr("IFLA_MTU"),
                 one["flags"] & 1,
                 one.get_attr("IFLA_IFALIAS"),
+                one.get_attr("IFLA_TXQLEN"),
             )
             for one in route.get_links()
             if one.get_attr("IFLA_IFNAME") != "lo"
@@ -99,6 +100,7 @@ def test_there_and_back(machine: PlayedNic, pod: Netns, up: bool) -> None:
     assert "vf0" not in state(machine)[0]  # type: ignore[index]
     assert names(pod) == ["lo", "net1"]
     assert sriov.vf_differences(plan, one, bus=machine) == ["it is down"]
+    pod.run(lambda: change("net1", txqlen=77))  # as the coordinator does
     assert give(machine, pod, one) is Returned.BACK
     assert state(machine) == before
     assert names(pod) == ["lo"]

@@ -17,7 +17,7 @@ from cni.errors import DecodeFailure, InvalidConfig
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _SHOWN = 80
-_EVERY_PLUGINS = frozenset({"cniVersion", "name", "type", "args", "runtimeConfig", "prevResult", "ipam"})
+_EVERY_PLUGINS = frozenset({"cniVersion", "name", "type", "args", "runtimeConfig", "prevResult", "ipam", "dns"})
 """Keys that say nothing about what the plugin does."""
 
 Count = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
@@ -114,6 +114,15 @@ class BondConfig(Struct, frozen=True, kw_only=True):
     """"miimon=100;primary=eth1"."""
 
 
+class Dns(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Resolver settings, passed through."""
+
+    nameservers: tuple[str, ...] = ()
+    domain: str = ""
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
 class NetConfig(Struct, frozen=True, kw_only=True):
     """One plugin's configuration."""
 
@@ -157,6 +166,7 @@ class NetConfig(Struct, frozen=True, kw_only=True):
     bond: BondConfig | None = None
     """Of ifacer."""
     ipam: IpamConfig = IpamConfig()
+    dns: Dns = Dns()
     coordinator: CoordinatorConfig | None = None
     """Whether a main plugin also connects the pod with its own node; None means no. Of the type `coordinator`: its own
     keys."""

@@ -194,6 +194,8 @@ class Nic:
     async def configure(self, kernel: Kernel) -> None:
         """Addresses, up, routes. Raises `CniError`."""
         self.result = _result(self.entry, self.link, self.grant)
+        if self.invocation.role is Role.MAIN:
+            self.result = msgspec.structs.replace(self.result, dns=self.invocation.conf.dns)
         if self.link is not None:
             with traces.span("link.configure"):
                 await kernel.configure(self.invocation.netns, self.ifname, address_plan(self.result))

@@ -81,6 +81,7 @@ CASES: dict[str, tuple[dict[str, Any], int, list[str]]] = {
         7,
         ["interfaces[0]", '"up9"'],
     ),
+    "resolver that is none": ({"dns": {"nameservers": "10.6.0.53"}}, 7, ["dns.nameservers", '"10.6.0.53"']),
     "rate without sense": ({"runtimeConfig": {"bandwidth": {"egressRate": 5}}}, 7, ["egressRate", "5"]),
 }
 
@@ -113,7 +114,7 @@ class Node:
             await agent.supervisor.stop()
             await running
 
-    async def call(self, agent: Agent, verb: str, conf: dict[str, Any]) -> None:
+    async def call(self, agent: Agent, verb: str, conf: dict[str, Any]) -> bytes:
         conf = {"cniVersion": "1.0.0", "name": "lan", "type": "macvlan", "master": "up0", "ipam": IPAM, **conf}
         netns, ifname = conf.pop("netns", str(self.netns.path)), conf.pop("ifname", "eth0")
         headers = {
@@ -125,7 +126,7 @@ class Node:
             "cni-path": "/nowhere",
             "cni-args": "K8S_POD_NAMESPACE=default;K8S_POD_NAME=p1;K8S_POD_UID=u1",
         }
-        await agent.invoke(parse_invocation(headers, msgspec.json.encode(conf)))
+        return await agent.invoke(parse_invocation(headers, msgspec.json.encode(conf)))
 
     async def seen(self) -> object:
         return await asyncio.to_thread(self._look)
@@ -185,7 +186,9 @@ def test_what_can_be_is_there_and_goes(node: Node) -> None:
     async def work() -> None:
         before = await node.seen()
         async with node.serving() as agent:
-            await node.call(agent, "ADD", {"mtu": 1400})
+            dns = {"nameservers": ["10.6.0.53"], "search": ["example.com"]}
+            answer = msgspec.json.decode(await node.call(agent, "ADD", {"mtu": 1400, "dns": dns}))
+            assert answer["dns"] == dns, "as the reference plugins pass it on"
             assert await node.seen() != before
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(node.all_back(), 0.05)

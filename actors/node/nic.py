@@ -22,7 +22,7 @@ from cni.kernel import Kernel
 from cni.plan import Assigned, LinkPlan, LinkState, address_plan, assigned_plan, is_assigned, link_plan
 from cni.protocol import IPAM_TYPE, Invocation, Role
 from cni.result import Interface, IpConfig, Result, RouteConfig, with_mac
-from cni.sriov import KIND, VfPlan, vf_plan
+from cni.sriov import KIND, VfPlan, has_rate, vf_plan
 from telemetry import traces
 
 _NO_MAC = "00:00:00:00:00:00"
@@ -246,7 +246,7 @@ class Nic:
             plan = msgspec.structs.replace(plan, ingress=None) if plan.egress is not None else None
         if plan is not None:
             with traces.span("limit"):
-                if plan.vf_rate:
+                if plan.vf_rate and isinstance(self.plan, VfPlan) and not has_rate(self.plan):
                     await pfs.limit(self.entry, plan.vf_rate)
                 if self.link is not None:
                     await kernel.limit(plan)

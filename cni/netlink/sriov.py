@@ -34,6 +34,7 @@ from cni.sriov import (
     VfSeen,
     VfSettings,
     is_mark,
+    limited,
     settings_differences,
 )
 from telemetry import traces
@@ -182,9 +183,8 @@ def limit_vf(held: VfHeld, mbps: int, *, bus: PciBus) -> None:
     """See `cni.vfs.Vfs.limit_vf`."""
     with route_socket() as node:
         master = _master(node, held.pf, bus)
-        least, most = _settings(node, master, held).rates or (0, 0)
-        if not most:
-            _tell(node, master, held, VfSettings(rates=(min(least, mbps), mbps)))
+        seen = _settings(node, master, held)
+        _tell(node, master, held, VfSettings(rates=limited(seen.rates, mbps)).but(seen))
 
 
 def vf_differences(plan: VfPlan, held: VfHeld, *, bus: PciBus) -> list[str]:

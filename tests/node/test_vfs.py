@@ -107,6 +107,20 @@ def test_there_and_back(machine: PlayedNic, pod: Netns, up: bool) -> None:
     assert give(machine, pod, one) is Returned.BACK and state(machine) == before, "again"
 
 
+@pytest.mark.parametrize(("mbps", "then"), [(50, 50), (200, 100)])
+def test_a_limit_of_the_pod_beside_one_of_the_node(machine: PlayedNic, pod: Netns, mbps: int, then: int) -> None:
+    pci = machine.plug("vf0")
+    machine.set(0, rates=(0, 100))
+    before = state(machine)
+    one, plan = held(machine, pci), wanted(pod, pci)
+    assert sriov.take_vf(plan, one, bus=machine) is not None
+    sriov.limit_vf(one, mbps, bus=machine)
+    assert machine.settings[0].rates == (0, then)
+    assert sriov.vf_differences(rules.with_rate(plan, mbps, one), one, bus=machine) == ["it is down"]
+    assert give(machine, pod, one) is Returned.BACK
+    assert state(machine) == before
+
+
 def test_what_is_so_already_is_not_sent(machine: PlayedNic, pod: Netns) -> None:
     pci = machine.plug("vf0")
     machine.refused = {"rates", "vlan", "spoofchk", "link_state"}

@@ -422,6 +422,23 @@ def test_what_a_program_sends_by_one_without_an_interface_is_limited_as_well(dri
     live(story, machine=machine)
 
 
+def test_a_limit_of_the_configuration_wins() -> None:
+    async def story(agent: Agent) -> None:
+        (vf, _) = agent.machine.vfs.values()
+        for said, then in (({"max_tx_rate": 70}, (0, 70)), ({"max_tx_rate": 0}, (0, 5)), ({}, (0, 5))):
+            body = {"cniVersion": "1.0.0", "name": "fast", "type": "sriov", "deviceID": vf.pci, **said}
+            nic = Nic(invoke(body, type="sriov", ifname="net1"), changed_ns=1)
+            vf.driver = "vfio-pci"
+            await nic.reserve(agent.pfs)
+            await agent.journal.put(nic.entry)
+            await nic.make(agent.machine, agent.pfs)  # type: ignore[arg-type]
+            await nic.limit(agent.machine, agent.pfs, Bandwidth(egress_rate=5 * 10**6))  # type: ignore[arg-type]
+            assert vf.settings.rates == then
+            await agent.pfs.give(nic.entry)
+
+    live(story)
+
+
 def test_a_limit_of_the_pod_goes_with_it() -> None:
     async def story(agent: Agent) -> None:
         (vf, _) = agent.machine.vfs.values()

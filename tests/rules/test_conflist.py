@@ -124,7 +124,7 @@ def test_the_first_interface_stays_as_it_was_called() -> None:
     (call,) = calls(first)
     again = invocation_of(head(), Verb.ADD, first, call)
     # Kept by an agent that took what this one refuses: it has to be able to go.
-    odd = Call({**call.conf, "mtu": -1, "ipam": {**call.conf["ipam"], "type": "host-local"}})
+    odd = Call({**call.conf, "mtu": -1, "ipam": {"type": "host-local"}})
     with pytest.raises(InvalidConfig):
         invocation_of(head(), Verb.ADD, first, odd)
     assert invocation_of(head(), Verb.DEL, first, odd).link_kind == again.link_kind

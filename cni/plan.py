@@ -96,6 +96,10 @@ class LinkState(Struct, frozen=True, kw_only=True):
     """What its maker wrote on it (`ip link`, alias)."""
     tx_queue_len: int = 0
     """Packets."""
+    promisc: bool = False
+    """Whether somebody had it take in frames for others, too."""
+    allmulti: bool = False
+    """Whether somebody had it take in all that is for a group."""
 
 
 class Inspection(Struct, frozen=True, kw_only=True):

@@ -98,7 +98,9 @@ class VfHeld(Struct, frozen=True, kw_only=True):
     alias: str = ""
     """What somebody wrote on the interface (`ip link`, alias)."""
     tx_queue_len: int | None = None
-    """Packets; None where an agent that did not change it lent the VF."""
+    """Packets; None where an agent lent the VF that did not look at this, nor at the next two."""
+    promisc: bool = False
+    allmulti: bool = False
     settings: VfSettings = VfSettings()
     mark: str = ""
     """Written on the interface while it is lent, and for as long as it is not what it was. So an agent that does not

@@ -36,7 +36,7 @@ _ADDR_GEN_MODE, _NO_ADDRESS = 8, 1
 _INET_CONF = 1
 _RP_FILTER, _ARP_NOTIFY = 8, 22
 """IPV4_DEVCONF_* of linux/ip.h."""
-_UP, _NOARP, _LOWER_UP = 0x1, 0x80, 0x10000
+_UP, _NOARP, _PROMISC, _ALLMULTI, _LOWER_UP = 0x1, 0x80, 0x100, 0x200, 0x10000
 _HEADER = struct.Struct("=BxHiII")
 
 
@@ -343,4 +343,6 @@ def decode(body: memoryview) -> LinkState:
         vlan_protocol=more.vlan_protocol,
         alias=message.read_text(found.get(_IFLA_IFALIAS)),
         tx_queue_len=message.read_u32(found.get(_IFLA_TXQLEN)),
+        promisc=bool(flags & _PROMISC),
+        allmulti=bool(flags & _ALLMULTI),
     )

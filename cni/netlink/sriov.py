@@ -49,7 +49,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_IFALIAS, _IFLA_NET_N
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
 _RTM_DELLINKPROP = 109
 _LINK = struct.Struct("=BxHiII")
-_UP = 1
+_UP, _PROMISC, _ALLMULTI = 0x1, 0x100, 0x200
 _OWN = "/proc/thread-self/ns/net"
 _TRIES, _PAUSE_SECONDS = 20, 0.1
 """As sriov-cni tries a MAC address."""
@@ -124,6 +124,8 @@ def survey_vf(pci: str, *, bus: PciBus) -> VfHeld:
         up=there.up,
         alias=there.alias,
         tx_queue_len=there.tx_queue_len,
+        promisc=there.promisc,
+        allmulti=there.allmulti,
     )
 
 
@@ -283,9 +285,8 @@ def _give(
     named = _rename(node, there, held.ifname)
     if held.mtu and there.mtu != held.mtu:
         _set(node, there.index, attribute(_IFLA_MTU, u32(held.mtu)), f"set the MTU of {held.ifname} to {held.mtu}")
-    if held.tx_queue_len is not None and there.tx_queue_len != held.tx_queue_len:
-        doing = f"set the transmit queue of {held.ifname} to {held.tx_queue_len}"
-        _set(node, there.index, attribute(_IFLA_TXQLEN, u32(held.tx_queue_len)), doing)
+    if held.tx_queue_len is not None:
+        _restore_more(node, there, held, held.tx_queue_len)
     if held.mac and there.mac != held.mac:
         _set_mac(node, there, held.mac)
         if master is not None:
@@ -296,6 +297,16 @@ def _give(
     if there.alias != held.alias:
         _set(node, there.index, attribute(_IFLA_IFALIAS, held.alias.encode()), f"write on {held.ifname}")
     return Returned.BACK if named else Returned.MISNAMED
+
+
+def _restore_more(node: RouteSocket, there: LinkState, held: VfHeld, tx_queue_len: int) -> None:
+    if there.tx_queue_len != tx_queue_len:
+        doing = f"set the transmit queue of {held.ifname} to {tx_queue_len}"
+        _set(node, there.index, attribute(_IFLA_TXQLEN, u32(tx_queue_len)), doing)
+    if (there.promisc, there.allmulti) != (held.promisc, held.allmulti):
+        flags = held.promisc * _PROMISC | held.allmulti * _ALLMULTI
+        header = _LINK.pack(0, 0, there.index, flags, _PROMISC | _ALLMULTI)
+        _ask(node, RTM_SETLINK, header, f"set promisc and allmulti of {held.ifname} back")
 
 
 def _bring_back(

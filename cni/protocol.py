@@ -269,8 +269,10 @@ def ifname_problem(text: str) -> str:
         return f"it is longer than {_IFNAME_MAX} bytes"
     if text in {".", ".."}:
         return "that is a folder"
-    if any(character in "/:\0" or character.isspace() for character in text):
-        return "/, :, zero bytes and white space are not allowed"
+    if any(character in "/:" or character.isspace() for character in text):
+        return "/, : and white space are not allowed"
+    if "\0" in text:
+        return "a zero byte is not allowed"
     if "%" in text:
         return "% is not allowed, the kernel would put a number there"
     return ""

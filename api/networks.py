@@ -28,7 +28,7 @@ _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _SUBDOMAIN: Final = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII
 )
-_INTERFACE: Final = re.compile(r"[^\s/:]{1,15}")
+_INTERFACE: Final = re.compile(r"[^\s/:%\0]{1,15}")
 _MAC: Final = re.compile(
     r"[0-9a-f]{2}(?:([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4,18})|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2,9}",
     re.ASCII | re.IGNORECASE,
@@ -232,7 +232,7 @@ def _checks(entry: _Entry, interface: str) -> Iterator[tuple[str, str, bool, str
     yield "name", entry.name, bool(_SUBDOMAIN.fullmatch(entry.name)), "the name of a NetworkAttachmentDefinition"
     yield "namespace", namespace, not namespace or bool(_LABEL.fullmatch(namespace)), "the name of a namespace"
     fits = _INTERFACE.fullmatch(interface) and interface not in _FOLDERS
-    yield "interface", interface, not interface or bool(fits), "1 to 15 characters without spaces, / and :"
+    yield "interface", interface, not interface or bool(fits), "1 to 15 characters without spaces, /, : and %"
     for text in entry.ips:
         yield "ips", text, _is_address(text, prefix=True), "an address, with or without a prefix length"
     for text in entry.default_route:

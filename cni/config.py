@@ -17,10 +17,11 @@ from cni.errors import DecodeFailure, InvalidConfig
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _SHOWN = 80
-_EVERY_PLUGINS = frozenset({"cniVersion", "name", "type", "args", "runtimeConfig", "prevResult", "ipam"})
+_EVERY_PLUGINS = frozenset({"cniVersion", "name", "type", "args", "runtimeConfig", "prevResult", "ipam", "dns"})
 """Keys that say nothing about what the plugin does."""
 
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
+"""The kernel has no larger ones."""
 VlanId = Annotated[int, Meta(ge=0, le=4094)]
 BondMode = Annotated[int, Meta(ge=0, le=6)]
 Priority = Annotated[int, Meta(ge=0, le=7)]
@@ -113,6 +114,15 @@ class BondConfig(Struct, frozen=True, kw_only=True):
     """"miimon=100;primary=eth1"."""
 
 
+class Dns(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Resolver settings, passed through."""
+
+    nameservers: tuple[str, ...] = ()
+    domain: str = ""
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
 class NetConfig(Struct, frozen=True, kw_only=True):
     """One plugin's configuration."""
 
@@ -156,6 +166,7 @@ class NetConfig(Struct, frozen=True, kw_only=True):
     bond: BondConfig | None = None
     """Of ifacer."""
     ipam: IpamConfig = IpamConfig()
+    dns: Dns = Dns()
     coordinator: CoordinatorConfig | None = None
     """Whether a main plugin also connects the pod with its own node; None means no. Of the type `coordinator`: its own
     keys."""
@@ -195,8 +206,8 @@ def decode_json(text: bytes) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if value is not None}
 
 
-def decode_config(tree: Mapping[str, Any]) -> NetConfig:
-    """The typed configuration.
+def decode_config(tree: Mapping[str, Any], *, lenient: bool = False) -> NetConfig:
+    """The typed configuration. `lenient` leaves out what cannot be, which has made nothing: a pod must be able to go.
 
     Raises:
         InvalidConfig: a value has the wrong type or is out of range, or `name` is missing or malformed.
@@ -204,16 +215,26 @@ def decode_config(tree: Mapping[str, Any]) -> NetConfig:
     tree = {key: value for key, value in tree.items() if value is not None}
     if tree.get("type") == "coordinator":
         tree["coordinator"] = {key: value for key, value in tree.items() if key not in _EVERY_PLUGINS}
-    try:
-        config = msgspec.convert(without_nulls(tree), NetConfig)
-    except msgspec.ValidationError as error:
-        name, value, problem = locate(error, tree)
-        raise InvalidConfig(f"{name}: {shown(value)} is not valid", problem) from None
+    config = _converted(tree, lenient=lenient)
     if not config.name:
         raise InvalidConfig("name: missing from the network configuration")
     if not _NAME.fullmatch(config.name):
         raise InvalidConfig(f"name: {shown(config.name)} is not a network name", f"expected {_NAME.pattern}")
     return config
+
+
+def _converted(tree: dict[str, Any], *, lenient: bool) -> NetConfig:
+    try:
+        return msgspec.convert(without_nulls(tree), NetConfig)
+    except msgspec.ValidationError as error:
+        name, value, problem = locate(error, tree)
+        key = re.split(r"[.\[]", name)[0]
+        if not lenient or key not in tree:
+            raise InvalidConfig(f"{name}: {shown(value)} is not valid", problem) from None
+    wrong = tree.pop(key)
+    if key == "ipam" and isinstance(wrong, Mapping) and len(wrong) > 1:
+        tree["ipam"] = {"type": wrong.get("type")}
+    return _converted(tree, lenient=True)
 
 
 def without_nulls(tree: object) -> object:

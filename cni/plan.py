@@ -1,5 +1,6 @@
 """What is to be done in the kernel, as values: pure functions make them from a call and a result, `cni.kernel` acts."""
 
+import re
 from ipaddress import ip_interface
 
 from msgspec import Struct
@@ -10,6 +11,8 @@ from cni.errors import InvalidConfig, InvalidEnvironment, UnsupportedField
 from cni.protocol import IPAM_TYPE, Invocation, Verb
 from cni.result import Result
 
+_MAC = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(\1[0-9a-f]{2}){4}|[0-9a-f]{4}(\.[0-9a-f]{4}){2}")
+"""As Go, and so the reference plugins, read them: with colons, with hyphens, or in threes with dots."""
 MACVLAN_MODES = ("bridge", "private", "vepa", "passthru")
 IPVLAN_MODES = ("l2", "l3", "l3s")
 VLAN_PROTOCOLS = ("802.1q", "802.1ad")
@@ -91,6 +94,12 @@ class LinkState(Struct, frozen=True, kw_only=True):
     vlan_protocol: str = ""
     alias: str = ""
     """What its maker wrote on it (`ip link`, alias)."""
+    tx_queue_len: int = 0
+    """Packets."""
+    promisc: bool = False
+    """Whether somebody had it take in frames for others, too."""
+    allmulti: bool = False
+    """Whether somebody had it take in all that is for a group."""
 
 
 class Inspection(Struct, frozen=True, kw_only=True):
@@ -262,17 +271,14 @@ def _refuse_mac(field: str, value: str) -> None:
 
 
 def _mac(field: str, text: str) -> str:
-    parts = text.lower().split(":")
-    try:
-        raw = bytes.fromhex("".join(parts))
-    except ValueError:
-        raw = b""
-    if len(raw) != 6 or any(len(part) != 2 for part in parts):
+    lower = text.lower()
+    raw = bytes.fromhex(re.sub("[:.-]", "", lower)) if _MAC.fullmatch(lower) else b""
+    if not raw:
         problem = f"{field}: {shown(text)} is not a MAC address"
     elif raw[0] & 1:
         problem = f"{field}: {shown(text)} is a multicast MAC address"
     elif not any(raw):
         problem = f"{field}: {shown(text)} is the zero MAC address"
     else:
-        return ":".join(parts)
+        return raw.hex(":")
     raise InvalidEnvironment(problem) if field.startswith("CNI_ARGS") else InvalidConfig(problem)

@@ -144,8 +144,8 @@ def parse_invocation(headers: Mapping[str, str], body: bytes) -> Invocation:
     _require(verb, environment)
     tree = decode_json(body)
     _check_version(verb, tree.get("cniVersion"))
-    conf = decode_config(tree)
-    role = role_of(called_as, conf)
+    conf = decode_config(tree, lenient=verb is Verb.DEL)
+    role = role_of(called_as, conf, goes=verb is Verb.DEL)
     args = _pod_args(environment.get("CNI_ARGS", ""))
     of_container = verb in {Verb.ADD, Verb.CHECK, Verb.DEL}
     return Invocation(
@@ -154,7 +154,7 @@ def parse_invocation(headers: Mapping[str, str], body: bytes) -> Invocation:
         role=role,
         container_id=_container_id(environment["CNI_CONTAINERID"]) if of_container else "",
         netns=environment.get("CNI_NETNS", "") if of_container else "",
-        ifname=_ifname(environment["CNI_IFNAME"]) if of_container else "",
+        ifname=_ifname(verb, environment["CNI_IFNAME"]) if of_container else "",
         args=args,
         conf=conf,
         prev_result=_prev_result(verb, role, conf),
@@ -226,8 +226,8 @@ def _check_version(verb: Verb, version: object) -> None:
         raise IncompatibleVersion(f"cniVersion: {shown(version)} has no {verb}", f"{verb} needs {since} or later")
 
 
-def role_of(called_as: str, conf: NetConfig) -> Role:
-    """What a plugin of ours is to do that is called by this name.
+def role_of(called_as: str, conf: NetConfig, *, goes: bool = False) -> Role:
+    """What a plugin of ours is to do that is called by this name. With `goes`, what its ADD was refused for is fine.
 
     Raises:
         InvalidConfig: name and configuration do not go together.
@@ -240,7 +240,7 @@ def role_of(called_as: str, conf: NetConfig) -> Role:
         if called_as not in LINK_KINDS:
             known = f"plugin types: {', '.join(PLUGIN_TYPES)}; ipam.type: {IPAM_TYPE}"
             raise InvalidConfig(f"type: {shown(conf.type)} is no plugin type of ours", known)
-        if conf.ipam.type not in {"", IPAM_TYPE}:
+        if conf.ipam.type not in {"", IPAM_TYPE} and not goes:
             raise InvalidConfig(
                 f'ipam.type: {shown(conf.ipam.type)} is not "{IPAM_TYPE}", the only one that '
                 f"plugin type {shown(conf.type)} works with here"
@@ -271,6 +271,10 @@ def ifname_problem(text: str) -> str:
         return "that is a folder"
     if any(character in "/:" or character.isspace() for character in text):
         return "/, : and white space are not allowed"
+    if "\0" in text:
+        return "a zero byte is not allowed"
+    if "%" in text:
+        return "% is not allowed, the kernel would put a number there"
     return ""
 
 
@@ -281,8 +285,9 @@ def _container_id(text: str) -> str:
     return text
 
 
-def _ifname(text: str) -> str:
-    problem = ifname_problem(text)
+def _ifname(verb: Verb, text: str) -> str:
+    # That a name has a % the runtime does not mind, so it comes with the DEL after the ADD that was refused for it.
+    problem = ifname_problem(text.replace("%", "") if verb is Verb.DEL else text)
     if problem:
         raise InvalidEnvironment(f"CNI_IFNAME: {shown(text)} is not an interface name", problem)
     return text

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from cni.config import without_nulls
+from cni.config import Dns, without_nulls
 from cni.errors import CniError, InvalidConfig
 
 SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -49,15 +49,6 @@ class RouteConfig(Struct, frozen=True, kw_only=True, omit_defaults=True):
     priority: int = 0
     table: int | None = None
     scope: int | None = None
-
-
-class Dns(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Resolver settings, passed through."""
-
-    nameservers: tuple[str, ...] = ()
-    domain: str = ""
-    search: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
 
 
 class Result(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -97,6 +97,10 @@ class VfHeld(Struct, frozen=True, kw_only=True):
     up: bool = False
     alias: str = ""
     """What somebody wrote on the interface (`ip link`, alias)."""
+    tx_queue_len: int | None = None
+    """Packets; None where an agent lent the VF that did not look at this, nor at the next two."""
+    promisc: bool = False
+    allmulti: bool = False
     settings: VfSettings = VfSettings()
     mark: str = ""
     """Written on the interface while it is lent, and for as long as it is not what it was. So an agent that does not
@@ -191,12 +195,24 @@ def vf_plan(invocation: Invocation) -> VfPlan:
     )
 
 
-def with_rate(plan: VfPlan, mbps: int) -> VfPlan:
+def has_rate(plan: VfPlan) -> bool:
+    """Whether the configuration limits what the VF may send."""
+    return plan.settings.rates is not None and plan.settings.rates[1] > 0
+
+
+def with_rate(plan: VfPlan, mbps: int, held: VfHeld) -> VfPlan:
     """The plan with a limit for what the VF may send, unless the configuration has one."""
-    least, most = plan.settings.rates or (0, 0)
-    if most or not mbps:
+    if has_rate(plan) or not mbps:
         return plan
-    return replace(plan, settings=replace(plan.settings, rates=(min(least, mbps), mbps)))
+    rates = limited(plan.settings.rates or held.settings.rates, mbps)
+    return replace(plan, settings=replace(plan.settings, rates=rates))
+
+
+def limited(rates: tuple[int, int] | None, mbps: int) -> tuple[int, int]:
+    """Rates of a VF with one limit more."""
+    least, most = rates or (0, 0)
+    most = min(most or mbps, mbps)
+    return min(least, most), most
 
 
 def mark(container_id: str, ifname: str) -> str:

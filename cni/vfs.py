@@ -68,7 +68,7 @@ class Vfs(Protocol):
         ...
 
     async def limit_vf(self, held: VfHeld, mbps: int) -> None:
-        """Limit what it may send, unless it has a limit.
+        """Limit what it may send, unless it has a stricter limit.
 
         Raises:
             KernelRefused: the driver does not know rates.

@@ -158,11 +158,12 @@ def invocation_of(
     Raises:
         CniError: its configuration cannot be.
     """
-    conf = decode_config(call.conf)
+    goes = verb is Verb.DEL
+    conf = decode_config(call.conf, lenient=goes)
     return Invocation(
         verb=verb,
         type=call.type,
-        role=role_of(call.type, conf),
+        role=role_of(call.type, conf, goes=goes),
         container_id=head.container_id,
         netns=head.netns,
         ifname=attached.ifname,

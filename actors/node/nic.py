@@ -22,9 +22,10 @@ from cni.kernel import Kernel
 from cni.plan import Assigned, LinkPlan, LinkState, address_plan, assigned_plan, is_assigned, link_plan
 from cni.protocol import IPAM_TYPE, Invocation, Role
 from cni.result import Interface, IpConfig, Result, RouteConfig, with_mac
-from cni.sriov import KIND, VfPlan, vf_plan
+from cni.sriov import KIND, VfPlan, has_rate, vf_plan
 from telemetry import traces
 
+_NO_MAC = "00:00:00:00:00:00"
 _DEFAULTS = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -115,11 +116,16 @@ class Nic:
                     self.link = await pfs.take(self.entry, self.plan)
                     self._lent = True
                     if self.link is None:
-                        self.entry = msgspec.structs.replace(self.entry, mac=self.plan.settings.mac)
+                        self.entry = msgspec.structs.replace(self.entry, mac=self._mac_at_pf(self.plan))
                 else:
                     self.link = await kernel.attach_link(self.plan)
         except CniError as error:
             self.failure = error
+
+    def _mac_at_pf(self, plan: VfPlan) -> str:
+        """The MAC address of a virtual function without an interface, as far as the node knows it."""
+        had = "" if self.entry.vf is None else self.entry.vf.settings.mac
+        return plan.settings.mac or ("" if had == _NO_MAC else had)
 
     async def masters(self, kernel: Kernel, pfs: PhysicalFunctions) -> tuple[str, ...] | None:
         """The networks of the parent NIC; None where nobody wants them matched. Raises `CniError`."""
@@ -188,6 +194,8 @@ class Nic:
     async def configure(self, kernel: Kernel) -> None:
         """Addresses, up, routes. Raises `CniError`."""
         self.result = _result(self.entry, self.link, self.grant)
+        if self.invocation.role is Role.MAIN:
+            self.result = msgspec.structs.replace(self.result, dns=self.invocation.conf.dns)
         if self.link is not None:
             with traces.span("link.configure"):
                 await kernel.configure(self.invocation.netns, self.ifname, address_plan(self.result))
@@ -226,15 +234,22 @@ class Nic:
             self.entry = msgspec.structs.replace(self.entry, mac=plan.mac)
 
     async def limit(self, kernel: Kernel, pfs: PhysicalFunctions, pod: Bandwidth | None) -> None:
-        """Hold back what it carries, where the pod's annotations or the runtime say so. Raises `CniError`."""
-        if self.link is None:
+        """Hold back what it carries, where the pod's annotations or the runtime say so. Raises `CniError`.
+
+        Of a virtual function without an interface what it sends: the rest is between the program and the NIC.
+        """
+        if self.link is None and self.entry.vf is None:
             return
-        plan = bandwidth.limit_plan(self.invocation, pod, mtu=self.link.mtu, coordination=self.entry.coordination)
+        mtu = 0 if self.link is None else self.link.mtu
+        plan = bandwidth.limit_plan(self.invocation, pod, mtu=mtu, coordination=self.entry.coordination)
+        if plan is not None and self.link is None:
+            plan = msgspec.structs.replace(plan, ingress=None) if plan.egress is not None else None
         if plan is not None:
             with traces.span("limit"):
-                if plan.vf_rate:
+                if plan.vf_rate and isinstance(self.plan, VfPlan) and not has_rate(self.plan):
                     await pfs.limit(self.entry, plan.vf_rate)
-                await kernel.limit(plan)
+                if self.link is not None:
+                    await kernel.limit(plan)
             self.entry = msgspec.structs.replace(self.entry, limits=plan)
 
     def complete(self, *, changed_ns: int) -> JournalEntry:

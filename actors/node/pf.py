@@ -84,7 +84,7 @@ class Give(Question[None], frozen=True, tag=True):
 
 
 class Limit(Question[None], frozen=True, tag=True):
-    """Limit what a VF may send, unless it is limited. Raises `KernelRefused`."""
+    """Limit what a VF may send, unless it is limited more. Raises `KernelRefused`."""
 
     held: VfHeld
     mbps: int

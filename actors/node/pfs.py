@@ -68,7 +68,7 @@ class PhysicalFunctions:
             await self._ask(entry.vf.pf, Give(entry.key, entry.netns, entry.vf))
 
     async def limit(self, entry: JournalEntry, mbps: int) -> None:
-        """Limit what the VF may send, unless the configuration did. Raises `KernelRefused` and `TryAgainLater`."""
+        """Limit what the VF may send, unless that is limited more. Raises `KernelRefused` and `TryAgainLater`."""
         if entry.vf is not None:
             await self._ask(entry.vf.pf, Limit(entry.vf, mbps))
 

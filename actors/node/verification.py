@@ -9,7 +9,7 @@ from cni.journal import JournalEntry, State
 from cni.kernel import Kernel
 from cni.plan import MADE_KINDS, address_plan, assigned_plan, link_plan
 from cni.protocol import Invocation, Role
-from cni.sriov import vf_plan, with_rate
+from cni.sriov import VfHeld, vf_plan, with_rate
 
 
 async def verify(
@@ -31,7 +31,7 @@ async def verify(
         msg = f"CNI_CONTAINERID: no interface {invocation.ifname} was added for container {invocation.container_id}"
         raise UnknownContainer(msg)
     if entry.vf is not None:
-        await _verify_vf(pfs, invocation, entry)
+        await _verify_vf(pfs, invocation, entry, entry.vf)
     if entry.role is Role.MAIN and (entry.vf is None or entry.vf.ifname):
         await _verify_link(kernel, invocation, entry, beside=beside)
     if entry.coordination is not None:
@@ -46,9 +46,9 @@ async def verify(
             raise StateDiffers(msg, "; ".join(lifted))
 
 
-async def _verify_vf(pfs: PhysicalFunctions, invocation: Invocation, entry: JournalEntry) -> None:
+async def _verify_vf(pfs: PhysicalFunctions, invocation: Invocation, entry: JournalEntry, vf: VfHeld) -> None:
     rate = 0 if entry.limits is None else entry.limits.vf_rate
-    others = await pfs.differences(entry, with_rate(vf_plan(invocation), rate))
+    others = await pfs.differences(entry, with_rate(vf_plan(invocation), rate, vf))
     if others:
         msg = f"interface {entry.ifname} is not the virtual function that ADD lent"
         raise StateDiffers(msg, "; ".join(others))

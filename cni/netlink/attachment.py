@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from ipaddress import IPv6Interface, ip_address, ip_interface, ip_network
 
+from msgspec.structs import replace
+
 from cni.bandwidth import ifb_name
 from cni.coordination import POD_VETH, Pair
 from cni.errors import CniError, InterfaceExists, InvalidNetns, KernelRefused
@@ -13,7 +15,7 @@ from cni.netlink import address, announce, holders, link, route, traffic, veth
 from cni.netlink.announce import Advertiser
 from cni.netlink.holders import Modes
 from cni.netlink.route import Address
-from cni.netlink.socket import Netns, Refusal, RouteSocket, route_socket
+from cni.netlink.socket import Netns, Refusal, Request, RouteSocket, route_socket
 from cni.netlink.sysctl import prepare_ipv6
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
 from cni.plan import link_differences as compared
@@ -49,6 +51,8 @@ def make_link(plan: LinkPlan, modes: Modes) -> LinkState:
                 made = link.get(inside, plan.ifname)
                 if made is None:
                     raise KernelRefused(f"{plan.kind} {plan.ifname} was made in {plan.netns} and is not there")
+                if plan.mac and made.mac != plan.mac:
+                    made = _with_mac(inside, plan, made)
                 if plan.kind == "ipvlan":
                     modes.made(plan, parent, made)
         return made
@@ -189,6 +193,25 @@ def is_paired(pair: Pair) -> bool:
         return near is not None and veth.is_ours(near, pair.container_id)
 
 
+def _with_mac(inside: RouteSocket, plan: LinkPlan, made: LinkState) -> LinkState:
+    """A macvlan link in passthru mode begins with its parent's MAC address; another one the parent has for as long."""
+    try:
+        inside.pipeline(
+            [
+                Request(
+                    link.RTM_SETLINK,
+                    0,
+                    link.settings_body(made.index, mac=plan.mac),
+                    f"set the MAC address of {plan.ifname} in {plan.netns} to {plan.mac}",
+                )
+            ]
+        )
+    except BaseException:
+        link.delete(inside, made)
+        raise
+    return replace(made, mac=plan.mac)
+
+
 def _find(sockets: RouteSocket, ifname: str) -> LinkState | None:
     return link.get(sockets, ifname) or link.get(sockets, link.temporary_name(ifname))
 
@@ -199,7 +222,7 @@ def _occupied(plan: LinkPlan, parent: LinkState, refusal: Refusal, *, where: str
         msg = f"vlanId: {plan.vlan_id} is taken on master {parent.ifname}"
         seen = holders.described(parent, where=where, vlan_id=plan.vlan_id)
         return InterfaceExists(msg, "; ".join(filter(None, (str(refusal), seen, "a parent has each id once"))))
-    refused = refusal.explain(f"make {plan.kind} {plan.ifname} in {plan.netns} on master {parent.ifname}")
+    refused = refusal.explain(link.making(plan, parent))
     refused.details = "; ".join(filter(None, (refused.details, holders.described(parent, where=where))))
     return refused
 

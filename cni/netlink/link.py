@@ -23,7 +23,9 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 _RTNLGRP_LINK = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
 _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 13, 18, 20, 26, 28, 29
-_IFLA_MASTER, _IFLA_GROUP, _IFLA_LINK_NETNSID = 10, 27, 37
+_IFLA_MASTER, _IFLA_GROUP, _IFLA_LINK_NETNSID, _IFLA_ALT_IFNAME = 10, 27, 37, 53
+_NAME_BYTES, _ALT_NAME_BYTES = 15, 127
+"""Of a link's name, and of an alternative one."""
 _INFO_KIND, _INFO_DATA = 1, 2
 _SKIP_STATS = 8
 _DOOMED = 0x73706964
@@ -34,7 +36,7 @@ _ADDR_GEN_MODE, _NO_ADDRESS = 8, 1
 _INET_CONF = 1
 _RP_FILTER, _ARP_NOTIFY = 8, 22
 """IPV4_DEVCONF_* of linux/ip.h."""
-_UP, _NOARP, _LOWER_UP = 0x1, 0x80, 0x10000
+_UP, _NOARP, _PROMISC, _ALLMULTI, _LOWER_UP = 0x1, 0x80, 0x100, 0x200, 0x10000
 _HEADER = struct.Struct("=BxHiII")
 
 
@@ -55,7 +57,7 @@ def create(sockets: RouteSocket, plan: LinkPlan, *, parent: LinkState, netns: Ne
         KernelRefused: anything else.
     """
     body = create_body(plan, parent_index=parent.index, descriptor=netns.descriptor)
-    doing = f"make {plan.kind} {plan.ifname} in {plan.netns} on master {parent.ifname}"
+    doing = making(plan, parent)
     try:
         sockets.request(RTM_NEWLINK, message.F_CREATE | message.F_EXCL, body)
     except Refusal as refusal:
@@ -66,6 +68,13 @@ def create(sockets: RouteSocket, plan: LinkPlan, *, parent: LinkState, netns: Ne
         if get(inside, plan.ifname) is not None:
             raise InterfaceExists(f"CNI_IFNAME: {plan.ifname} exists already in {plan.netns}", str(refusal)) from None
         _create_elsewhere_named(sockets, plan, parent=parent, netns=netns, inside=inside, doing=doing)
+
+
+def making(plan: LinkPlan, parent: LinkState) -> str:
+    """What `create` does, for errors: with all that the configuration says."""
+    given = {"mode": plan.mode, "mtu": plan.mtu, "mac": plan.mac, "bcqueuelen": plan.broadcast_queue_length}
+    said = "".join(f", {field} {value}" for field, value in given.items() if value)
+    return f"make {plan.kind} {plan.ifname} in {plan.netns} on master {parent.ifname}{said}"
 
 
 def temporary_name(ifname: str) -> str:
@@ -140,8 +149,12 @@ def find_parent(sockets: RouteSocket, plan: LinkPlan) -> LinkState:
 
 
 def get(sockets: RouteSocket, ifname: str) -> LinkState | None:
-    """The link of that name, None when there is none."""
-    body = _HEADER.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, ifname) + attribute(_IFLA_EXT_MASK, u32(_SKIP_STATS))
+    """The link of that name, or with that alternative name; None when there is none."""
+    length = len(ifname.encode())
+    if not 0 < length <= _ALT_NAME_BYTES or "\0" in ifname:
+        return None
+    name = text(_IFLA_IFNAME if length <= _NAME_BYTES else _IFLA_ALT_IFNAME, ifname)
+    body = _HEADER.pack(0, 0, 0, 0, 0) + name + attribute(_IFLA_EXT_MASK, u32(_SKIP_STATS))
     return _get(sockets, body, ifname)
 
 
@@ -252,7 +265,10 @@ def set_up(sockets: RouteSocket, link: LinkState) -> None:
     try:
         sockets.request(RTM_SETLINK, 0, set_up_body(link.index))
     except Refusal as refusal:
-        raise refusal.explain(f"set {link.ifname} up") from None
+        doing = f"set {link.ifname} up"
+        if refusal.number == errno.EADDRINUSE:
+            doing += f": another link on its parent, or that itself, has the MAC address {link.mac}"
+        raise refusal.explain(doing) from None
 
 
 def set_up_body(index: int) -> bytes:
@@ -326,4 +342,7 @@ def decode(body: memoryview) -> LinkState:
         vlan_id=more.vlan_id,
         vlan_protocol=more.vlan_protocol,
         alias=message.read_text(found.get(_IFLA_IFALIAS)),
+        tx_queue_len=message.read_u32(found.get(_IFLA_TXQLEN)),
+        promisc=bool(flags & _PROMISC),
+        allmulti=bool(flags & _ALLMULTI),
     )

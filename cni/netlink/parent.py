@@ -52,7 +52,7 @@ def look(sockets: RouteSocket, plan: ParentPlan, *, to_change: bool = False) -> 
     """
     names = dict.fromkeys((*plan.interfaces, plan.base, plan.name))
     links = {name: found for name in names if (found := link.get(sockets, name)) is not None}
-    slaves: list[LinkState] = []
+    slaves: dict[int, str] = {}
     state = None
     wanted: set[int] = set()
     defaults: tuple[DefaultRoute, ...] = ()
@@ -61,8 +61,10 @@ def look(sockets: RouteSocket, plan: ParentPlan, *, to_change: bool = False) -> 
         found = links.get(plan.bond.name)
         index = found.index if found is not None else 0
         if found is not None and found.kind == "bond":
-            slaves = bond.slaves(sockets, index)
-            state = bond.state(sockets, index, names={one.index: one.ifname for one in slaves})
+            # The plan may call a link by another of its names.
+            called = {links[name].index: name for name in plan.interfaces if name in links}
+            slaves = {one.index: called.get(one.index, one.ifname) for one in bond.slaves(sockets, index)}
+            state = bond.state(sockets, index, names=slaves)
         there = [links[name] for name in plan.interfaces if name in links]
         free = [one for one in there if not index or one.master_index != index]
         wanted |= {one.master_index for one in free if one.master_index}
@@ -77,7 +79,7 @@ def look(sockets: RouteSocket, plan: ParentPlan, *, to_change: bool = False) -> 
     return ParentView(
         links=links,
         bond=state,
-        slaves=tuple(sorted(one.ifname for one in slaves)),
+        slaves=tuple(sorted(slaves.values())),
         vlans=tuple(vlans),
         others=others,
         defaults=defaults,

@@ -34,6 +34,7 @@ from cni.sriov import (
     VfSeen,
     VfSettings,
     is_mark,
+    limited,
     settings_differences,
 )
 from telemetry import traces
@@ -43,11 +44,11 @@ _log = logging.getLogger(__name__)
 
 PHYSICAL = ""
 """The kind of link that a VF's interface is."""
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 1, 3, 4, 20, 28
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_TXQLEN, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 1, 3, 4, 13, 20, 28
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
 _RTM_DELLINKPROP = 109
 _LINK = struct.Struct("=BxHiII")
-_UP = 1
+_UP, _PROMISC, _ALLMULTI = 0x1, 0x100, 0x200
 _OWN = "/proc/thread-self/ns/net"
 _TRIES, _PAUSE_SECONDS = 20, 0.1
 """As sriov-cni tries a MAC address."""
@@ -58,11 +59,11 @@ _QUEUE_SECONDS = 0.005
 def physical_function(plan: VfPlan, *, bus: PciBus) -> str:
     """See `cni.vfs.Vfs.physical_function`."""
     if not plan.pci:
-        pf = bus.device(plan.pf)
+        with route_socket() as node:
+            there = link.get(node, plan.pf)
+        pf = bus.device(there.ifname) if there is not None else ""
         if not pf:
-            with route_socket() as node:
-                there = link.get(node, plan.pf) is not None
-            problem = "is no PCI device" if there else "is not on this node"
+            problem = "is not on this node" if there is None else "is no PCI device"
             raise InvalidConfig(f"master: {shown(plan.pf)} {problem}", "an SR-IOV NIC was expected")
         return pf
     if not bus.has(plan.pci):
@@ -114,7 +115,17 @@ def survey_vf(pci: str, *, bus: PciBus) -> VfHeld:
     held = replace(held, settings=settings)
     if there is None:
         return held
-    return replace(held, ifname=there.ifname, mac=there.mac, mtu=there.mtu, up=there.up, alias=there.alias)
+    return replace(
+        held,
+        ifname=there.ifname,
+        mac=there.mac,
+        mtu=there.mtu,
+        up=there.up,
+        alias=there.alias,
+        tx_queue_len=there.tx_queue_len,
+        promisc=there.promisc,
+        allmulti=there.allmulti,
+    )
 
 
 def take_vf(plan: VfPlan, held: VfHeld, *, bus: PciBus) -> LinkState | None:
@@ -173,9 +184,8 @@ def limit_vf(held: VfHeld, mbps: int, *, bus: PciBus) -> None:
     """See `cni.vfs.Vfs.limit_vf`."""
     with route_socket() as node:
         master = _master(node, held.pf, bus)
-        least, most = _settings(node, master, held).rates or (0, 0)
-        if not most:
-            _tell(node, master, held, VfSettings(rates=(min(least, mbps), mbps)))
+        seen = _settings(node, master, held)
+        _tell(node, master, held, VfSettings(rates=limited(seen.rates, mbps)).but(seen))
 
 
 def vf_differences(plan: VfPlan, held: VfHeld, *, bus: PciBus) -> list[str]:
@@ -274,6 +284,8 @@ def _give(
     named = _rename(node, there, held.ifname)
     if held.mtu and there.mtu != held.mtu:
         _set(node, there.index, attribute(_IFLA_MTU, u32(held.mtu)), f"set the MTU of {held.ifname} to {held.mtu}")
+    if held.tx_queue_len is not None:
+        _restore_more(node, there, held, held.tx_queue_len)
     if held.mac and there.mac != held.mac:
         _set_mac(node, there, held.mac)
         if master is not None:
@@ -284,6 +296,16 @@ def _give(
     if there.alias != held.alias:
         _set(node, there.index, attribute(_IFLA_IFALIAS, held.alias.encode()), f"write on {held.ifname}")
     return Returned.BACK if named else Returned.MISNAMED
+
+
+def _restore_more(node: RouteSocket, there: LinkState, held: VfHeld, tx_queue_len: int) -> None:
+    if there.tx_queue_len != tx_queue_len:
+        doing = f"set the transmit queue of {held.ifname} to {tx_queue_len}"
+        _set(node, there.index, attribute(_IFLA_TXQLEN, u32(tx_queue_len)), doing)
+    if (there.promisc, there.allmulti) != (held.promisc, held.allmulti):
+        flags = held.promisc * _PROMISC | held.allmulti * _ALLMULTI
+        header = _LINK.pack(0, 0, there.index, flags, _PROMISC | _ALLMULTI)
+        _ask(node, RTM_SETLINK, header, f"set promisc and allmulti of {held.ifname} back")
 
 
 def _bring_back(

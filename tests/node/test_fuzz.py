@@ -60,7 +60,15 @@ COORDINATOR = {
     "tunePodRoutes": True,
 }
 SEEDS: list[dict[str, Any]] = [
-    {"type": "macvlan", "master": "up0", "mode": "bridge", "mtu": 1400, "ipam": IPAM, "coordinator": COORDINATOR},
+    {
+        "type": "macvlan",
+        "master": "up0",
+        "mode": "bridge",
+        "mtu": 1400,
+        "bcqueuelen": 9,
+        "ipam": IPAM,
+        "coordinator": COORDINATOR,
+    },
     {"type": "spiderpool", "master": "up0", "ipam": IPAM, "runtimeConfig": {"mac": "02:00:00:00:00:07", "ips": []}},
     {"type": "ipvlan", "master": "up0", "mode": "l2", "ipam": IPAM},
     {"type": "vlan", "master": "up0", "vlanId": 7, "ipam": IPAM},

@@ -108,6 +108,49 @@ async def test_parent_of_the_default_route(kernel: LinuxKernel, segment: Segment
     assert (await kernel.attach_link(plan)).parent_index == socket.if_nametoindex("up1")
 
 
+async def test_a_mac_address_in_passthru_mode(
+    kernel: LinuxKernel, segment: Segment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel does not take it when it makes the link. The parent has it for as long as that is there."""
+    container = segment.container()
+    plan = LinkPlan(netns=str(container.path), ifname="eth0", master="up0", mode="passthru", mac=MAC)
+    before = await asyncio.to_thread(_mac_of, "up0")
+    made = await kernel.attach_link(plan)
+    assert (made.mac, container.run(lambda: _mac_of("eth0")), await asyncio.to_thread(_mac_of, "up0")) == (MAC,) * 3
+    await kernel.configure(plan.netns, "eth0", FIRST)
+    assert await asyncio.to_thread(talk, segment.neighbour, container, "10.77.0.1") == b"10.77.0.5"
+    assert await kernel.detach_link(plan.netns, "eth0")
+    assert await asyncio.to_thread(_mac_of, "up0") == before
+    # The parent's driver does not take it.
+    original = link.settings_body
+    monkeypatch.setattr(link, "settings_body", lambda index, *, mac: original(index, mac="01" + mac[2:]))
+    with pytest.raises(KernelRefused, match=rf"set the MAC address of eth0 in {plan.netns} to {MAC}"):
+        await kernel.attach_link(plan)
+    assert names(container) == ["lo"]
+    assert await asyncio.to_thread(_mac_of, "up0") == before
+
+
+async def test_a_mac_address_that_is_taken(kernel: LinuxKernel, segment: Segment) -> None:
+    one, two = segment.container(), segment.container()
+    for container in (one, two):
+        await kernel.attach_link(LinkPlan(netns=str(container.path), ifname="eth0", master="up0", mac=MAC))
+    await kernel.configure(str(one.path), "eth0", FIRST)
+    with pytest.raises(KernelRefused, match=f"set eth0 up: another link .* has the MAC address {MAC}"):
+        await kernel.configure(str(two.path), "eth0", SECOND)
+
+
+async def test_parent_by_another_of_its_names(kernel: LinuxKernel, segment: Segment) -> None:
+    """As udev gives them; longer than a link's own name can be."""
+    container = segment.container()
+    plan = LinkPlan(netns=str(container.path), ifname="eth0", master="enp129s0f0np0-of-udev")
+    with pytest.raises(InvalidConfig, match='there is no interface "enp129s0f0np0-of-udev" on this node'):
+        await kernel.attach_link(plan)
+    await asyncio.to_thread(_call, "up0", plan.master)
+    made = await kernel.attach_link(plan)
+    assert made.parent_index == socket.if_nametoindex("up0")
+    assert await kernel.link_differences(plan) == ["it is down"]
+
+
 async def test_what_is_configured_is_shown(kernel: LinuxKernel, segment: Segment) -> None:
     container = segment.container()
     await attach(kernel, container, FIRST)
@@ -416,6 +459,17 @@ def _create_as_before_6_15(plan: LinkPlan, *, leave: bool = False) -> None:
             node.request(link.RTM_NEWLINK, message.F_CREATE | message.F_EXCL, body)
         else:
             link._create_elsewhere_named(node, plan, parent=parent, netns=netns, inside=inside, doing="make it")
+
+
+def _mac_of(ifname: str) -> str:
+    with IPRoute() as route:
+        (found,) = route.get_links(ifname=ifname)
+    return str(found.get_attr("IFLA_ADDRESS"))
+
+
+def _call(ifname: str, name: str) -> None:
+    with IPRoute() as route:
+        route.link("property_add", index=route.link_lookup(ifname=ifname)[0], altname=name)
 
 
 def _set(ifname: str, **changes: object) -> None:

@@ -61,8 +61,9 @@ def state(machine: PlayedNic) -> object:
             one.get_attr("IFLA_IFNAME"): (
                 one.get_attr("IFLA_ADDRESS"),
                 one.get_attr("IFLA_MTU"),
-                one["flags"] & 1,
+                one["flags"] & 0x301,  # up, promisc, allmulti
                 one.get_attr("IFLA_IFALIAS"),
+                one.get_attr("IFLA_TXQLEN"),
             )
             for one in route.get_links()
             if one.get_attr("IFLA_IFNAME") != "lo"
@@ -99,10 +100,26 @@ def test_there_and_back(machine: PlayedNic, pod: Netns, up: bool) -> None:
     assert "vf0" not in state(machine)[0]  # type: ignore[index]
     assert names(pod) == ["lo", "net1"]
     assert sriov.vf_differences(plan, one, bus=machine) == ["it is down"]
+    # As the coordinator does, and as pods may that listen to others.
+    pod.run(lambda: change("net1", txqlen=77, flags=0x300, change=0x300))
     assert give(machine, pod, one) is Returned.BACK
     assert state(machine) == before
     assert names(pod) == ["lo"]
     assert give(machine, pod, one) is Returned.BACK and state(machine) == before, "again"
+
+
+@pytest.mark.parametrize(("mbps", "then"), [(50, 50), (200, 100)])
+def test_a_limit_of_the_pod_beside_one_of_the_node(machine: PlayedNic, pod: Netns, mbps: int, then: int) -> None:
+    pci = machine.plug("vf0")
+    machine.set(0, rates=(0, 100))
+    before = state(machine)
+    one, plan = held(machine, pci), wanted(pod, pci)
+    assert sriov.take_vf(plan, one, bus=machine) is not None
+    sriov.limit_vf(one, mbps, bus=machine)
+    assert machine.settings[0].rates == (0, then)
+    assert sriov.vf_differences(rules.with_rate(plan, mbps, one), one, bus=machine) == ["it is down"]
+    assert give(machine, pod, one) is Returned.BACK
+    assert state(machine) == before
 
 
 def test_what_is_so_already_is_not_sent(machine: PlayedNic, pod: Netns) -> None:

@@ -141,6 +141,7 @@ def test_the_first_nic_is_of_the_agents_namespace(parse: Callable[[str], Network
         ("lan@sixteen-letters-", "interface 'sixteen-letters-': want 1 to 15 characters"),
         ("lan@a b", "interface 'a b'"),
         ("lan@..", "interface '..'"),
+        ("lan@net%d", "interface 'net%d': want 1 to 15 characters"),
         ("a,b@net1", "interface net1 is that of another network"),
         ("a@eth0", "interface eth0 is that of another network"),
         ('[{"namespace":"x"}]', "name '': want"),

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from cni.config import shown
 from cni.errors import CniError, InvalidConfig, InvalidEnvironment, UnsupportedField
 from cni.plan import (
     IPVLAN_MODES,
@@ -47,13 +48,20 @@ def test_the_runtime_has_the_last_word_on_the_mac_address() -> None:
     assert link_plan(invoke(body, args=named)).mac == "02:00:00:00:00:01"
 
 
+@pytest.mark.parametrize("mac", ["02:00:0A:00:00:01", "02-00-0a-00-00-01", "0200.0a00.0001"])
+def test_a_mac_address_in_each_of_the_ways_to_write_it(mac: str) -> None:
+    assert link_plan(invoke({**CONF, "mac": mac})).mac == "02:00:0a:00:00:01"
+
+
 @pytest.mark.parametrize(
     "mac",
     [
         "x",
         "02:00:00:00:00",
-        "02-00-00-00-00-01",
-        "0200.0000.0001",
+        "02-00:00-00-00-01",
+        "0200.0000",
+        "02000000.0001",
+        "02:00:00:00:00:01\n",
         "020000000001",
         "2:0:0:0:0:1",
         "01:00:00:00:00:01",
@@ -63,7 +71,7 @@ def test_the_runtime_has_the_last_word_on_the_mac_address() -> None:
 def test_bad_mac(mac: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         link_plan(invoke({**CONF, "mac": mac}))
-    assert mac in caught.value.msg
+    assert shown(mac) in caught.value.msg
     with pytest.raises(InvalidEnvironment, match="CNI_ARGS MAC"):
         link_plan(invoke(args=f"{POD}%3BMAC%3D{mac}"))
 

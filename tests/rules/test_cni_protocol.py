@@ -83,6 +83,35 @@ def test_del_needs_neither_namespace_nor_pod_nor_a_readable_previous_result() ->
     assert (seen.netns, seen.prev_result, seen.args.name) == ("", None, "")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mtu": "9000"},
+        {"mtu": -1, "master": 5, "vlanId": 4095, "bond": {"mode": 7}},
+        {"prevResult": []},
+        {"ipam": {**CONF["ipam"], "default_ipv4_ippool": "v4"}},
+        {"coordinator": {"mode": 5}},
+    ],
+)
+def test_del_is_there_for_what_add_was_refused_for(wrong: dict[str, Any]) -> None:
+    """A pod whose network cannot be has to be able to go."""
+    with pytest.raises(InvalidConfig):
+        invoke({**CONF, **wrong})
+    seen = invoke({**CONF, **wrong}, command="DEL")
+    assert (seen.role, seen.conf.name, seen.conf.ipam.type) == (Role.MAIN, CONF["name"], "spiderpool")
+    assert invoke({**CONF, **wrong}, command="DEL", type="spiderpool").role is Role.IPAM
+
+
+def test_del_of_what_another_ipam_would_have_served_and_of_an_impossible_name() -> None:
+    body = {**CONF, "ipam": {"type": "host-local"}}
+    assert invoke(body, command="DEL").role is Role.MAIN
+    with pytest.raises(InvalidEnvironment, match=r'CNI_IFNAME: "net%d".*number'):
+        invoke(CONF, ifname="net%25d")
+    assert invoke(CONF, command="DEL", ifname="net%25d").ifname == "net%d"
+    with pytest.raises(InvalidEnvironment, match="CNI_IFNAME"):
+        invoke(CONF, command="DEL", ifname="a/b")
+
+
 def test_gc_and_status_name_no_container() -> None:
     body = {**CONF, "cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}
     seen = invoke(body, command="GC", containerid="", netns="", ifname="", args="")

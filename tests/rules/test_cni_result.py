@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from cni.config import Dns
 from cni.errors import InvalidConfig, KernelRefused
 from cni.result import (
     SUPPORTED_VERSIONS,
-    Dns,
     Interface,
     IpConfig,
     Result,

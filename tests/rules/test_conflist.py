@@ -123,6 +123,11 @@ def test_the_first_interface_stays_as_it_was_called() -> None:
     (first, net1) = planned(network(), networks=True, mtu=1400, coordinator={"mode": "underlay"})
     (call,) = calls(first)
     again = invocation_of(head(), Verb.ADD, first, call)
+    # Kept by an agent that took what this one refuses: it has to be able to go.
+    odd = Call({**call.conf, "mtu": -1, "ipam": {"type": "host-local"}})
+    with pytest.raises(InvalidConfig):
+        invocation_of(head(), Verb.ADD, first, odd)
+    assert invocation_of(head(), Verb.DEL, first, odd).link_kind == again.link_kind
     before = head(mtu=1400, coordinator={"mode": "underlay"})
     assert again.conf == before.conf
     assert (again.role, again.head, again.multus) == (Role.MAIN, "", "")

@@ -8,8 +8,11 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
+from actors.node.nic import Nic
 from actors.node.pfs import PhysicalFunctions
+from api.networks import Bandwidth
 from api.wire import PodRef
+from cni.bandwidth import buckets
 from cni.errors import CniError, InvalidConfig, KernelRefused, TryAgainLater
 from cni.journal import JournalEntry, State
 from cni.plan import LinkState
@@ -17,6 +20,7 @@ from cni.sriov import PfView, Returned, VfHeld, VfPlan, VfSeen, VfSettings, VfVl
 from runtime.actor import System
 from runtime.supervision import Supervisor
 from runtime.testing import VirtualClock, run
+from tests.rules.test_cni_protocol import invoke
 from tests.simulation.node import MemoryDisk, MemoryJournal
 
 PF = "0000:01:00.0"
@@ -390,6 +394,49 @@ def test_one_without_an_interface_is_held_as_the_journal_says() -> None:
         assert machine.vfs["0000:01:10.0"].settings.vlan == VfVlan()
 
     live(story, machine=machine)
+
+
+@pytest.mark.parametrize(("driver", "mac"), [("vfio-pci", "02:00:00:00:00:77"), ("vfio-pci", "00:00:00:00:00:00")])
+def test_what_a_program_sends_by_one_without_an_interface_is_limited_as_well(driver: str, mac: str) -> None:
+    machine = Machine()
+    vf = machine.vfs["0000:01:10.0"]
+    vf.driver, vf.settings = driver, replace(vf.settings, mac=mac)
+
+    async def story(agent: Agent) -> None:
+        body = {"cniVersion": "1.0.0", "name": "fast", "type": "sriov", "deviceID": vf.pci}
+        nic = Nic(invoke(body, type="sriov", ifname="net1"), changed_ns=1)
+        await nic.reserve(agent.pfs)
+        await agent.journal.put(nic.entry)
+        await nic.make(machine, agent.pfs)  # type: ignore[arg-type]
+        await nic.limit(machine, agent.pfs, Bandwidth(ingress_rate=10**6))  # type: ignore[arg-type]
+        assert (nic.failure, vf.settings.rates, nic.entry.limits) == (None, (0, 0), None)
+        await nic.limit(machine, agent.pfs, Bandwidth(ingress_rate=10**6, egress_rate=5 * 10**6))  # type: ignore[arg-type]
+        assert vf.settings.rates == (0, 5)
+        # CHECK asks for nothing of the kernel, and for this rate of the PF.
+        assert nic.entry.limits is not None and (*buckets(nic.entry.limits),) == ()
+        assert (nic.entry.limits.vf_rate, nic.entry.limits.ingress) == (5, None)
+        assert nic.entry.mac == ("" if mac.startswith("00") else mac), "a program may want to know"
+        await agent.pfs.give(nic.entry)
+        assert vf.settings.rates == (0, 0)
+
+    live(story, machine=machine)
+
+
+def test_a_limit_of_the_configuration_wins() -> None:
+    async def story(agent: Agent) -> None:
+        (vf, _) = agent.machine.vfs.values()
+        for said, then in (({"max_tx_rate": 70}, (0, 70)), ({"max_tx_rate": 0}, (0, 5)), ({}, (0, 5))):
+            body = {"cniVersion": "1.0.0", "name": "fast", "type": "sriov", "deviceID": vf.pci, **said}
+            nic = Nic(invoke(body, type="sriov", ifname="net1"), changed_ns=1)
+            vf.driver = "vfio-pci"
+            await nic.reserve(agent.pfs)
+            await agent.journal.put(nic.entry)
+            await nic.make(agent.machine, agent.pfs)  # type: ignore[arg-type]
+            await nic.limit(agent.machine, agent.pfs, Bandwidth(egress_rate=5 * 10**6))  # type: ignore[arg-type]
+            assert vf.settings.rates == then
+            await agent.pfs.give(nic.entry)
+
+    live(story)
 
 
 def test_a_limit_of_the_pod_goes_with_it() -> None:

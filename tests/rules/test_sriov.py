@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from api.wire import PodRef
@@ -124,11 +125,17 @@ def test_what_cannot_be_is_said_with_key_and_value(keys: dict[str, Any], said: t
 
 
 def test_a_rate_of_the_pod_counts_where_the_configuration_has_none() -> None:
-    assert with_rate(plan(deviceID=PCI), 50).settings.rates == (0, 50)
-    assert with_rate(plan(deviceID=PCI, min_tx_rate=80), 50).settings.rates == (50, 50)
-    assert with_rate(plan(deviceID=PCI, max_tx_rate=0), 50).settings.rates == (0, 50)
-    assert with_rate(plan(deviceID=PCI, max_tx_rate=70), 50).settings.rates == (0, 70)
-    assert with_rate(plan(deviceID=PCI), 0).settings.rates is None
+    held = VfHeld(pci=PCI, pf="0000:01:00.0", number=0, settings=VfSettings(rates=(0, 0)))
+    assert with_rate(plan(deviceID=PCI), 50, held).settings.rates == (0, 50)
+    assert with_rate(plan(deviceID=PCI, min_tx_rate=80), 50, held).settings.rates == (50, 50)
+    assert with_rate(plan(deviceID=PCI, max_tx_rate=0), 50, held).settings.rates == (0, 50)
+    assert with_rate(plan(deviceID=PCI, max_tx_rate=70), 50, held).settings.rates == (0, 70)
+    assert with_rate(plan(deviceID=PCI), 0, held).settings.rates is None
+    # Somebody has limited it on the node: the stricter one counts, unless the configuration says that there is none.
+    held = replace(held, settings=VfSettings(rates=(10, 100)))
+    assert with_rate(plan(deviceID=PCI), 50, held).settings.rates == (10, 50)
+    assert with_rate(plan(deviceID=PCI), 200, held).settings.rates == (10, 100)
+    assert with_rate(plan(deviceID=PCI, max_tx_rate=0), 200, held).settings.rates == (0, 200)
 
 
 # -- the choice --------------------------------------------------------------------------------------------------------

@@ -237,6 +237,18 @@ async def test_a_bond_and_a_vlan_on_it(ifacer: Ifacer, segment: Segment) -> None
     assert await links() == before
 
 
+async def test_slaves_by_another_of_their_names(ifacer: Ifacer) -> None:
+    """As udev gives them."""
+    bond = {"mode": 1, "options": "miimon=100;primary=enp9s0"}
+    await asyncio.to_thread(_call, "up0", "enp9s0")
+    await ifacer.add("enp9s0", "up1", bond=bond)
+    assert {(await links())[name][3] for name in ("up0", "up1")} == {"sp_bond0"}
+    await ifacer.add("enp9s0", "up1", bond=bond)
+    await ifacer.check("up0", "up1", bond={**bond, "options": "primary=up0"})
+    with pytest.raises(InterfaceExists, match="its primary is enp9s0, not up1"):
+        await ifacer.add("enp9s0", "up1", bond={**bond, "options": "primary=up1"})
+
+
 async def test_a_bond_that_is_half_made(ifacer: Ifacer, segment: Segment) -> None:
     bond = {"name": "bond0", "mode": 1, "options": "miimon=100"}
     # As the module makes it, or a crash leaves it: nobody has it.
@@ -402,6 +414,11 @@ def _plan(*interfaces: str, **conf: object) -> ParentPlan:
 
 def _moved(address: str) -> AddressPlan:
     return AddressPlan(addresses=(f"{address.rpartition('.')[0]}.5/24",))
+
+
+def _call(ifname: str, name: str) -> None:
+    with IPRoute() as route:
+        route.link("property_add", index=route.link_lookup(ifname=ifname)[0], altname=name)
 
 
 def _tagged_neighbour() -> None:

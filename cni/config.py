@@ -57,6 +57,8 @@ class RuntimeConfig(Struct, frozen=True, kw_only=True):
     ips: tuple[str, ...] = ()
     device_id: str = msgspec.field(name="deviceID", default="")
     bandwidth: Bandwidth | None = None
+    port_mappings: tuple[dict[str, Any], ...] = msgspec.field(name="portMappings", default=())
+    """Ports of the node that lead to the pod: for plugins of somebody else's that make its first interface."""
 
 
 class CniArgs(Struct, frozen=True, kw_only=True):
@@ -209,6 +211,8 @@ def decode_config(tree: Mapping[str, Any]) -> NetConfig:
     except msgspec.ValidationError as error:
         name, value, problem = locate(error, tree)
         raise InvalidConfig(f"{name}: {shown(value)} is not valid", problem) from None
+    except RecursionError:
+        raise InvalidConfig("the network configuration is nested too deeply") from None
     if not config.name:
         raise InvalidConfig("name: missing from the network configuration")
     if not _NAME.fullmatch(config.name):

@@ -262,6 +262,8 @@ class NetworksActor(Actor[Message]):
 
     async def _plan(self, invocation: Invocation, networked: Networked, pod: PodRef) -> tuple[Attached, ...]:
         meta = self._meta
+        # The kubelet knows a static pod by the uid that the runtime has from it, not by its mirror's.
+        pod = msgspec.structs.replace(pod, uid=invocation.args.uid or pod.uid)
 
         def plan() -> tuple[Attached, ...]:
             return chains.chains(invocation, networked, find=meta.find, device=meta.devices(pod))

@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from actors.node.chains import Call, calls, chains, directed, invocation_of, main_of, network_status, was_not_made
-from api.wire import NetworkDefinition, Networked
+from actors.node.meta import Meta
+from api.wire import NetworkDefinition, Networked, PodRef
 from cni.conflist import Asked, ConfList, calls_multus, find_conflist, for_plugin, read_conflist
-from cni.delegate import DelegateFailed
+from cni.delegate import DelegateFailed, ExecutedDelegates
 from cni.errors import IncompatibleVersion, InvalidConfig, TryAgainLater
 from cni.journal import Attached
 from cni.protocol import Invocation, Role, Verb
@@ -170,6 +171,22 @@ def test_devices_go_to_those_who_name_their_resource() -> None:
         network(sriov, resource="intel.com/vf"), network(sriov, interface="net2", device_id="0000:02:00.0")
     )
     assert [calls(one)[0].conf["deviceID"], calls(two)[0].conf["deviceID"]] == ["INTEL.COM/VF", "0000:02:00.0"]
+
+
+def test_devices_are_those_that_the_kubelet_has_noted(tmp_path: Path) -> None:
+    """From the file on: each network of a resource gets one, and one of which the pod has no more gets none."""
+    held = {"PodUID": "u", "ContainerName": "app", "ResourceName": "intel.com/vf", "DeviceIDs": {"0": ["vf1", "vf2"]}}
+    (tmp_path / "list").write_text(json.dumps({"Data": {"PodDeviceEntries": [held]}, "Checksum": 1}))
+    plugins = {"name": "b", "plugins": [{"type": "ovs"}, {"type": "more", "capabilities": {"deviceID": True}}]}
+    named = [network(plugins, interface=f"net{number}", resource="intel.com/vf") for number in (1, 2, 3)]
+
+    def handed(uid: str) -> list[list[object]]:
+        meta = Meta(delegates=ExecutedDelegates(), checkpoint=tmp_path / "list")
+        (_, *found) = planned(*named, device=meta.devices(PodRef("ns", "pod", uid)))
+        return [[one.conf.get("deviceID") for one in calls(attached)] for attached in found]
+
+    assert handed("u") == [["vf1", "vf1"], ["vf2", "vf2"], [None, None]]
+    assert handed("other") == [[None, None]] * 3
 
 
 def test_a_default_route_that_is_asked_for_takes_everybody_elses() -> None:

@@ -34,7 +34,7 @@ from actors.node.departures import NetnsDepartures
 from actors.node.detection import Detection, Terms, terms_of
 from actors.node.disk import Journal, open_journal
 from actors.node.doors import Doors, Switches
-from actors.node.networks import Meta
+from actors.node.meta import Meta
 from actors.node.node import Departed, Disavow, Invoke, NodeActor
 from actors.node.outbox import Connected, OutboxActor
 from actors.node.outbox import Departed as NetnsGone

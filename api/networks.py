@@ -28,7 +28,9 @@ _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 _SUBDOMAIN: Final = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII
 )
-_INTERFACE: Final = re.compile(r"[^\s/:%\0]{1,15}")
+_INTERFACE: Final = re.compile(r"[^\s/:%\x00-\x1f\x7f]+")
+_INTERFACE_BYTES: Final = 15
+"""The kernel refuses to look for a longer name: not even a DEL could."""
 _MAC: Final = re.compile(
     r"[0-9a-f]{2}(?:([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4,18})|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2,9}",
     re.ASCII | re.IGNORECASE,
@@ -37,7 +39,7 @@ _FOLDERS: Final = frozenset({".", ".."})
 """What no file of the kernel's can be called."""
 _LENGTH: Final = re.compile(r"[0-9]{1,3}", re.ASCII)
 _MAC_BYTES: Final = frozenset({6, 8, 20})
-_DEVICE: Final = re.compile(r"[^\s/]{1,253}")
+_DEVICE: Final = re.compile(r"[^\s/\x00-\x1f\x7f]{1,253}")
 _WANT: Final = (
     'want namespace/name@interface, separated by commas, or [{"name":"lan","namespace":"ns","interface":"net1"}]'
 )
@@ -231,8 +233,8 @@ def _checks(entry: _Entry, interface: str) -> Iterator[tuple[str, str, bool, str
     namespace, guid, device = entry.namespace, entry.infiniband_guid, entry.device_id
     yield "name", entry.name, bool(_SUBDOMAIN.fullmatch(entry.name)), "the name of a NetworkAttachmentDefinition"
     yield "namespace", namespace, not namespace or bool(_LABEL.fullmatch(namespace)), "the name of a namespace"
-    fits = _INTERFACE.fullmatch(interface) and interface not in _FOLDERS
-    yield "interface", interface, not interface or bool(fits), "1 to 15 characters without spaces, /, : and %"
+    fits = _INTERFACE.fullmatch(interface) and interface not in _FOLDERS and len(interface.encode()) <= _INTERFACE_BYTES
+    yield "interface", interface, not interface or bool(fits), "1 to 15 bytes without spaces, /, : and %"
     for text in entry.ips:
         yield "ips", text, _is_address(text, prefix=True), "an address, with or without a prefix length"
     for text in entry.default_route:

@@ -58,6 +58,8 @@ class RuntimeConfig(Struct, frozen=True, kw_only=True):
     ips: tuple[str, ...] = ()
     device_id: str = msgspec.field(name="deviceID", default="")
     bandwidth: Bandwidth | None = None
+    port_mappings: tuple[dict[str, Any], ...] = msgspec.field(name="portMappings", default=())
+    """Ports of the node that lead to the pod: for plugins of somebody else's that make its first interface."""
 
 
 class CniArgs(Struct, frozen=True, kw_only=True):
@@ -231,6 +233,8 @@ def _converted(tree: dict[str, Any], *, lenient: bool) -> NetConfig:
         key = re.split(r"[.\[]", name)[0]
         if not lenient or key not in tree:
             raise InvalidConfig(f"{name}: {shown(value)} is not valid", problem) from None
+    except RecursionError:
+        raise InvalidConfig("the network configuration is nested too deeply") from None
     wrong = tree.pop(key)
     if key == "ipam" and isinstance(wrong, Mapping) and len(wrong) > 1:
         tree["ipam"] = {"type": wrong.get("type")}

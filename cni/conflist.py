@@ -14,6 +14,7 @@ from msgspec import Struct
 from cni import install
 from cni.config import kind_of, shown
 from cni.errors import InvalidConfig
+from cni.result import SUPPORTED_VERSIONS
 
 _SUFFIXES = (".conf", ".conflist", ".json")
 
@@ -26,6 +27,8 @@ class ConfList(Struct, frozen=True, kw_only=True):
     """Empty where the list does not say."""
     plugins: tuple[dict[str, Any], ...]
     """At least one, each with its type."""
+    disable_check: bool = False
+    """Whether the plugins are not to be asked to CHECK."""
 
 
 class Asked(Struct, frozen=True, kw_only=True):
@@ -68,7 +71,27 @@ def read_conflist(text: str | bytes, *, where: str, name: str = "") -> ConfList:
     for field, value in (("name", named), ("cniVersion", version)):
         if not isinstance(value, str):
             raise InvalidConfig(f"{where}: {field}: {shown(value)} is not valid", "Expected `str`")
-    return ConfList(name=named, cni_version=version, plugins=tuple(plugins))
+    versions = tree.get("cniVersions") or []
+    if not isinstance(versions, list):
+        raise InvalidConfig(f"{where}: cniVersions: {shown(versions)} is not valid", "Expected `array`")
+    known = [one for one in SUPPORTED_VERSIONS if one in versions or one == version]
+    return ConfList(
+        name=named,
+        cni_version=known[-1] if versions and known else version,
+        plugins=tuple(plugins),
+        disable_check=_is_on(tree.get("disableCheck"), field=f"{where}: disableCheck"),
+    )
+
+
+def _is_on(value: object, *, field: str) -> bool:
+    """A truth value of a list, for which runtimes take words, too."""
+    match value.lower() if isinstance(value, str) else value:
+        case None | False | "false" | "0" | "no" | "off":
+            return False
+        case True | "true" | "1" | "yes" | "on":
+            return True
+        case _:
+            raise InvalidConfig(f"{field}: {shown(value)} is not valid", "Expected `bool`")
 
 
 def find_conflist(folder: Path, name: str) -> ConfList | None:

@@ -31,6 +31,8 @@ _SECONDS = 50.0
 """For one plugin; the whole ADD has a minute."""
 _AT_ONCE = 16
 _MOST_SHOWN = 400
+_REFUSALS = frozenset({1, 2, 4, 6, 7})
+"""CNI error codes: version, field, environment, JSON and configuration."""
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -47,6 +49,11 @@ class Target(Struct, frozen=True, kw_only=True):
 
 class DelegateFailed(CniError):
     """A plugin said no; the code is its own."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether it says of its configuration, or of the way it was called, that it does nothing with that."""
+        return self.code in _REFUSALS
 
 
 class Delegates(Protocol):

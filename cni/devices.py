@@ -40,7 +40,9 @@ _decoder = msgspec.json.Decoder(_Checkpoint)
 
 
 def decode(text: bytes, pod_uid: str) -> dict[str, tuple[str, ...]]:
-    """The devices of a pod by resource, in the order of its containers and of NUMA nodes.
+    """The devices of a pod by resource, each once, in the order of its containers and of NUMA nodes.
+
+    An init container and those that come after it have the same devices.
 
     Raises:
         IoFailure: this is no such file.
@@ -53,7 +55,7 @@ def decode(text: bytes, pod_uid: str) -> dict[str, tuple[str, ...]]:
     for entry in checkpoint.data.pod_device_entries or []:
         if entry.pod_uid == pod_uid:
             found[entry.resource_name] = found.get(entry.resource_name, ()) + _ids(entry)
-    return found
+    return {resource: tuple(dict.fromkeys(ids)) for resource, ids in found.items()}
 
 
 def read(pod_uid: str, *, path: Path = CHECKPOINT) -> dict[str, tuple[str, ...]]:

@@ -4,6 +4,8 @@ Codes 1 to 99 are those of the CNI specification 1.1.0, section "Error"; 100 and
 "internal". A message names the field and the value, since it is all that a user sees in `kubectl describe pod`.
 """
 
+from typing import Self
+
 
 class CniError(Exception):
     """Anything that ends a CNI call; becomes `{"code": ..., "msg": ..., "details": ...}` on the plugin's stdout."""
@@ -14,6 +16,12 @@ class CniError(Exception):
         self.code = code
         self.msg = msg
         self.details = details
+
+    def about(self, subject: str) -> Self:
+        """The same error, which says what it is about, unless that was said before."""
+        if not self.msg.startswith(f"{subject}: "):
+            self.msg = f"{subject}: {self.msg}"
+        return self
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.code} {self.msg!r}>"

@@ -125,7 +125,8 @@ def conflist(*, master: str = "", mtu: int = 0, networks: bool = True, cluster_n
         plugin["mtu"] = mtu
     plugin |= {"ipam": {"type": "spiderpool"}, "coordinator": {"mode": "auto"}}
     if networks:
-        plugin["networks"] = True
+        # What the runtime knows of ports and rates is for whichever plugins make the first interface.
+        plugin |= {"networks": True, "capabilities": {"portMappings": True, "bandwidth": True}}
     if cluster_network:
         plugin["clusterNetwork"] = cluster_network
     document = {"cniVersion": "1.0.0", "name": "spiderpool", "plugins": [plugin]}

@@ -87,6 +87,8 @@ class Attached(Struct, frozen=True, kw_only=True):
     """Their configurations as they were called, as JSON and without prevResult."""
     gateways: tuple[str, ...] | None = None
     """As `cni.protocol.Invocation` has them."""
+    unchecked: bool = False
+    """Whether its configuration says that its plugins are not to be asked to CHECK."""
     result: Result | None = None
     """What the last plugin said."""
 

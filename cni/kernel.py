@@ -85,6 +85,17 @@ class Kernel(Protocol):
         """
         ...
 
+    async def direct(self, netns: str, ifname: str, gateways: Sequence[str]) -> None:
+        """Have the main table's default routes by a link go to these next hops, and to no others.
+
+        What a router has told of stays. On failure some of it may be done.
+
+        Raises:
+            InvalidNetns: `netns` is no network namespace.
+            KernelRefused: the link is missing, or a route was refused, in the kernel's own words.
+        """
+        ...
+
     async def detach_link(
         self, netns: str, ifname: str, *, kind: str = "", mac: str = "", pair: Pair | None = None
     ) -> bool:
@@ -304,6 +315,10 @@ class LinuxKernel:
     async def configure(self, netns: str, ifname: str, plan: AddressPlan) -> None:
         """See `Kernel.configure`."""
         await self._run(attachment.configure_link, netns, ifname, plan)
+
+    async def direct(self, netns: str, ifname: str, gateways: Sequence[str]) -> None:
+        """See `Kernel.direct`."""
+        await self._run(attachment.direct_link, netns, ifname, gateways)
 
     async def detach_link(
         self, netns: str, ifname: str, *, kind: str = "", mac: str = "", pair: Pair | None = None

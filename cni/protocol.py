@@ -143,7 +143,7 @@ def parse_invocation(headers: Mapping[str, str], body: bytes) -> Invocation:
         return Invocation(verb=verb, type=called_as, shim_start_ns=start_ns)
     _require(verb, environment)
     tree = decode_json(body)
-    _check_version(verb, tree.get("cniVersion"))
+    check_version(verb, tree.get("cniVersion"))
     conf = decode_config(tree, lenient=verb is Verb.DEL)
     role = role_of(called_as, conf, goes=verb is Verb.DEL)
     args = _pod_args(environment.get("CNI_ARGS", ""))
@@ -213,7 +213,13 @@ def _require(verb: Verb, environment: Mapping[str, str]) -> None:
         raise InvalidEnvironment(f"{', '.join(missing)}: required environment {plural} missing ({verb})")
 
 
-def _check_version(verb: Verb, version: object) -> None:
+def check_version(verb: Verb, version: object) -> None:
+    """Refuse a cniVersion that is none of ours, or too old for the verb.
+
+    Raises:
+        IncompatibleVersion: it is.
+        InvalidConfig: it is no text.
+    """
     supported = f"supported: {', '.join(SUPPORTED_VERSIONS)}"
     if version is None:
         raise IncompatibleVersion("cniVersion: missing from the network configuration, which means 0.1.0", supported)
@@ -324,5 +330,5 @@ def _prev_result(verb: Verb, role: Role, conf: NetConfig) -> Result | None:
         try:
             return decode_result(conf.prev_result)
         except InvalidConfig:
-            return None  # DEL does what it can: the journal knows more anyway
+            return None  # as where it is missing
     return None

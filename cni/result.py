@@ -1,10 +1,12 @@
-"""What an ADD answers: one neutral structure, written and read in every CNI version from 0.3.0 to 1.1.0.
+"""What an ADD answers: one neutral structure, written in every CNI version from 0.3.0 to 1.1.0, and read in all.
 
 Differences between the versions: before 1.0.0 an ip carries `version: "4"|"6"`; from 1.1.0 an interface may have
 `mtu`, `socketPath` and `pciID`, a route `mtu`, `advmss`, `priority`, `table` and `scope`. An IPAM plugin's result has
 no interfaces, and its ips point at none.
 """
 
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_address, ip_interface
 from typing import Any
 
 import msgspec
@@ -15,6 +17,8 @@ from cni.errors import CniError, InvalidConfig
 
 SUPPORTED_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 LATEST_VERSION = SUPPORTED_VERSIONS[-1]
+DEFAULT_ROUTES = {4: "0.0.0.0/0", 6: "::/0"}
+"""The destination of a default route, by IP version."""
 
 
 class Interface(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -99,19 +103,53 @@ def encode_result(result: Result, version: str) -> bytes:
 
 
 def decode_result(tree: object, *, field: str = "prevResult") -> Result:
-    """The neutral form of a decoded result of any supported version; keys that we don't know are dropped.
+    """The neutral form of a decoded result of any version; keys that we don't know are dropped.
 
     Args:
         tree: the result as decoded JSON, its own cniVersion in it or not.
         field: where it was found, for the error.
 
     Raises:
-        InvalidConfig: a value has the wrong type.
+        InvalidConfig: a value has the wrong type, or is no address or network where it should be one.
     """
+    problem = f"{field} is not a CNI result"
     try:
-        return msgspec.convert(without_nulls(tree), Result)
+        result = msgspec.convert(_of_families(without_nulls(tree)), Result)
     except msgspec.ValidationError as error:
-        raise InvalidConfig(f"{field} is not a CNI result", str(error)) from None
+        raise InvalidConfig(problem, str(error)) from None
+    except RecursionError:
+        raise InvalidConfig(problem, "it is nested too deeply") from None
+    for what, text, right in _texts(result):
+        try:
+            right(text)
+        except ValueError as error:
+            raise InvalidConfig(problem, f"{what}: {error}") from None
+    return result
+
+
+def _of_families(tree: object) -> object:
+    """What results before 0.3.0 say of each IP version, as later ones say it: plugins of that age are still called."""
+    if not isinstance(tree, Mapping) or tree.keys().isdisjoint({"ip4", "ip6"}):
+        return tree
+    ips, routes = [], []
+    for said in (tree.get("ip4"), tree.get("ip6")):
+        if isinstance(said, Mapping):
+            ips.append({"address": said.get("ip"), "gateway": said.get("gateway", "")})
+            more = said.get("routes", [])
+            routes += more if isinstance(more, list) else [more]
+    return {**tree, "ips": ips, "routes": routes}
+
+
+def _texts(result: Result) -> Iterator[tuple[str, str, Callable[[str], object]]]:
+    """Where a result names an address or network: the key, what it says, and what reads it. Raises `ValueError`."""
+    for at, ip in enumerate(result.ips):
+        yield f"ips[{at}].address", ip.address, ip_interface
+        if ip.gateway:
+            yield f"ips[{at}].gateway", ip.gateway, ip_address
+    for at, route in enumerate(result.routes):
+        yield f"routes[{at}].dst", route.dst, ip_interface
+        if route.gw:
+            yield f"routes[{at}].gw", route.gw, ip_address
 
 
 def encode_error(error: CniError, version: str) -> bytes:

@@ -3,22 +3,27 @@
 Pure, except that a definition without a configuration of its own means a file of the node's.
 """
 
-from collections.abc import Callable, Sequence
-from ipaddress import ip_address
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address, ip_interface
 
 import msgspec
 from msgspec import Struct
 
+from actors.node.nic import subject
 from api.wire import NetworkDefinition, Networked
-from cni.config import decode_config, shown
+from cni.config import RuntimeConfig, decode_config, shown
 from cni.conflist import Asked, ConfList, for_plugin, read_conflist
-from cni.errors import InvalidConfig
-from cni.journal import Attached
-from cni.protocol import IPAM_TYPE, LINK_KINDS, PLUGIN_TYPES, Invocation, Verb, role_of
-from cni.result import Result
+from cni.delegate import DelegateFailed
+from cni.errors import CniError, InvalidConfig
+from cni.journal import Attached, JournalEntry
+from cni.protocol import IPAM_TYPE, LINK_KINDS, PLUGIN_TYPES, Invocation, PodArgs, Role, Verb, check_version, role_of
+from cni.result import DEFAULT_ROUTES, Result, RouteConfig
 
 type Find = Callable[[str], ConfList | None]
 """The node's own configuration of that name."""
+
+_NOTHING = Asked()
 
 
 class Call(Struct, frozen=True):
@@ -43,7 +48,7 @@ class Call(Struct, frozen=True):
 
     @property
     def checks(self) -> bool:
-        """Whether its CNI version has the verb CHECK."""
+        """Whether its CNI version has the verb CHECK, and a DEL that is told what ADD answered."""
         return str(self.conf.get("cniVersion")) not in {"0.1.0", "0.2.0", "0.3.0", "0.3.1"}
 
 
@@ -62,8 +67,11 @@ def chains(
         CniError: something of it cannot be.
     """
     version = invocation.version
-    directed = any(one.default_route for one in networked.networks)
-    first = _first(invocation, networked.default, find=find, device=device, gateways=() if directed else None)
+    everything = networked.networks if networked.default is None else (networked.default, *networked.networks)
+    _refuse_rivals(everything)
+    directed = any(one.default_route for one in everything)
+    its_own = () if networked.default is None else networked.default.default_route
+    first = _first(invocation, networked.default, find=find, device=device, gateways=its_own if directed else None)
     found = [first]
     taken = {invocation.ifname}
     for one in networked.networks:
@@ -76,6 +84,18 @@ def chains(
     return tuple(found)
 
 
+def _refuse_rivals(networks: Sequence[NetworkDefinition]) -> None:
+    for version in DEFAULT_ROUTES:
+        rivals = [
+            f"{gateway} ({one.namespace}/{one.name})"
+            for one in networks
+            for gateway in one.default_route
+            if ip_address(gateway).version == version
+        ]
+        if len(rivals) > 1:
+            raise InvalidConfig(f"default-route {' and '.join(rivals)}: a pod has one IPv{version} default route")
+
+
 def _first(
     invocation: Invocation,
     default: NetworkDefinition | None,
@@ -84,8 +104,11 @@ def _first(
     device: Callable[[str], str],
     gateways: tuple[str, ...] | None,
 ) -> Attached:
+    given = _given(invocation.conf.runtime_config)
     if default is not None:
-        return _defined(default, invocation.ifname, invocation.version, find=find, device=device, gateways=gateways)
+        return _defined(
+            default, invocation.ifname, invocation.version, find=find, device=device, gateways=gateways, given=given
+        )
     name = invocation.conf.cluster_network
     if not name:
         alone = msgspec.structs.replace(invocation.conf, networks=False)
@@ -98,8 +121,25 @@ def _first(
     found = find(name)
     if found is None:
         raise InvalidConfig(f"clusterNetwork: this node has no CNI configuration of the name {shown(name)}")
-    plugins = _plugins(found, Asked(), invocation.version)
-    return Attached(ifname=invocation.ifname, name=found.name, plugins=plugins, gateways=gateways)
+    plugins = _plugins(found, given, invocation.version, where=f"clusterNetwork {shown(name)}")
+    return Attached(
+        ifname=invocation.ifname,
+        name=found.name,
+        plugins=plugins,
+        gateways=gateways,
+        unchecked=found.disable_check,
+    )
+
+
+def _given(runtime: RuntimeConfig) -> Asked:
+    """What the runtime wants of the first interface, whoever makes that."""
+    return Asked(
+        ips=runtime.ips,
+        mac=runtime.mac,
+        device_id=runtime.device_id,
+        bandwidth={} if runtime.bandwidth is None else msgspec.to_builtins(runtime.bandwidth),
+        port_mappings=list(runtime.port_mappings),
+    )
 
 
 def _defined(
@@ -110,7 +150,9 @@ def _defined(
     find: Find,
     device: Callable[[str], str],
     gateways: tuple[str, ...] | None,
+    given: Asked = _NOTHING,
 ) -> Attached:
+    """`given` counts where the pod's annotation does not say."""
     ref = f"{network.namespace}/{network.name}"
     where = f"NetworkAttachmentDefinition {ref}"
     if network.config:
@@ -122,25 +164,37 @@ def _defined(
             raise InvalidConfig(msg)
         conflist = here
     asked = Asked(
-        ips=network.ips,
-        mac=network.mac,
-        device_id=network.device_id or (device(network.resource) if network.resource else ""),
+        ips=network.ips or given.ips,
+        mac=network.mac or given.mac,
+        device_id=network.device_id or (device(network.resource) if network.resource else "") or given.device_id,
         cni_args=msgspec.json.decode(network.cni_args) if network.cni_args else {},
-        bandwidth=msgspec.json.decode(network.bandwidth) if network.bandwidth else {},
-        port_mappings=msgspec.json.decode(network.port_mappings) if network.port_mappings else [],
+        bandwidth=msgspec.json.decode(network.bandwidth) if network.bandwidth else given.bandwidth,
+        port_mappings=msgspec.json.decode(network.port_mappings) if network.port_mappings else given.port_mappings,
         infiniband_guid=network.infiniband_guid,
     )
-    plugins = _plugins(conflist, asked, version)
-    return Attached(ifname=ifname, network=ref, name=conflist.name, plugins=plugins, gateways=gateways)
+    plugins = _plugins(conflist, asked, version, where=where)
+    return Attached(
+        ifname=ifname,
+        network=ref,
+        name=conflist.name,
+        plugins=plugins,
+        gateways=gateways,
+        unchecked=conflist.disable_check,
+    )
 
 
-def _plugins(conflist: ConfList, asked: Asked, version: str) -> tuple[str, ...]:
+def _plugins(conflist: ConfList, asked: Asked, version: str, *, where: str) -> tuple[str, ...]:
+    """Their configurations. What is wrong with those that are ours is said before anything is done."""
     found = []
     for at, plugin in enumerate(conflist.plugins):
         call = Call(for_plugin(conflist, at, asked, version=version, ours=Call(plugin).ours))
         call.conf.pop("networks", None)
         if call.ours:
-            role_of(call.type, decode_config(call.conf))  # before anything is done
+            try:
+                check_version(Verb.ADD, call.conf["cniVersion"])
+                role_of(call.type, decode_config(call.conf))
+            except CniError as error:
+                raise error.about(where)  # noqa: B904 - it is the same one
         found.append(msgspec.json.encode(call.conf).decode())
     return tuple(found)
 
@@ -190,6 +244,18 @@ def main_of(attached: Attached) -> Call | None:
     return None
 
 
+def directed(result: Result, gateways: Sequence[str]) -> tuple[Result, tuple[str, ...]]:
+    """What a plugin of somebody else's has made with default routes by these next hops, and those it can have.
+
+    It can have those of the IP versions that it has addresses of.
+    """
+    versions = {ip_interface(ip.address).version for ip in result.ips}
+    able = tuple(one for one in gateways if ip_address(one).version in versions)
+    routes = [one for one in result.routes if one.dst not in DEFAULT_ROUTES.values()]
+    routes += [RouteConfig(dst=DEFAULT_ROUTES[ip_address(one).version], gw=one) for one in able]
+    return msgspec.structs.replace(result, routes=tuple(routes)), able
+
+
 def network_status(networks: Sequence[Attached]) -> str:
     """The annotation `k8s.v1.cni.cncf.io/network-status` as Multus writes it: a JSON list, in their order."""
     status = []
@@ -213,5 +279,48 @@ def network_status(networks: Sequence[Attached]) -> str:
 
 
 def _gateways(result: Result) -> list[str]:
-    found = [route.gw for route in result.routes if route.dst in {"0.0.0.0/0", "::/0"} and route.gw]
+    found = [route.gw for route in result.routes if route.dst in DEFAULT_ROUTES.values() and route.gw]
     return sorted(dict.fromkeys(found), key=lambda text: (ip_address(text).version, text))
+
+
+def head_of(record: JournalEntry) -> Invocation:
+    """The DEL of the first interface as a runtime would call it."""
+    pod = record.pod
+    return Invocation(
+        verb=Verb.DEL,
+        type="",
+        container_id=record.container_id,
+        netns=record.netns,
+        ifname=record.ifname,
+        args=PodArgs(namespace=pod.namespace, name=pod.name, uid=pod.uid),
+        path=record.path,
+        arguments=record.arguments,
+    )
+
+
+def of_entry(head: Invocation, entry: JournalEntry) -> Invocation:
+    """The DEL of an interface that came with the first one."""
+    return msgspec.structs.replace(head, ifname=entry.ifname, role=Role.MAIN, head=head.ifname)
+
+
+def was_not_made(error: Exception, plugin: tuple[str, str], made: Collection[tuple[str, str]] | None) -> bool:
+    """Whether the DEL of a plugin need not succeed, behind an ADD that did not."""
+    if isinstance(error, InvalidConfig):
+        return True  # what cannot be called now could not be called then
+    if not isinstance(error, DelegateFailed):
+        return False
+    return error.refused if made is None else plugin not in made
+
+
+@contextmanager
+def naming_network(one: Attached) -> Iterator[None]:
+    """Have an error say which network it is about."""
+    try:
+        yield
+    except CniError as error:
+        raise error.about(subject_of(one))  # noqa: B904 - it is the same one
+
+
+def subject_of(one: Attached) -> str:
+    """How errors name it."""
+    return subject(one.network or one.name, one.ifname)

@@ -12,7 +12,7 @@ from actors.node.addressing import Wanted, allocate
 from actors.node.asking import Asking
 from actors.node.controllers import Controllers
 from actors.node.detection import Detection
-from actors.node.nic import Nic
+from actors.node.nic import Nic, naming
 from actors.node.pfs import PhysicalFunctions
 from api.reasons import Explanation
 from api.wire import Allocate, Allocated
@@ -145,8 +145,7 @@ class Construction:
             take(granted)
             await self._make(later)
             for nic in nics:
-                if nic.failure is not None:
-                    raise nic.failure
+                _raise_failure(nic)
             looked_for = [nic for nic in wanting if nic.entry.assigned is None]
             granted = await self._detection.settle(looked_for, granted, again, recorded=first_try.answered)
             await self._furnish(nics, granted)
@@ -161,11 +160,17 @@ class Construction:
     async def _furnish(self, nics: Sequence[Nic], allocated: Allocated) -> None:
         """What needs a link, and the addresses of all."""
         for nic in nics:
-            if nic.failure is not None:
-                raise nic.failure
-            await nic.configure(self._kernel)
-            await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics, note=self._note)
-            await nic.limit(self._kernel, self._pfs, allocated.bandwidth)
+            _raise_failure(nic)
+            with naming(nic.invocation):
+                await nic.configure(self._kernel)
+                await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics, note=self._note)
+                await nic.limit(self._kernel, self._pfs, allocated.bandwidth)
+
+
+def _raise_failure(nic: Nic) -> None:
+    if nic.failure is not None:
+        with naming(nic.invocation):
+            raise nic.failure
 
 
 def _later(nics: Sequence[Nic]) -> list[Nic]:

@@ -20,8 +20,7 @@ Below a Multus that calls us none of this is done: that one attaches the pod.
 """
 
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, assert_never
 
 import anyio
@@ -31,19 +30,29 @@ from msgspec import Struct
 
 from actors.node import chains
 from actors.node.addressing import HasNetworks, pod_ref
-from actors.node.chains import Call, calls, invocation_of, main_of, network_status
+from actors.node.chains import (
+    Call,
+    calls,
+    head_of,
+    invocation_of,
+    main_of,
+    naming_network,
+    network_status,
+    of_entry,
+    subject_of,
+    was_not_made,
+)
 from actors.node.controllers import Controllers
 from actors.node.disk import Journal
+from actors.node.meta import Meta
 from actors.node.sandbox import Attach, Detach, Verify
 from actors.node.sandbox import Message as SandboxMessage
 from api.wire import FindNetworks, Networked, PodRef, Rejected, SetNetworkStatus, Stored
-from cni.conflist import ConfList, calls_multus, find_conflist
-from cni.delegate import Delegates, Target
-from cni.devices import CHECKPOINT, Devices
-from cni.devices import read as read_devices
-from cni.errors import AllocationRefused, CniError, InternalError, InvalidConfig, TryAgainLater, UnknownContainer
+from cni.delegate import Target
+from cni.errors import AllocationRefused, CniError, InternalError, TryAgainLater, UnknownContainer
 from cni.journal import NETWORKS, Attached, JournalEntry, Key, State
-from cni.protocol import IFACER_TYPE, Invocation, PodArgs, Role, Verb
+from cni.kernel import Kernel
+from cni.protocol import IFACER_TYPE, Invocation, Verb
 from cni.result import Result
 from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope
@@ -109,42 +118,6 @@ class Announced(Struct, frozen=True, tag=True):
 Message = Join | Check | Leave | Dissolve | Announce | Finished | Announced
 
 
-class Meta(Struct, frozen=True, kw_only=True):
-    """What a meta plugin needs of the node."""
-
-    delegates: Delegates
-    conf_dir: Path | None = None
-    """The node's CNI configurations, as this process sees them."""
-    checkpoint: Path = CHECKPOINT
-    """The kubelet's list of devices, as this process sees it."""
-
-    async def apart[T](self, work: Callable[[], T]) -> T:
-        """Do what blocks where it holds up nobody: on a thread."""
-        return await anyio.to_thread.run_sync(work)
-
-    def find(self, name: str) -> ConfList | None:
-        """The node's own configuration of that name. Blocks. Raises `InvalidConfig`."""
-        return None if self.conf_dir is None else find_conflist(self.conf_dir, name)
-
-    def below_multus(self) -> bool:
-        """Whether the runtime calls a Multus first. Blocks."""
-        return self.conf_dir is not None and calls_multus(self.conf_dir)
-
-    def devices(self, pod: PodRef) -> Callable[[str], str]:
-        """For a pod: takes the next device of a resource that the kubelet gave it; empty where there is none.
-
-        Blocks. Raises `IoFailure`.
-        """
-        held: list[Devices] = []
-
-        def take(resource: str) -> str:
-            if not held:
-                held.append(Devices(read_devices(pod.uid, path=self.checkpoint)))
-            return held[0].take(resource)
-
-        return take
-
-
 class NetworksActor(Actor[Message]):
     """See the module."""
 
@@ -156,6 +129,7 @@ class NetworksActor(Actor[Message]):
         *,
         journal: Journal,
         controllers: Controllers,
+        kernel: Kernel,
         meta: Meta,
         sandbox: Callable[[], Ref[SandboxMessage]],
         provide: Callable[[Invocation], Coroutine[Any, Any, None]],
@@ -167,6 +141,7 @@ class NetworksActor(Actor[Message]):
             container_id: whose networks.
             journal: a port.
             controllers: who knows the pod's networks, and writes what became of them.
+            kernel: a port.
             meta: see there.
             sandbox: the way to the container's sandbox actor.
             provide: makes the parents that an `ifacer` plugin names. Raises `CniError`.
@@ -175,6 +150,7 @@ class NetworksActor(Actor[Message]):
         self._container_id = container_id
         self._journal = journal
         self._controllers = controllers
+        self._kernel = kernel
         self._meta = meta
         self._sandbox = sandbox
         self._provide = provide
@@ -261,12 +237,13 @@ class NetworksActor(Actor[Message]):
             arguments=invocation.arguments,
             changed_ns=self._wall_ns(),
         )
+        made: set[tuple[str, str]] = set()
         try:
             networks = await self._plan(invocation, networked, pod)
             record = msgspec.structs.replace(record, networks=networks)
             await self._put(record)
             with traces.span("networks.attach"):
-                networks = await self._run(invocation, networks)
+                networks = await self._run(invocation, networks, made)
             answer = networks[0].result or Result()
             record = msgspec.structs.replace(
                 record, state=State.ADDED, networks=networks, result=answer, changed_ns=self._wall_ns()
@@ -275,7 +252,7 @@ class NetworksActor(Actor[Message]):
         except BaseException as error:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):
                 try:
-                    await self._take_apart(record, invocation)
+                    await self._take_apart(record, invocation, made=made)
                 except (CniError, ActorError) as left:
                     # The entry stays as "adding": a DEL or the next start of the agent goes on from here.
                     _log.warning("could not undo the networks of %s: %s", self._container_id[:12], left)
@@ -285,21 +262,29 @@ class NetworksActor(Actor[Message]):
 
     async def _plan(self, invocation: Invocation, networked: Networked, pod: PodRef) -> tuple[Attached, ...]:
         meta = self._meta
+        # The kubelet knows a static pod by the uid that the runtime has from it, not by its mirror's.
+        pod = msgspec.structs.replace(pod, uid=invocation.args.uid or pod.uid)
 
         def plan() -> tuple[Attached, ...]:
             return chains.chains(invocation, networked, find=meta.find, device=meta.devices(pod))
 
         return await meta.apart(plan)
 
-    async def _run(self, head: Invocation, networks: Sequence[Attached]) -> tuple[Attached, ...]:
-        """Call every plugin; the networks with their results. What fails leaves what was made before."""
+    async def _run(
+        self, head: Invocation, networks: Sequence[Attached], made: set[tuple[str, str]]
+    ) -> tuple[Attached, ...]:
+        """Call every plugin; the networks with their results. What fails leaves what was made before.
+
+        `made` gets the interface and configuration of each plugin of somebody else's that has said that it did it.
+        """
         head = msgspec.structs.replace(head, nics=tuple(one.ifname for one in networks))
-        made: dict[str, Result] = {}
+        results: dict[str, Result] = {}
         mains: list[Invocation] = []
         for one in networks:
             for call in calls(one):
                 if call.type == IFACER_TYPE and call.ours:
-                    await self._provide(invocation_of(head, Verb.ADD, one, call))
+                    with naming_network(one):
+                        await self._provide(invocation_of(head, Verb.ADD, one, call))
             main = main_of(one)
             if main is not None:
                 mains.append(invocation_of(head, Verb.ADD, one, main))
@@ -307,14 +292,20 @@ class NetworksActor(Actor[Message]):
             # What was made before it was known whose the first interface is.
             await self._ask(Detach((head,)))
         if mains:
-            results = await self._ask(Attach(tuple(mains)))
-            made = {main.ifname: result for main, result in zip(mains, results, strict=True)}
-        return tuple([await self._run_rest(head, one, made.get(one.ifname)) for one in networks])
+            answers = await self._ask(Attach(tuple(mains)))
+            results = {main.ifname: result for main, result in zip(mains, answers, strict=True)}
+        done = []
+        for one in networks:
+            with naming_network(one):
+                done.append(await self._run_rest(head, one, results.get(one.ifname), made))
+        return tuple(done)
 
-    async def _run_rest(self, head: Invocation, one: Attached, previous: Result | None) -> Attached:
+    async def _run_rest(
+        self, head: Invocation, one: Attached, previous: Result | None, made: set[tuple[str, str]]
+    ) -> Attached:
         """The plugins of a list that were not called with all others'; `previous` is what those have made."""
         done = previous is not None
-        for call in calls(one):
+        for call, text in zip(calls(one), one.plugins, strict=True):
             if call.ours and call.type == IFACER_TYPE:
                 continue
             if done and call.ours and call == main_of(one):
@@ -324,10 +315,22 @@ class NetworksActor(Actor[Message]):
                     Attach((invocation_of(head, Verb.ADD, one, call, previous=previous or Result()),))
                 )
             else:
+                is_first = previous is None
                 previous = await self._meta.delegates.run(
                     Verb.ADD, self._target(head, one.ifname), call.conf, previous=previous
                 )
+                made.add((one.ifname, text))
+                if is_first:
+                    previous = await self._direct(head, one, previous)
         return msgspec.structs.replace(one, result=previous)
+
+    async def _direct(self, head: Invocation, one: Attached, made: Result) -> Result:
+        """Have default routes by what somebody else's plugin has made go where the pod's annotation says."""
+        if one.gateways is None or not (made.interfaces or made.ips):
+            return made
+        result, gateways = chains.directed(made, one.gateways)
+        await self._kernel.direct(head.netns, one.ifname, gateways)
+        return result
 
     async def _find(self, invocation: Invocation) -> Networked:
         """Raises `CniError`."""
@@ -374,7 +377,7 @@ class NetworksActor(Actor[Message]):
 
     async def _verify(self, record: JournalEntry, head: Invocation) -> None:
         for one in record.networks:
-            for call in calls(one):
+            for call in () if one.unchecked else calls(one):
                 if not call.ours:
                     if not call.checks:
                         continue
@@ -394,55 +397,84 @@ class NetworksActor(Actor[Message]):
                 return
             # None was made, or the journal was lost. What else is known of the sandbox goes with its first interface.
             led = [entry for entry in self._entries.values() if entry.head == invocation.ifname and not entry.part]
-            await self._ask(Detach((invocation, *(_of_entry(invocation, entry) for entry in led))))
+            await self._ask(Detach((invocation, *(of_entry(invocation, entry) for entry in led))))
 
     async def _dissolve(self, judged: JournalEntry) -> None:
         async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
             (record,) = await self._journal.get(judged.key)
             if record is not None and (record.state is State.ADDING or record == judged):
                 _log.warning("taking the networks of %s (pod %s) apart", self._container_id[:12], record.pod)
-                await self._take_apart(record, _head_of(record))
+                await self._take_apart(record, head_of(record))
 
-    async def _take_apart(self, record: JournalEntry, head: Invocation) -> None:
+    async def _take_apart(
+        self, record: JournalEntry, head: Invocation, *, made: Collection[tuple[str, str]] | None = None
+    ) -> None:
         """Call every plugin of every list in reverse, whatever was made of it.
 
-        Raises `CniError`: the first failure, after all have been called; then the entry stays.
+        `made` are the plugins of somebody else's that have done their part, as `_run` says it; None: that is not known.
+        What others say of a DEL is of no interest: a plugin that refuses its configuration refuses it for ever.
+
+        Raises `CniError`: the first failure, after all have been called; then the entry stays, for what is left.
         """
         head = msgspec.structs.replace(
             head, path=head.path or record.path, arguments=head.arguments or record.arguments
         )
         failures: list[Exception] = []
-        mains: list[Invocation] = []
+        mains = [] if record.networks else [head]
+        left: list[Attached] = []
         for one in reversed(record.networks):
             main = main_of(one)
-            for call in reversed(calls(one)):
-                try:
-                    if call == main:
-                        mains.append(invocation_of(head, Verb.DEL, one, call, previous=one.result))
-                    else:
-                        await self._take_away(head, one, call)
-                except InvalidConfig as error:
-                    # What cannot be called now could not be called then, unless it was.
-                    if record.state is not State.ADDING:
-                        failures.append(error)
-                except (CniError, ActorError) as error:
-                    failures.append(error)
-        if not record.networks:
-            mains.append(head)
+            if main is not None:
+                mains.append(invocation_of(head, Verb.DEL, one, main, previous=one.result))
+            stay = await self._call_off(record, head, one, made, failures)
+            left += [msgspec.structs.replace(one, plugins=stay)] if stay else []
         if mains:
             try:
                 await self._ask(Detach(tuple(mains)))
             except (CniError, ActorError) as error:
                 failures.append(error)
         if failures:
+            if made is not None:
+                await self._put(msgspec.structs.replace(record, networks=tuple(reversed(left))))
             raise failures[0]
         await self._remove(record.key)
 
+    async def _call_off(
+        self,
+        record: JournalEntry,
+        head: Invocation,
+        one: Attached,
+        made: Collection[tuple[str, str]] | None,
+        failures: list[Exception],
+    ) -> tuple[str, ...]:
+        """Call the plugins of a list but the one that makes a link of ours.
+
+        Returns those that have to be called again where something has failed: ours, and who has failed. Their failures
+        are added to `failures`.
+        """
+        main = main_of(one)
+        stay = []
+        for call, text in reversed([*zip(calls(one), one.plugins, strict=True)]):
+            if call.ours:
+                stay.append(text)
+            try:
+                if call != main:
+                    await self._take_away(head, one, call)
+            except (CniError, ActorError) as error:
+                if record.state is State.ADDING and was_not_made(error, (one.ifname, text), made):
+                    _log.warning("%s: nothing was made that its DEL could take away: %s", subject_of(one), error)
+                    continue
+                failures.append(error.about(subject_of(one)) if isinstance(error, CniError) else error)
+                stay += [] if call.ours else [text]
+        return tuple(reversed(stay))
+
     async def _take_away(self, head: Invocation, one: Attached, call: Call) -> None:
         if not call.ours:
-            netns = head.netns
-            target = msgspec.structs.replace(self._target(head, one.ifname), netns=netns)
-            await self._meta.delegates.run(Verb.DEL, target, call.conf, previous=one.result)
+            target = self._target(head, one.ifname)
+            if not await self._kernel.netns_exists(head.netns):
+                # Plugins fail for a path that leads nowhere; an empty one tells them that it has gone.
+                target = msgspec.structs.replace(target, netns="")
+            await self._meta.delegates.run(Verb.DEL, target, call.conf, previous=one.result if call.checks else None)
         elif call.type != IFACER_TYPE:
             await self._ask(Detach((invocation_of(head, Verb.DEL, one, call, previous=one.result),)))
 
@@ -474,25 +506,6 @@ class NetworksActor(Actor[Message]):
 
 def _announced(_: None) -> Announced:
     return Announced()
-
-
-def _head_of(record: JournalEntry) -> Invocation:
-    """The DEL of the first interface as a runtime would call it."""
-    pod = record.pod
-    return Invocation(
-        verb=Verb.DEL,
-        type="",
-        container_id=record.container_id,
-        netns=record.netns,
-        ifname=record.ifname,
-        args=PodArgs(namespace=pod.namespace, name=pod.name, uid=pod.uid),
-        path=record.path,
-        arguments=record.arguments,
-    )
-
-
-def _of_entry(head: Invocation, entry: JournalEntry) -> Invocation:
-    return msgspec.structs.replace(head, ifname=entry.ifname, role=Role.MAIN, head=head.ifname)
 
 
 def _as_cni(error: BaseException, invocation: Invocation) -> BaseException:

@@ -4,7 +4,8 @@ The sandbox actor builds all interfaces of a call together. Those that need noth
 their step at the same time, what depends on what is there already (routes between the interfaces) is done in order.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 
 import msgspec
@@ -21,12 +22,27 @@ from cni.journal import COORDINATOR, JournalEntry, State
 from cni.kernel import Kernel
 from cni.plan import Assigned, LinkPlan, LinkState, address_plan, assigned_plan, is_assigned, link_plan
 from cni.protocol import IPAM_TYPE, Invocation, Role
-from cni.result import Interface, IpConfig, Result, RouteConfig, with_mac
+from cni.result import DEFAULT_ROUTES, Interface, IpConfig, Result, RouteConfig, with_mac
 from cni.sriov import KIND, VfPlan, has_rate, vf_plan
 from telemetry import traces
 
 _NO_MAC = "00:00:00:00:00:00"
-_DEFAULTS = {4: "0.0.0.0/0", 6: "::/0"}
+
+
+@contextmanager
+def naming(invocation: Invocation) -> Iterator[None]:
+    """Have an error say which of a pod's networks it is about."""
+    try:
+        yield
+    except CniError as error:
+        if invocation.multus:
+            error.about(subject(invocation.multus, invocation.ifname))
+        raise
+
+
+def subject(network: str, ifname: str) -> str:
+    """How errors name one of a pod's networks."""
+    return f"network {network}, interface {ifname}"
 
 
 class Nic:
@@ -263,11 +279,11 @@ def directed(grant: NicGrant, gateways: tuple[str, ...] | None) -> NicGrant:
     if gateways is None:
         return grant
     versions = {address.version for address in grant.addresses}
-    routes = [route for route in grant.routes if route.dst not in _DEFAULTS.values()]
+    routes = [route for route in grant.routes if route.dst not in DEFAULT_ROUTES.values()]
     for gateway in gateways:
         version = ip_address(gateway).version
         if version in versions:
-            routes.append(Route(dst=_DEFAULTS[version], gw=gateway))
+            routes.append(Route(dst=DEFAULT_ROUTES[version], gw=gateway))
     return msgspec.structs.replace(grant, routes=tuple(routes))
 
 

@@ -31,7 +31,8 @@ from actors.node.departures import SETTLE_SECONDS
 from actors.node.detection import Detection
 from actors.node.disk import Journal
 from actors.node.gc import stale
-from actors.node.networks import Announce, Check, Dissolve, Join, Leave, Meta, NetworksActor
+from actors.node.meta import Meta
+from actors.node.networks import Announce, Check, Dissolve, Join, Leave, NetworksActor
 from actors.node.networks import Message as NetworksMessage
 from actors.node.outbox import Message as OutboxMessage
 from actors.node.outbox import Owe
@@ -392,6 +393,7 @@ class NodeActor(Actor[Message]):
                     container_id,
                     journal=self._journal,
                     controllers=self._controllers,
+                    kernel=self._kernel,
                     meta=self._meta,
                     sandbox=lambda: self._sandbox(container_id),
                     provide=self._provide,

@@ -38,7 +38,7 @@ from actors.node.construction import Construction
 from actors.node.controllers import Controllers
 from actors.node.detection import Detection
 from actors.node.disk import Journal
-from actors.node.nic import Nic, blank_entry, detach, intact, part_of, plan_coordination
+from actors.node.nic import Nic, blank_entry, detach, intact, naming, part_of, plan_coordination
 from actors.node.outbox import Message as OutboxMessage
 from actors.node.outbox import Owe, Recall, Settle
 from actors.node.pfs import PhysicalFunctions
@@ -200,7 +200,7 @@ class SandboxActor(Actor[Message]):
         standing = await self._standing(invocations, known)
         if standing is not None:
             return standing
-        nics = [Nic(invocation, changed_ns=self._wall_ns()) for invocation in invocations]
+        nics = [self._nic(invocation) for invocation in invocations]
         for nic, entry in zip(nics, known, strict=True):
             if spare is not None and entry == spare.entry and nic.plan == spare.plan:
                 nic.resume(spare)
@@ -209,7 +209,7 @@ class SandboxActor(Actor[Message]):
                 await self._take_down(entry)
         begun = int(self.system.clock.wall() * 1000)
         disputed = [await self._settle(invocation) for invocation in invocations]
-        await together(*(partial(nic.look, self._kernel) for nic in nics))
+        await together(*(partial(self._look, nic) for nic in nics))
         await self._begin(nics)
         try:
             granted = await self._construction().build(nics, begun=begun, disputed=any(disputed), meta=attach.meta)
@@ -231,6 +231,14 @@ class SandboxActor(Actor[Message]):
             self._pfs.announce(nic.entry)
         return tuple(nic.result for nic in nics)
 
+    def _nic(self, invocation: Invocation) -> Nic:
+        with naming(invocation):
+            return Nic(invocation, changed_ns=self._wall_ns())
+
+    async def _look(self, nic: Nic) -> None:
+        with naming(nic.invocation):
+            await nic.look(self._kernel)
+
     def _construction(self) -> Construction:
         return Construction(
             kernel=self._kernel,
@@ -245,7 +253,8 @@ class SandboxActor(Actor[Message]):
         """Note what is going to be there, and of a virtual function what it is now. Nothing is built yet."""
         try:
             for nic in nics:
-                await nic.reserve(self._pfs)
+                with naming(nic.invocation):
+                    await nic.reserve(self._pfs)
             await self._put_all([nic.entry for nic in nics])
         except BaseException:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_SECONDS):

@@ -1,6 +1,7 @@
 """The CNI verb CHECK: whether a container's interface is still what its ADD made. Looks, and changes nothing."""
 
 from collections.abc import Sequence
+from ipaddress import ip_interface
 
 from actors.node.pfs import PhysicalFunctions
 from cni.coordination import gone_from_main
@@ -9,6 +10,7 @@ from cni.journal import JournalEntry, State
 from cni.kernel import Kernel
 from cni.plan import MADE_KINDS, address_plan, assigned_plan, link_plan
 from cni.protocol import Invocation, Role
+from cni.result import Result
 from cni.sriov import VfHeld, vf_plan, with_rate
 
 
@@ -62,7 +64,9 @@ async def _verify_link(
         msg = f"interface {entry.ifname} is gone from {entry.netns}"
         raise StateDiffers(msg)
     plans = [one.coordination for one in beside if one.coordination is not None]
-    mac = next((plan.mac for plan in reversed(plans) if plan.mac and plan.ifname == entry.ifname), entry.mac)
+    told_mac, told_addresses = _told(invocation.prev_result or Result(), entry.ifname)
+    moved_mac = next((plan.mac for plan in reversed(plans) if plan.mac and plan.ifname == entry.ifname), entry.mac)
+    mac = told_mac or moved_mac
     if seen.link.mac != mac:
         msg = f"interface {entry.ifname}: MAC is {seen.link.mac}, expected {mac}"
         raise StateDiffers(msg)
@@ -74,7 +78,8 @@ async def _verify_link(
         if others:
             msg = f"interface {entry.ifname} is not the link that ADD made"
             raise StateDiffers(msg, "; ".join(others))
-    missing = [address for address in entry.addresses if address not in seen.addresses]
+    wanted = dict.fromkeys((*entry.addresses, *told_addresses))
+    missing = [address for address in wanted if address not in seen.addresses]
     if missing:
         msg = f"interface {entry.ifname} lacks {', '.join(missing)}"
         raise StateDiffers(msg, f"it has {', '.join(seen.addresses) or 'no address'}")
@@ -85,3 +90,15 @@ async def _verify_link(
     if lost:
         msg = f"interface {entry.ifname} lacks the route to {', '.join(lost)}"
         raise StateDiffers(msg, f"it has {', '.join(dst for dst, _ in seen.routes) or 'no route'}")
+
+
+def _told(result: Result, ifname: str) -> tuple[str, list[str]]:
+    """The MAC address and the addresses that an interface of the container has had at the end of its ADD.
+
+    Plugins that came later in the list may have changed the first and added to the others.
+    """
+    at = next((at for at, one in enumerate(result.interfaces) if one.name == ifname and one.sandbox), None)
+    if at is None:
+        return "", []
+    addresses = [str(ip_interface(ip.address)) for ip in result.ips if ip.interface == at]
+    return result.interfaces[at].mac.lower(), addresses

@@ -19,6 +19,7 @@ from cni.netlink.socket import Netns, Refusal, Request, RouteSocket, route_socke
 from cni.netlink.sysctl import prepare_ipv6
 from cni.plan import AddressPlan, Inspection, LinkPlan, LinkState
 from cni.plan import link_differences as compared
+from cni.result import DEFAULT_ROUTES
 from telemetry import traces
 from telemetry.attributes import LINK_KIND, LINK_PARENT, NETLINK_STEP, NETWORK_INTERFACE_NAME
 
@@ -115,6 +116,22 @@ def configure_link(netns_path: str, ifname: str, plan: AddressPlan) -> None:
         if advertiser is not None:
             with traces.span("announce", attributes={NETWORK_INTERFACE_NAME: ifname}):
                 _advertise(advertiser, found, six)
+
+
+def direct_link(netns_path: str, ifname: str, gateways: Sequence[str]) -> None:
+    """See `cni.kernel.Kernel.direct`."""
+    with ExitStack() as stack:
+        sockets = stack.enter_context(route_socket(stack.enter_context(Netns.open(netns_path))))
+        found = link.get(sockets, ifname)
+        if found is None:
+            raise KernelRefused(f"there is no interface {ifname} in {netns_path}")
+        with traces.span("netlink direct default routes", attributes={NETLINK_STEP: "newroute"}):
+            before = [one for _, one in route.everything(sockets, index=found.index, table=route.MAIN)]
+            sockets.pipeline(
+                [route.remove(found, one) for one in before if one.is_default and one.protocol != route.BY_ROUTER]
+            )
+            for gateway in map(ip_address, gateways):
+                route.add(sockets, found, ip_network(DEFAULT_ROUTES[gateway.version]), gateway)
 
 
 def delete_link(netns_path: str, ifname: str, *, kind: str = "", mac: str = "", pair: Pair | None = None) -> bool:

@@ -10,7 +10,7 @@ import copy
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +109,9 @@ def places(tree: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @st.composite
-def configurations(draw: st.DrawFn) -> dict[str, Any]:
+def configurations(draw: st.DrawFn, seeds: Sequence[dict[str, Any]] = SEEDS) -> dict[str, Any]:
     """One of the seeds with something wrong in up to three places."""
-    tree: dict[str, Any] = copy.deepcopy(draw(st.sampled_from(SEEDS)))
+    tree: dict[str, Any] = copy.deepcopy(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(0, 3))):
         *way, last = draw(st.sampled_from(places(tree) or [("type",)]))
         holder: Any = tree
@@ -211,6 +211,36 @@ async def live(box: Box, conf: dict[str, Any]) -> None:
 @given(conf=configurations())
 def test_whatever_is_asked_for(box: Box, conf: dict[str, Any]) -> None:
     asyncio.run(live(box, conf))
+
+
+def test_whatever_is_said_to_have_been_made(box: Box) -> None:
+    """CHECK, with what no ADD has answered."""
+    kept: list[object] = []
+    codes = set()
+
+    @settings(
+        max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+    )
+    @given(previous=configurations([PREVIOUS]))
+    def collect(previous: dict[str, Any]) -> None:
+        kept.append(previous)
+
+    collect()
+
+    async def work() -> None:
+        async with box.serving() as agent:
+            assert await box.call(agent, "ADD", SEEDS[0]) is None
+            for previous in kept:
+                error = await box.call(agent, "CHECK", {**SEEDS[0], "prevResult": previous})
+                codes.add(0 if error is None else error.code)
+                assert not isinstance(error, InternalError)
+                assert "eth0" in box.left()[0], "it changes nothing"
+            assert await box.call(agent, "DEL", SEEDS[0]) is None
+
+    asyncio.run(work())
+    assert box.left() == []
+    assert codes <= {0, *MEANT}
+    assert {0, 7, 102} <= codes, "some of it is no contradiction"
 
 
 def test_what_is_meant_works(box: Box) -> None:

@@ -10,6 +10,7 @@ import re
 import secrets
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -21,12 +22,13 @@ from cni.journal import State, decode
 from tests.processes import networks
 from tests.processes.lab import CniError, Lab, Pod, call
 from tests.processes.test_cni import interfaces
-from tests.servers import CniBinaries
+from tests.servers import CniBinaries, ServersUnavailable, debian_plugins
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
 
 NODE = {4: ("10.6.255.1", 16), 6: ("fd00:6::ffff", 64)}
 _STEPS = "spiderpool_netlink_step_seconds_count"
+TUNED = "02:00:00:00:11:22"
 STATUS = "k8s.v1.cni.cncf.io/network-status"
 
 
@@ -49,10 +51,16 @@ def wide(lab: Lab, cni_binaries: CniBinaries, tmp_path_factory: pytest.TempPathF
         "mixed": [{"type": "bridge", "bridge": "br-foreign", "ipam": ours}],
         "broken": [{"type": "macvlan", "master": "nothing0", "ipam": ours}],
         "absent": [{"type": "no-such-plugin"}],
+        "overlay": [{"type": "bridge", "bridge": "br-overlay", "isDefaultGateway": True, "ipam": local}],
+        "refused": [{"type": "bridge", "bridge": "br-foreign", "vlan": 9999}],
+        "device": [{"type": "host-device", "device": "hostdev"}],
+        "tuned": [{"type": "macvlan", "master": "n1-up", "ipam": ours}, {"type": "tuning", "mac": TUNED}],
+        "ports": [{"type": "played-ports", "capabilities": {"portMappings": True}}],
     }
     for name, plugins in definitions.items():
+        version = {"tuned": "1.0.0", "device": "1.0.0"}.get(name, "0.3.1")
         networks.define(
-            lab.control_plane, lab.namespace, name, {"cniVersion": "0.3.1", "name": name, "plugins": plugins}
+            lab.control_plane, lab.namespace, name, {"cniVersion": version, "name": name, "plugins": plugins}
         )
     with IPRoute() as route:
         index = route.link_lookup(ifname="n1-up")[0]
@@ -62,13 +70,42 @@ def wide(lab: Lab, cni_binaries: CniBinaries, tmp_path_factory: pytest.TempPathF
     with IPRoute() as route:
         for address, length in NODE.values():
             route.addr("del", index=index, address=address, prefixlen=length)
-        for name in ("br-foreign",):
+        for name in ("br-foreign", "br-overlay"):
             for found in route.link_lookup(ifname=name):
                 route.link("del", index=found)
         for family in (socket.AF_INET, socket.AF_INET6):
             for one in route.get_rules(family=family):
                 if one.get_attr("FRA_PRIORITY") == 1000:
                     route.rule("del", family=family, priority=1000, table=500)
+
+
+@pytest.fixture(scope="module")
+def debian() -> Path:
+    """The folder of Debian's plugins."""
+    try:
+        return debian_plugins()
+    except ServersUnavailable as problem:
+        pytest.skip(str(problem))
+
+
+def play(lab: Lab, name: str, script: str) -> None:
+    """Put a plugin of somebody else's into the node's folder."""
+    path = lab.plugins / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def default_routes() -> list[tuple[str, str]]:
+    """The IPv4 ones of the main table, by next hop and link."""
+    with IPRoute() as route:
+        names = {one["index"]: one.get_attr("IFLA_IFNAME") for one in route.get_links()}
+        found = [one for one in route.get_routes(family=socket.AF_INET, table=254) if one["dst_len"] == 0]
+        return [(one.get_attr("RTA_GATEWAY"), names[one.get_attr("RTA_OIF")]) for one in found]
+
+
+def retune(ifname: str, mac: str) -> None:
+    with IPRoute() as route:
+        route.link("set", index=route.link_lookup(ifname=ifname)[0], address=mac)
 
 
 class Runtime:
@@ -222,8 +259,9 @@ def test_other_peoples_plugins(wide: Lab, runtime: Any) -> None:
 @pytest.mark.parametrize(
     ("network", "named"),
     [
-        ("lan-b,broken", "master: .*nothing0"),
-        ("lan-b,absent", "no plugin .*no-such-plugin"),
+        ("lan-b,broken", "network [^ ]*/broken, interface net2: master: .*nothing0"),
+        ("lan-b,absent", "network [^ ]*/absent, interface net2: .*no plugin .*no-such-plugin"),
+        ("refused,lan-b", "network [^ ]*/refused, interface net1: plugin bridge: .*9999"),
         ("foreign,lan-b,missing", "missing"),
         ("below,above", "master: .*net"),
         ("lan-b,foreign@eth0", "eth0"),
@@ -237,6 +275,96 @@ def test_one_that_fails_takes_all_others_along(wide: Lab, runtime: Any, network:
     assert pod.status() == []
     pod.call("DEL")
     pod.gone()
+
+
+@pytest.mark.parametrize("first", ["", "overlay"])
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_default_route_goes_where_it_is_asked_for(wide: Lab, runtime: Any, first: str, asked: bool) -> None:
+    """Whoever has made the interfaces; without the wish it is that of the first one."""
+    lan_b = {"name": "lan-b"} | ({"default-route": ["10.7.0.1"]} if asked else {})
+    notes = {"default": f"{wide.namespace}/{first}"} if first else {}
+    pod = runtime(networks=json.dumps([lan_b, {"name": "foreign"}]), **notes)
+    result = pod.call("ADD")
+    assert pod.pod.netns is not None
+    (default,) = pod.pod.netns.run(default_routes)
+    elsewhere = ("10.99.0.1" if first else "10.6.0.1", "eth0")
+    assert default == (("10.7.0.1", "net1") if asked else elsewhere)
+    assert pod.call("CHECK", prevResult=result) == {}
+    told = {one["interface"]: one.get("gateway", []) for one in pod.told()}
+    assert (told["eth0"] == []) is asked
+    assert "10.7.0.1" in told["net1"]
+    pod.call("DEL")
+    pod.gone()
+
+
+def test_the_first_interface_may_ask_for_another_next_hop(wide: Lab, runtime: Any) -> None:
+    pod = runtime(default=json.dumps([{"name": "lan-c", "namespace": wide.namespace, "default-route": ["10.7.0.77"]}]))
+    pod.call("ADD")
+    assert pod.pod.netns is not None
+    assert pod.pod.netns.run(default_routes) == [("10.7.0.77", "eth0")]
+    pod.call("DEL")
+    pod.gone()
+
+
+def test_what_the_runtime_knows_of_ports_goes_to_whose_the_first_interface_is(wide: Lab, runtime: Any) -> None:
+    """And not to further ones."""
+    told = wide.folder / "ports"
+    play(wide, "played-ports", f'cat >"{told}.$CNI_IFNAME"; echo "{{}}"')
+    ports = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""}]
+    pod = runtime(default=f"{wide.namespace}/ports", networks="ports")
+    pod.call("ADD", runtimeConfig={"portMappings": ports})
+    found = {nic: json.loads(told.with_suffix(f".{nic}").read_text()) for nic in ("eth0", "net1")}
+    assert found["eth0"]["runtimeConfig"] == {"portMappings": ports}
+    assert "runtimeConfig" not in found["net1"]
+    pod.call("DEL")
+    pod.gone()
+
+
+@pytest.mark.parametrize("unchecked", [True, False])
+def test_a_list_that_says_that_it_cannot_be_checked(wide: Lab, runtime: Any, unchecked: bool) -> None:
+    play(wide, "played-check", 'cat >&2; [ "$CNI_COMMAND" != CHECK ] && echo "{}"')
+    name = f"check-{unchecked}".lower()
+    config = {"cniVersion": "1.0.0", "name": name, "disableCheck": unchecked, "plugins": [{"type": "played-check"}]}
+    networks.define(wide.control_plane, wide.namespace, name, config)
+    pod = runtime(networks=name)
+    result = pod.call("ADD")
+    if unchecked:
+        assert pod.call("CHECK", prevResult=result) == {}
+    else:
+        with pytest.raises(CniError, match="CHECK ended with code 1"):
+            pod.call("CHECK", prevResult=result)
+    pod.call("DEL")
+    pod.gone()
+
+
+def test_a_plugin_behind_ours_may_change_the_address_of_the_link(wide: Lab, runtime: Any, debian: Path) -> None:
+    (wide.plugins / "tuning").symlink_to(debian / "tuning")
+    pod = runtime(networks="tuned")
+    result = pod.call("ADD")
+    assert pod.told()[1]["mac"] == TUNED
+    assert pod.call("CHECK", prevResult=result) == {}
+    assert pod.call("ADD") == result, "a repetition finds all as it was"
+    assert pod.pod.netns is not None
+    pod.pod.netns.run(lambda: retune("net1", "02:00:00:00:11:33"))
+    with pytest.raises(CniError, match="net1: MAC is 02:00:00:00:11:33, expected 02:00:00:00:11:22"):
+        pod.call("CHECK", prevResult=result)
+    pod.call("DEL")
+    pod.gone()
+
+
+def test_a_device_of_the_host_in_a_sandbox_that_went_without_a_del(wide: Lab, runtime: Any, debian: Path) -> None:
+    """Debian's plugin fails for the path of a namespace that is gone."""
+    (wide.plugins / "host-device").symlink_to(debian / "host-device")
+    with IPRoute() as route:
+        route.link("add", ifname="hostdev", kind="veth", peer={"ifname": "hostdev-port"})
+    pod = runtime(networks="device")
+    pod.call("ADD")
+    assert "net1" in pod.inside()
+    pod.pod.netns.__exit__(None, None, None)
+    wide.wait_for(lambda: pod.held() == [], seconds=10)
+    pod.call("DEL")
+    wide.wait_for(lambda: not pod.records())
+    pod.pod.netns = None
 
 
 def test_another_network_makes_the_first_interface(wide: Lab, runtime: Any) -> None:

@@ -126,6 +126,8 @@ def test_the_configuration_says_what_the_settings_say() -> None:
     element = {"cniVersion": full["cniVersion"], "name": full["name"], **full["plugins"][0]}
     conf = decode_config(decode_json(json.dumps(element).encode()))
     assert (conf.master, conf.networks, conf.cluster_network) == ("bond0", True, "k8s-pod-network")
+    # A runtime tells of host ports and rates only those who declare it.
+    assert full["plugins"][0]["capabilities"] == {"portMappings": True, "bandwidth": True}
     assert not read_configuration(CONFLIST, install.conflist()).problem
 
 

@@ -79,6 +79,9 @@ def test_what_runtimes_add_is_let_through() -> None:
 
 
 def test_del_needs_neither_namespace_nor_pod_nor_a_readable_previous_result() -> None:
+    unreadable: list[object] = [[], "text", 5]
+    for kept in unreadable:
+        assert invoke({**CONF, "prevResult": kept}, command="DEL").prev_result is None
     seen = invoke({**CONF, "prevResult": {"ips": "none"}}, command="DEL", netns="", args="")
     assert (seen.netns, seen.prev_result, seen.args.name) == ("", None, "")
 
@@ -183,6 +186,8 @@ BAD_INPUT: list[tuple[object, int, list[str]]] = [
     (b'{"cniVersion": "1.0.0", "name": \xff}', 6, ["stdin", "byte 32"]),
     (b'{"name": "\xff"}', 6, ["stdin", "utf-8"]),
     (b"[" * 100_000, 6, ["stdin"]),
+    (WHOLE[:-1] + b', "more": ' + b"[" * 3000 + b"]" * 3000 + b"}", 7, ["nested too deeply"]),
+    ({**CONF, "prevResult": {"ips": [{"address": "10.0.0"}]}}, 7, ["prevResult", "ips[0].address", "10.0.0"]),
     (b"[1, 2]", 6, ["array", "[1,2]"]),
     (b'"text"', 6, ["string", "text"]),
     (b"null", 6, ["null"]),

@@ -1,6 +1,7 @@
 """Results in every version, and what comes back from a runtime that kept one."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -83,10 +84,42 @@ def test_read_back_from_go() -> None:
     assert seen == Result(ips=(IpConfig(address="10.0.0.5/16"),))
 
 
-@pytest.mark.parametrize("kept", [[], "text", {"ips": [{}]}, {"ips": [{"address": 5}]}, {"routes": [[]]}])
-def test_what_is_no_result(kept: object) -> None:
-    with pytest.raises(InvalidConfig, match="prevResult"):
+def test_read_back_from_before_0_3() -> None:
+    four = {"ip": "10.0.0.5/16", "gateway": "10.0.0.1", "routes": [{"dst": "0.0.0.0/0"}]}
+    seen = decode_result({"cniVersion": "0.2.0", "ip4": four, "ip6": {"ip": "fd00::5/64"}, "dns": {"domain": "d"}})
+    assert seen.ips == (IpConfig(address="10.0.0.5/16", gateway="10.0.0.1"), IpConfig(address="fd00::5/64"))
+    assert [(route.dst, route.gw) for route in seen.routes] == [("0.0.0.0/0", "")]
+    assert seen.dns.domain == "d"
+
+
+def nested(depth: int) -> object:
+    tree: object = []
+    for _ in range(depth):
+        tree = [tree]
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("kept", "named"),
+    [
+        ([], ""),
+        ("text", ""),
+        ({"ips": [{}]}, "address"),
+        ({"ips": [{"address": 5}]}, "address"),
+        ({"routes": [[]]}, "routes"),
+        ({"ips": [{"address": "10.0.0.5/33"}]}, r"ips\[0\]\.address: '10\.0\.0\.5/33'"),
+        ({"ips": [{"address": "10.0.0.5/16", "gateway": "x"}]}, r"ips\[0\]\.gateway: 'x'"),
+        ({"routes": [{"dst": "::/0"}, {"dst": "x"}]}, r"routes\[1\]\.dst: 'x'"),
+        ({"routes": [{"dst": "::/0", "gw": "::1/64"}]}, r"routes\[0\]\.gw: '::1/64'"),
+        ({"ip4": {"gateway": "10.0.0.1"}}, "address"),
+        ({"ip6": {"ip": "fd00::5/64", "routes": "all"}}, "routes"),
+        ({"more": nested(3000)}, "nested too deeply"),
+    ],
+)
+def test_what_is_no_result(kept: object, named: str) -> None:
+    with pytest.raises(InvalidConfig, match="prevResult") as caught:
         decode_result(kept)
+    assert re.search(named, str(caught.value))
 
 
 def test_errors() -> None:

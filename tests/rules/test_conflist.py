@@ -5,12 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from actors.node.chains import Call, calls, chains, invocation_of, main_of, network_status
-from api.wire import NetworkDefinition, Networked
+from actors.node.chains import Call, calls, chains, directed, invocation_of, main_of, network_status, was_not_made
+from actors.node.meta import Meta
+from api.wire import NetworkDefinition, Networked, PodRef
 from cni.conflist import Asked, ConfList, calls_multus, find_conflist, for_plugin, read_conflist
-from cni.errors import InvalidConfig
+from cni.delegate import DelegateFailed, ExecutedDelegates
+from cni.errors import IncompatibleVersion, InvalidConfig, TryAgainLater
 from cni.journal import Attached
 from cni.protocol import Invocation, Role, Verb
 from cni.result import Interface, IpConfig, Result, RouteConfig
@@ -175,17 +178,112 @@ def test_devices_go_to_those_who_name_their_resource() -> None:
     assert [calls(one)[0].conf["deviceID"], calls(two)[0].conf["deviceID"]] == ["INTEL.COM/VF", "0000:02:00.0"]
 
 
+def test_devices_are_those_that_the_kubelet_has_noted(tmp_path: Path) -> None:
+    """From the file on: each network of a resource gets one, and one of which the pod has no more gets none."""
+    held = {"PodUID": "u", "ContainerName": "app", "ResourceName": "intel.com/vf", "DeviceIDs": {"0": ["vf1", "vf2"]}}
+    (tmp_path / "list").write_text(json.dumps({"Data": {"PodDeviceEntries": [held]}, "Checksum": 1}))
+    plugins = {"name": "b", "plugins": [{"type": "ovs"}, {"type": "more", "capabilities": {"deviceID": True}}]}
+    named = [network(plugins, interface=f"net{number}", resource="intel.com/vf") for number in (1, 2, 3)]
+
+    def handed(uid: str) -> list[list[object]]:
+        meta = Meta(delegates=ExecutedDelegates(), checkpoint=tmp_path / "list")
+        (_, *found) = planned(*named, device=meta.devices(PodRef("ns", "pod", uid)))
+        return [[one.conf.get("deviceID") for one in calls(attached)] for attached in found]
+
+    assert handed("u") == [["vf1", "vf1"], ["vf2", "vf2"], [None, None]]
+    assert handed("other") == [[None, None]] * 3
+
+
 def test_a_default_route_that_is_asked_for_takes_everybody_elses() -> None:
     assert [one.gateways for one in planned(network())] == [None, None]
-    directed = planned(network(), network(interface="net2", default_route=("10.0.0.1",)))
-    assert [one.gateways for one in directed] == [(), (), ("10.0.0.1",)]
+    wish = ("10.0.0.1",)
+    asked = planned(network(), network(interface="net2", default_route=wish))
+    assert [one.gateways for one in asked] == [(), (), wish]
+    first = network(interface="eth0", default_route=wish)
+    assert [one.gateways for one in planned(network(), default=first)] == [wish, ()]
+    both = planned(network(default_route=("fd00::1",)), default=first)
+    assert [one.gateways for one in both] == [wish, ("fd00::1",)]
+    with pytest.raises(InvalidConfig, match=r"10\.0\.0\.1 \(kube-system/lan\) and 10\.0\.0\.2 .*one IPv4"):
+        planned(network(default_route=("10.0.0.2",)), default=first)
+
+
+def test_default_routes_of_what_somebody_else_has_made() -> None:
+    kept = RouteConfig(dst="10.9.0.0/16", gw="10.0.0.3")
+    made = Result(
+        ips=(IpConfig(address="10.0.0.2/24", gateway="10.0.0.1"),),
+        routes=(RouteConfig(dst="0.0.0.0/0", gw="10.0.0.1"), kept, RouteConfig(dst="::/0", gw="fd00::1")),
+    )
+    assert directed(made, ()) == (msgspec.structs.replace(made, routes=(kept,)), ())
+    result, able = directed(made, ("fd00::9", "10.0.0.9"))
+    assert able == ("10.0.0.9",), "it has no IPv6 address"
+    assert result.routes == (kept, RouteConfig(dst="0.0.0.0/0", gw="10.0.0.9"))
+
+
+def test_what_the_runtime_wants_is_for_the_first_interface() -> None:
+    plugin = {"type": "ptp", "capabilities": {"portMappings": True, "bandwidth": True, "ips": True}}
+    ports = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+    runtime = {"portMappings": ports, "bandwidth": {"ingressRate": 1000000}, "ips": ["10.0.0.9"], "mac": "02::1"}
+    given = {"portMappings": ports, "bandwidth": {"ingressRate": 1000000}, "ips": ["10.0.0.9"]}
+    (clustered, further) = planned(
+        network(plugin),
+        clusterNetwork="b",
+        runtimeConfig=runtime,
+        find=lambda name: ConfList(name=name, plugins=(plugin,)),
+    )
+    assert calls(clustered)[0].conf["runtimeConfig"] == given
+    assert "runtimeConfig" not in calls(further)[0].conf
+    (asked,) = planned(default=network(plugin, ips=("10.0.0.7",)), runtimeConfig=runtime)
+    assert calls(asked)[0].conf["runtimeConfig"] == {**given, "ips": ["10.0.0.7"]}, "the pod's wish comes first"
+
+
+def test_versions_of_a_list() -> None:
+    def version(**more: Any) -> str:
+        return read_conflist(json.dumps({"name": "a", "plugins": [MACVLAN], **more}), where="x").cni_version
+
+    assert version(cniVersion="0.4.0", cniVersions=["0.3.1", "1.0.0", "9.0.0"]) == "1.0.0"
+    assert version(cniVersions=["1.0.0", "0.4.0"]) == "1.0.0"
+    assert version(cniVersion="1.1.0", cniVersions=["1.0.0"]) == "1.1.0"
+    assert version(cniVersion="0.2.0", cniVersions=[]) == "0.2.0"
+    with pytest.raises(InvalidConfig, match=r'x: cniVersions: "1\.0\.0" is not valid'):
+        version(cniVersions="1.0.0")
+
+
+@pytest.mark.parametrize(("said", "off"), [(True, True), ("Yes", True), ("0", False), (None, False), (False, False)])
+def test_lists_that_cannot_be_checked(said: object, off: bool) -> None:
+    (_, one) = planned(network({**ORIGINAL, "disableCheck": said}))
+    assert one.unchecked is off
+
+
+def test_a_word_that_is_neither_on_nor_off() -> None:
+    with pytest.raises(InvalidConfig, match=r'kube-system/lan: spec\.config: disableCheck: "maybe"'):
+        planned(network({**ORIGINAL, "disableCheck": "maybe"}))
+
+
+@pytest.mark.parametrize(
+    ("code", "made", "over"),
+    [
+        (1, None, True),  # it will never take this version, and so it never has
+        (999, None, False),  # nobody knows
+        (999, {("net1", "a")}, False),
+        (999, {("net2", "a")}, True),
+        (1, {("net1", "a")}, False),
+    ],
+)
+def test_whose_del_has_to_succeed_behind_an_add_that_did_not(
+    code: int, made: set[tuple[str, str]] | None, over: bool
+) -> None:
+    assert was_not_made(DelegateFailed(code, "no"), ("net1", "a"), made) is over
+    assert was_not_made(InvalidConfig("there is no such plugin"), ("net1", "a"), made)
+    assert not was_not_made(TryAgainLater("it did not end"), ("net1", "a"), set())
 
 
 def test_what_cannot_be_is_said_before_anything_is_done() -> None:
     with pytest.raises(InvalidConfig, match="interface eth0 is another network's"):
         planned(network(interface="eth0"))
-    with pytest.raises(InvalidConfig, match='mtu: "x"'):
+    with pytest.raises(InvalidConfig, match='NetworkAttachmentDefinition kube-system/lan: mtu: "x"'):
         planned(network({**MACVLAN, "mtu": "x"}))
+    with pytest.raises(IncompatibleVersion, match=r'kube-system/lan: cniVersion: "7\.7\.7" is not supported'):
+        planned(network({**MACVLAN, "cniVersion": "7.7.7"}))
 
 
 def test_network_status() -> None:

@@ -362,6 +362,14 @@ def test_the_devices_of_a_pod() -> None:
     assert devices.decode(text, "uid-3") == {}
 
 
+def test_a_device_that_an_init_container_had_before_is_one() -> None:
+    text = checkpoint(
+        ("uid-1", "init", "intel.com/vf", {"0": ["0000:01:10.2"]}),
+        ("uid-1", "app", "intel.com/vf", {"0": ["0000:01:10.2", "0000:01:10.4"]}),
+    )
+    assert devices.decode(text, "uid-1") == {"intel.com/vf": ("0000:01:10.2", "0000:01:10.4")}
+
+
 def test_an_old_kubelet_lists_them_without_numa_nodes() -> None:
     text = checkpoint(("uid-1", "app", "intel.com/vf", ["0000:01:10.2", "0000:01:10.4"]))
     assert devices.decode(text, "uid-1") == {"intel.com/vf": ("0000:01:10.2", "0000:01:10.4")}

@@ -191,6 +191,9 @@ class MemoryKernel:
             carried.append(address)
         await self._point("after link.configure")
 
+    async def direct(self, netns: str, ifname: str, gateways: Sequence[str]) -> None:
+        await anyio.lowlevel.checkpoint()
+
     async def probe(self, plan: ProbePlan) -> Findings:
         await self._point("before probe")
         await anyio.sleep(plan.budget)

@@ -23,7 +23,7 @@ from anyio.abc import TaskGroup
 from actors.agent import Agent
 from actors.controller import Controller
 from actors.node.detection import Terms
-from actors.node.networks import Meta
+from actors.node.meta import Meta
 from api.configfile import ConfigFile, IaasNetworkProvider
 from api.core import Namespace, Node, Pod, PodSpec
 from api.ippool import AllocationRecord, IPPoolSpec, SpiderIPPool, decode_records

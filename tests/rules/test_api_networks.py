@@ -144,7 +144,7 @@ def test_the_first_nic_is_of_the_agents_namespace(parse: Callable[[str], Network
         ('[{"name":"lan","deviceID":"a\\u0000b"}]', "deviceID 'a"),
         ("lan@a b", "interface 'a b'"),
         ("lan@..", "interface '..'"),
-        ("lan@net%d", "interface 'net%d': want 1 to 15 characters"),
+        ("lan@net%d", "interface 'net%d': want 1 to 15 bytes"),
         ("a,b@net1", "interface net1 is that of another network"),
         ("a@eth0", "interface eth0 is that of another network"),
         ('[{"namespace":"x"}]', "name '': want"),

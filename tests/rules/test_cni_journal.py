@@ -120,7 +120,6 @@ def test_spiderpoolctl_reads_the_same(tmp_path: Path) -> None:
 def test_what_another_life_of_the_kernel_noted_has_no_namespace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    macs = {"pod_mac": "02:00:00:00:00:01", "host_mac": "02:00:00:00:00:02"}
     plan = CoordinationPlan(
         netns="/run/netns/pod",
         ifname="eth0",
@@ -129,7 +128,8 @@ def test_what_another_life_of_the_kernel_noted_has_no_namespace(
         mtu=1500,
         host_table=500,
         rp_filter=0,
-        **macs,
+        pod_mac="02:00:00:00:00:01",
+        host_mac="02:00:00:00:00:02",
     )
     noted = entry(state=State.ADDED, coordination=plan, addresses=("10.0.0.5/16",))
     Journal(tmp_path).put(noted)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from telemetry import attributes
 from tests.processes.lab import Lab
 from tests.servers import ControlPlane, JaegerServer
 
@@ -45,6 +46,16 @@ def test_one_trace_per_add(control_plane: ControlPlane, jaeger: JaegerServer) ->
         assert above("link.configure") == ["cni ADD"]
         assert above("netlink create link") == ["kernel make_link", "link.create", "cni ADD"]
         assert above("netlink add addresses") == ["kernel configure_link", "link.configure", "cni ADD"]
+        asked = {
+            name: tag["value"]
+            for name, span in spans.items()
+            for tag in span["tags"]
+            if tag["key"] == attributes.NETLINK_REQUESTS
+        }
+        # The parent, the link, and the link as it was made; two addresses, up and two routes at least.
+        assert asked["kernel make_link"] == 3 and asked["kernel configure_link"] > 5
+        assert asked.keys() == {name for name in spans if name.startswith("kernel ")}
+        assert all(spans[name]["duration"] > 0 for name in asked)
         assert above("serve Allocate") == ["rpc Allocate", "cni ADD"]
         assert above("allocator.select")[0] == "serve Allocate"
         assert above("ippool.wait")[0] == "serve Allocate"

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from api.wire import PodRef
+from cni.coordination import CoordinationPlan
 from cni.errors import IoFailure
 from cni.journal import COORDINATOR, NETWORKS, Journal, JournalEntry, Key, State
 from cni.protocol import Role
@@ -113,6 +115,31 @@ def test_spiderpoolctl_reads_the_same(tmp_path: Path) -> None:
     entries, (problem,) = read(tmp_path)
     assert not entries
     assert path.name in problem
+
+
+def test_what_another_life_of_the_kernel_noted_has_no_namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = CoordinationPlan(
+        netns="/run/netns/pod",
+        ifname="eth0",
+        container_id="c1",
+        host_veth="veth1",
+        mtu=1500,
+        host_table=500,
+        rp_filter=0,
+        pod_mac="02:00:00:00:00:01",
+        host_mac="02:00:00:00:00:02",
+    )
+    noted = entry(state=State.ADDED, coordination=plan, addresses=("10.0.0.5/16",))
+    Journal(tmp_path).put(noted)
+    assert Journal(tmp_path).load_all() == [noted]
+    monkeypatch.setattr("cni.journal.boot_id", lambda: "another")
+    (left,) = Journal(tmp_path).load_all()
+    assert left == replace(noted, netns="", coordination=replace(plan, netns=""))
+    # From here on it is this life's: what it has to give back is kept.
+    Journal(tmp_path).put(replace(left, state=State.RELEASING))
+    assert Journal(tmp_path).load_all() == [replace(left, state=State.RELEASING)]
 
 
 def test_a_file_does_not_grow_for_ever(tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ def test_C00010_dirty_rules(lan: Lan) -> None:
                 own = address("a", 210, version)
                 for index in (ens0, old):
                     route.neigh("add", dst=own, lladdr="02:00:00:00:00:99", ifindex=index, state=0x80)
-                route.route("add", dst=f"{own}/{32 if version == 4 else 128}", oif=old, table=500, priority=5)
+                for metric in (5, 7, 2048):
+                    route.route("add", dst=f"{own}/{32 if version == 4 else 128}", oif=old, table=500, priority=metric)
 
     lan.node.run(litter)
     assert any("old0" in one and "neigh" in one for one in picture(lan.node))
@@ -220,7 +221,7 @@ def test_C00022_invalid_mac_prefix(lan: Lan, prefix: str) -> None:
 def test_C00023_veth_mtu(lan: Lan) -> None:
     pod = lan.pod()
     pod.attach("eth0", "a")
-    with pytest.raises(InvalidConfig, match="vethMTU: 0 is not above 0"):
+    with pytest.raises(InvalidConfig, match="vethMTU: 0 is not 68 to 65535"):
         pod.coordinate("eth0", veth_mtu=0)
     pod.coordinate("eth0", cluster(veth_mtu=1400))
     assert mtu_of(pod.netns, "veth0") == mtu_of(lan.node, pod.host_veth) == 1400

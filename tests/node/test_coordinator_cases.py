@@ -245,6 +245,41 @@ def test_C00024_policy_routes_in_the_nics_table(lan: Lan) -> None:
     assert pod.way_to("192.0.2.9")[0] == "eth0"
 
 
+def test_pods_on_the_lan_and_in_the_overlay_reach_each_other(lan: Lan) -> None:
+    """On one node, by the node, as who they are; a pod that has both is reached by either."""
+    under, over, both = underlay(lan, "a"), overlay(lan), overlay(lan, "a")
+    for version in FAMILIES:
+        own, theirs = address("a", under.number, version), over.overlay_addresses[version]
+        for there in (theirs, both.overlay_addresses[version]):
+            assert under.way_to(there)[0] == "veth0"
+        assert served(over.netns, under.netns, theirs) == own
+        assert served(under.netns, over.netns, own) == theirs
+        assert served(both.netns, under.netns, address("a", both.number, version)) == own
+        assert served(both.netns, over.netns, both.overlay_addresses[version]) == theirs
+    alone = underlay(lan, "a", cluster=cluster(overlay_pod_cidr=()))
+    assert alone.way_to(over.overlay_addresses[4])[0] == "eth0"
+    with pytest.raises(OSError):  # noqa: PT011 - the router knows no such network
+        served(over.netns, alone.netns, over.overlay_addresses[4], timeout=0.5)
+
+
+def test_a_node_that_has_no_way_to_a_pods_network(lan: Lan) -> None:
+    """It is the pair that makes one, whichever of the node's addresses is at its end."""
+
+    def withdraw() -> None:
+        with IPRoute() as route:
+            for family in (2, 10):
+                route.flush_routes(family=family, dst_len=0, table=254)
+
+    assert [one for one in picture(lan.node) if "default" in one]
+    lan.node.run(withdraw)
+    assert not [one for one in picture(lan.node) if "default" in one]
+    pod = underlay(lan, "b")
+    for version in FAMILIES:
+        own = address("b", pod.number, version)
+        assert served(pod.netns, lan.node, own) == NODE[version]
+        assert served(lan.node, pod.netns, NODE[version]) == own
+
+
 def cluster(**settings: Any) -> Coordination:
     """The cluster's settings with some changed."""
     return Coordination(**{name: getattr(CLUSTER, name) for name in CLUSTER.__struct_fields__} | settings)

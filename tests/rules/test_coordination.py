@@ -220,6 +220,13 @@ def test_values_that_are_refused(conf: Any, cluster: Any, kind: type[CniError], 
         attempt(cluster=Coordination(**cluster), **conf)
 
 
+def test_ipv6_needs_an_mtu_that_it_can_have() -> None:
+    with pytest.raises(InvalidConfig, match=r"vethMTU: 1279 is below 1280, which IPv6 needs: eth0 has fd77::5"):
+        plan(("10.0.0.5/24", "fd77::5/64"), Coordination(veth_mtu=1279))
+    assert plan(("10.0.0.5/24", "fd77::5/64"), Coordination(veth_mtu=1280)).mtu == 1280
+    assert plan(("10.0.0.5/24",), Coordination(veth_mtu=68)).mtu == 68
+
+
 def test_a_value_of_a_wrong_type_is_named() -> None:
     with pytest.raises(InvalidConfig, match=r'coordinator\.vethMTU: "1500" is not valid'):
         invoke({**CONF, "coordinator": {"vethMTU": "1500"}})

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from ipaddress import ip_address, ip_network
 
 from msgspec import Struct
@@ -16,6 +16,7 @@ from cni.coordination.plan import (
     REPLY_TABLE,
     CoordinationPlan,
     RoutePlan,
+    RulePlan,
     host_veth,
     single,
 )
@@ -29,6 +30,9 @@ _NOT_THE_NODES = re.compile(
     r"lo$|docker|cbr|dummy|virbr|lxcbr|veth|cali|flannel|kube-ipvs|cni|vx-submariner|cilium", re.ASCII
 )
 """Links whose addresses are not addresses of the node that a pod would ask for."""
+_IPV6_MTU = 1280
+_IPV6_METRIC = 1024
+"""That a route has which does not say another."""
 _WITHOUT_MAC = ("ipvlan",)
 """Kinds of links whose MAC address is their parent's."""
 
@@ -115,6 +119,9 @@ def coordination_plan(
         what = f"has no interface {shown(ifname)}" if nic is None else f"has no address on {shown(ifname)}"
         raise InvalidConfig(f"CNI_IFNAME: {invocation.netns} {what}", "the coordinator comes when it is configured")
     way = _way(chosen, invocation.container_id, nic, survey)
+    if not way.host_end.index and nic.hosts(6) and chosen.mtu < _IPV6_MTU:
+        msg = f"vethMTU: {chosen.mtu} is below {_IPV6_MTU}, which IPv6 needs"
+        raise InvalidConfig(msg, f"{ifname} has {', '.join(nic.hosts(6))}")
     table = _table(pod, nic, chosen.first_nic, ordinal) if way.overlay or not way.first else 0
     routes = _Routes(chosen, nic, pod, way, hosts=_host_addresses(nic, pod, survey.node), table=table)
     policies: list[Policy] = []
@@ -160,11 +167,14 @@ def coordination_plan(
                 *(route for one in policies for route in one.copies),
                 *routes.replies,
                 *routes.chosen(separate),
-            )
+            ),
+            taken=routes.taken,
         ),
         withdrawn=tuple(route for one in policies for route in one.withdrawn),
         rules=tuple(rule for one in policies for rule in one.rules),
         marked=routes.marked,
+        common_routes=routes.common,
+        common_rules=routes.common_rules,
         host_table=chosen.host_table,
         rp_filter=chosen.rp_filter,
         tx_queue_len=chosen.tx_queue_len,
@@ -199,6 +209,12 @@ class _Routes:
         self.marked: tuple[int, ...] = ()
         if not way.overlay:
             self.marked = tuple(version for version in sorted(self._gateways) if way.first or version not in marks)
+        first = pod.link(chosen.first_nic)
+        with_pair = set() if way.overlay or first is None else {ip_address(one).version for one in first.hosts()}
+        self._lent = known - with_pair
+        """IP versions that an earlier NIC brought which may go before this one."""
+        self._pod = pod
+        self._first_hosts = frozenset(() if first is None else map(single, first.hosts()))
 
     @property
     def planned(self) -> tuple[RoutePlan, ...]:
@@ -220,6 +236,42 @@ class _Routes:
         """Where marked packets go."""
         everything = {4: "0.0.0.0/0", 6: "::/0"}
         return tuple(self._route(everything[one], self._gateways[one], REPLY_TABLE) for one in self.marked)
+
+    @property
+    def common(self) -> tuple[RoutePlan, ...]:
+        """Of an earlier NIC, for this one as well. The overlay's own way to its next hop is the overlay's."""
+        main = [one for one in self._pod.routes if one.table == MAIN_TABLE and one.device == self._way.pod_end]
+        hops = {single(one.gateway) for one in main if one.is_default}
+        to_hosts = {(one.destination, one.source) for one in self._to_hosts(MAIN_TABLE)}
+        hijacks = {(one.destination, one.source) for one in self._hijacks(MAIN_TABLE)}
+        found = [one for one in self._pod.routes if one.table == REPLY_TABLE and one.is_default]
+        for one in main:  # by whichever of the node's addresses it was first for that NIC
+            key = (one.destination, one.source)
+            if key in hijacks if one.gateway in self.hosts else key in to_hosts and one.destination not in hops:
+                found.append(one)
+        return tuple(one for one in found if one.version in self._lent)
+
+    @property
+    def common_rules(self) -> tuple[RulePlan, ...]:
+        """The same of rules."""
+        return tuple(
+            one
+            for one in self._pod.rules
+            if one.version in self._lent
+            and one.table == REPLY_TABLE
+            and (one.mark == MARK or one.source in self._first_hosts)
+        )
+
+    @property
+    def taken(self) -> frozenset[str]:
+        """Destinations that the main table has a route to, which stays: there is one for each metric."""
+        usual = {4: (0,), 6: (0, _IPV6_METRIC)}
+        made = POD_VETH if not self._way.host_end.index else ""
+        return frozenset(
+            one.destination
+            for one in self._pod.routes
+            if one.table == MAIN_TABLE and one.metric in usual[one.version] and one.device != made
+        )
 
     def chosen(self, separate: Iterable[int]) -> tuple[RoutePlan, ...]:
         """The user's own: in the NIC's table where packets from its address are looked up there, else in main."""
@@ -321,12 +373,16 @@ def _check_default_nic(chosen: Settings, pod: PodView, names: Sequence[str]) -> 
         raise InvalidConfig(msg, f"it has {', '.join(have)}")
 
 
-def _ordered(routes: Iterable[RoutePlan]) -> tuple[RoutePlan, ...]:
-    """Each once, those that are their own next hop first."""
-    once: dict[tuple[object, ...], RoutePlan] = {}
-    for one in routes:
-        once.setdefault((one.table, one.destination, one.gateway, one.device), one)
-    return tuple(sorted(once.values(), key=lambda one: bool(one.gateway)))
+def _ordered(routes: Iterable[RoutePlan], *, taken: Collection[str]) -> tuple[RoutePlan, ...]:
+    """Those that are their own next hop first, and of each table one to a destination: the kernel takes no second.
+
+    What is `taken` in the main table is somebody else's, who also keeps it when this is undone.
+    """
+    once: dict[tuple[int, str], RoutePlan] = {}
+    for one in sorted(routes, key=lambda one: bool(one.gateway)):
+        if one.table != MAIN_TABLE or one.destination not in taken:
+            once.setdefault((one.table, one.destination), one)
+    return tuple(once.values())
 
 
 def _mac(chosen: Settings, nic: PodLink) -> str:

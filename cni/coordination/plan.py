@@ -113,6 +113,10 @@ class CoordinationPlan(Struct, frozen=True, kw_only=True):
     """In the pod, in the order of their making; without those for marked packets."""
     marked: tuple[int, ...] = ()
     """IP versions whose replies are marked from this NIC on."""
+    common_routes: tuple[RoutePlan, ...] = ()
+    """In the pod, that an earlier NIC brought for all: they go with the last one."""
+    common_rules: tuple[RulePlan, ...] = ()
+    """The same of rules, those for marked packets among them."""
     host_table: int
     rp_filter: int
     """Of the pod; negative leaves it alone."""
@@ -141,6 +145,17 @@ class CoordinationPlan(Struct, frozen=True, kw_only=True):
     def new_hosts(self) -> tuple[str, ...]:
         """The node's addresses that the pod's end gets neighbours for."""
         return tuple(one for one in self.host_addresses if one not in self.known_hosts)
+
+    @property
+    def common_marked(self) -> tuple[int, ...]:
+        """IP versions whose replies are marked since an earlier NIC that is not the pair's."""
+        return tuple(one.version for one in self.common_rules if one.mark)
+
+    def common_hosts(self, version: int) -> tuple[str, ...]:
+        """The node's addresses of an IP version that an earlier NIC brought neighbours for, for all."""
+        if all(one.version != version for one in self.common_routes):
+            return ()
+        return tuple(one for one in self.known_hosts if ip_address(one).version == version)
 
     @property
     def host_routes(self) -> tuple[RoutePlan, ...]:

@@ -15,6 +15,9 @@ OFF = ("disable", "disabled")
 _FIRST_NIC = "eth0"
 _MAC_PREFIX = re.compile(r"[0-9a-f]{2}:[0-9a-f]{2}", re.ASCII)
 _RESERVED_TABLES = (0, 253, 254, 255)
+_LONGEST_QUEUE = (1 << 32) - 1
+_VETH_MTU = (68, 65535)
+"""Bytes: what the kernel's driver takes."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -87,10 +90,10 @@ def settle(conf: CoordinatorConfig, cluster: Coordination, *, prefix: str) -> Se
         default_nic_field=nic_field,
         host_table=_table(conf.host_rule_table if conf.host_rule_table is not None else cluster.host_rule_table),
         rp_filter=_rp_filter(conf.pod_rp_filter if conf.pod_rp_filter is not None else cluster.pod_rp_filter),
-        tx_queue_len=conf.tx_queue_len if conf.tx_queue_len is not None else cluster.tx_queue_len,
+        tx_queue_len=_queue(conf.tx_queue_len if conf.tx_queue_len is not None else cluster.tx_queue_len),
         mac_prefix=_mac_prefix(conf.pod_mac_prefix or cluster.pod_mac_prefix),
         link_address=_link_address(conf.veth_link_address or cluster.veth_link_address),
-        mtu=_positive("vethMTU", conf.veth_mtu, cluster.veth_mtu),
+        mtu=_mtu(conf.veth_mtu if conf.veth_mtu is not None else cluster.veth_mtu),
     )
 
 
@@ -144,10 +147,16 @@ def _link_address(text: str) -> str:
         raise InvalidConfig(f"vethLinkAddress: {shown(text)} is no IPv4 address", str(error)) from None
 
 
-def _positive(field: str, mine: int | None, theirs: int) -> int:
-    value = theirs if mine is None else mine
-    if value <= 0:
-        raise InvalidConfig(f"{field}: {value} is not above 0")
+def _mtu(value: int) -> int:
+    least, most = _VETH_MTU
+    if not least <= value <= most:
+        raise InvalidConfig(f"vethMTU: {value} is not {least} to {most}", "bytes, as a veth pair can have")
+    return value
+
+
+def _queue(value: int) -> int:
+    if not 0 <= value <= _LONGEST_QUEUE:
+        raise InvalidConfig(f"txQueueLen: {value} is not 0 to {_LONGEST_QUEUE}", "0 leaves it alone")
     return value
 
 

@@ -194,8 +194,8 @@ def _node_requests(plan: CoordinationPlan, node: RouteSocket, near: LinkState) -
     requests += [rule.add(one, protocol=RULE_PROTOCOL) for one in node_rules(plan)]
     requests += [neighbour.put(near, one, plan.pod_mac) for one in plan.pod_addresses]
     for one in plan.host_routes:
-        requests += [route.clear(one), route.request(near, one, replace=True)]
-    return requests
+        route.clear(node, one)
+    return requests + [route.request(near, one, replace=True) for one in plan.host_routes]
 
 
 def node_rules(plan: CoordinationPlan) -> list[RulePlan]:
@@ -271,16 +271,17 @@ def _leave_pod(plan: CoordinationPlan, stack: ExitStack, netns: Netns, *, failed
         if one.device in links and (failed or one.device != plan.ifname)
     ]
     requests += [rule.remove(one) for one in plan.rules if one.version in alone or one.table == plan.table]
-    requests += [rule.remove(one) for one in plan.mark_rules if one.version in alone]
+    requests += [rule.remove(one) for one in (*plan.mark_rules, *plan.common_rules) if one.version in alone]
+    common = [one for one in plan.common_routes if one.version in alone and one.device in links]
+    requests += [route.remove(links[one.device], one) for one in sorted(common, key=lambda one: not one.gateway)]
     far = links.get(plan.pod_end)
     if far is not None and not plan.makes_pair:
+        hosts = (*plan.new_hosts, *plan.common_hosts(4), *plan.common_hosts(6))
         requests += [
-            neighbour.remove(far.index, one, where=far.ifname)
-            for one in plan.new_hosts
-            if ip_address(one).version in alone
+            neighbour.remove(far.index, one, where=far.ifname) for one in hosts if ip_address(one).version in alone
         ]
     pod.pipeline(requests)
-    marked = [version for version in plan.marked if version in alone]
+    marked = [version for version in (*plan.marked, *plan.common_marked) if version in alone]
     if marked and (failed or not plan.makes_pair):
         with netns.entered():
             filters = stack.enter_context(FilterSocket())

@@ -26,6 +26,8 @@ _BY_KERNEL = (2, BY_ROUTER)
 _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
 """No route, or one of type unreachable, prohibit or blackhole."""
 _NOT_THERE = (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EAFNOSUPPORT)
+_MANY = 1000
+"""Routes to one destination; as many as that nobody has."""
 _LOCAL = 255
 _ANY = {family: socket.inet_ntop(family, bytes(size)) for family, size in ((socket.AF_INET, 4), (socket.AF_INET6, 16))}
 _ONLINK = 4
@@ -88,15 +90,20 @@ def remove(link: LinkState, plan: RoutePlan) -> Request:
     )
 
 
-def clear(plan: RoutePlan) -> Request:
-    """The request to remove a route to the destination from the table, whatever link it goes through."""
-    return Request(
-        RTM_DELROUTE,
-        0,
-        body(RoutePlan(destination=plan.destination, table=plan.table), index=0, to_remove=True),
-        f"remove route {plan.destination} from table {plan.table}",
-        _NOT_THERE,
-    )
+def clear(sockets: RouteSocket, plan: RoutePlan) -> None:
+    """Remove all routes to the destination from the table, whatever links they go through; each metric has its own.
+
+    Raises:
+        KernelRefused: one cannot be removed.
+    """
+    asked = body(RoutePlan(destination=plan.destination, table=plan.table), index=0, to_remove=True)
+    for _ in range(_MANY):
+        try:
+            sockets.request(RTM_DELROUTE, 0, asked)
+        except Refusal as refusal:
+            if refusal.number in _NOT_THERE:
+                return
+            raise refusal.explain(f"remove route {plan.destination} from table {plan.table}") from None
 
 
 def body(plan: RoutePlan, *, index: int, to_remove: bool = False) -> bytes:

@@ -221,6 +221,10 @@ class Lan:
         self._pods += 1
         return Pod(self, self._pods, versions, node or self.node)
 
+    def reuse(self, pod: Pod) -> None:
+        """The next pod gets the number of this one, which is gone."""
+        self._pods = pod.number - 1
+
 
 @contextmanager
 def lan_on(segment: Segment) -> Iterator[Lan]:

@@ -127,7 +127,8 @@ def test_C00010_dirty_rules(lan: Lan) -> None:
                 own = address("a", 210, version)
                 for index in (ens0, old):
                     route.neigh("add", dst=own, lladdr="02:00:00:00:00:99", ifindex=index, state=0x80)
-                route.route("add", dst=f"{own}/{32 if version == 4 else 128}", oif=old, table=500, priority=5)
+                for metric in (5, 7, 2048):
+                    route.route("add", dst=f"{own}/{32 if version == 4 else 128}", oif=old, table=500, priority=metric)
 
     lan.node.run(litter)
     assert any("old0" in one and "neigh" in one for one in picture(lan.node))
@@ -220,7 +221,7 @@ def test_C00022_invalid_mac_prefix(lan: Lan, prefix: str) -> None:
 def test_C00023_veth_mtu(lan: Lan) -> None:
     pod = lan.pod()
     pod.attach("eth0", "a")
-    with pytest.raises(InvalidConfig, match="vethMTU: 0 is not above 0"):
+    with pytest.raises(InvalidConfig, match="vethMTU: 0 is not 68 to 65535"):
         pod.coordinate("eth0", veth_mtu=0)
     pod.coordinate("eth0", cluster(veth_mtu=1400))
     assert mtu_of(pod.netns, "veth0") == mtu_of(lan.node, pod.host_veth) == 1400
@@ -242,6 +243,41 @@ def test_C00024_policy_routes_in_the_nics_table(lan: Lan) -> None:
     own = address("a", pod.number)
     assert pod.way_to("192.0.2.9", source=own) == ("net1", own)
     assert pod.way_to("192.0.2.9")[0] == "eth0"
+
+
+def test_pods_on_the_lan_and_in_the_overlay_reach_each_other(lan: Lan) -> None:
+    """On one node, by the node, as who they are; a pod that has both is reached by either."""
+    under, over, both = underlay(lan, "a"), overlay(lan), overlay(lan, "a")
+    for version in FAMILIES:
+        own, theirs = address("a", under.number, version), over.overlay_addresses[version]
+        for there in (theirs, both.overlay_addresses[version]):
+            assert under.way_to(there)[0] == "veth0"
+        assert served(over.netns, under.netns, theirs) == own
+        assert served(under.netns, over.netns, own) == theirs
+        assert served(both.netns, under.netns, address("a", both.number, version)) == own
+        assert served(both.netns, over.netns, both.overlay_addresses[version]) == theirs
+    alone = underlay(lan, "a", cluster=cluster(overlay_pod_cidr=()))
+    assert alone.way_to(over.overlay_addresses[4])[0] == "eth0"
+    with pytest.raises(OSError):  # noqa: PT011 - the router knows no such network
+        served(over.netns, alone.netns, over.overlay_addresses[4], timeout=0.5)
+
+
+def test_a_node_that_has_no_way_to_a_pods_network(lan: Lan) -> None:
+    """It is the pair that makes one, whichever of the node's addresses is at its end."""
+
+    def withdraw() -> None:
+        with IPRoute() as route:
+            for family in (2, 10):
+                route.flush_routes(family=family, dst_len=0, table=254)
+
+    assert [one for one in picture(lan.node) if "default" in one]
+    lan.node.run(withdraw)
+    assert not [one for one in picture(lan.node) if "default" in one]
+    pod = underlay(lan, "b")
+    for version in FAMILIES:
+        own = address("b", pod.number, version)
+        assert served(pod.netns, lan.node, own) == NODE[version]
+        assert served(lan.node, pod.netns, NODE[version]) == own
 
 
 def cluster(**settings: Any) -> Coordination:

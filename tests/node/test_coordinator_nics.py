@@ -18,7 +18,7 @@ from cni.netlink.socket import NetlinkSocket, Request
 from cni.protocol import Role
 from tests.node.conftest import Segment
 from tests.node.dnat import translate
-from tests.node.lan import NODE, WORLD, Lan, Pod, address, assign, lan_on, served
+from tests.node.lan import CLUSTER, NODE, PODS, WORLD, Lan, Pod, address, assign, lan_on, on_link, served
 from tests.node.picture import picture
 
 pytestmark = pytest.mark.node
@@ -209,6 +209,45 @@ def test_the_namespace_is_gone_and_the_overlays_link_is_not(lan: Lan) -> None:
     gone = msgspec.structs.replace(plan, netns="/nowhere")
     lan.node.run(lambda: coordinator.uncoordinate(gone))
     assert picture(lan.node) == before | NODE_RULES
+
+
+def test_routes_that_are_there_are_somebody_elses_and_stay(lan: Lan) -> None:
+    """Overlays have routes to their own network, and to the next hop of their default route, which may be the node."""
+    pod = lan.pod(versions=FAMILIES)
+    pod.overlay()
+
+    def fill() -> None:
+        with IPRoute() as route:
+            eth0 = route.link_lookup(ifname="eth0")[0]
+            route.route("add", dst=PODS, gateway="169.254.1.1", oif=eth0)
+            route.route("add", dst=f"{NODE[4]}/32", oif=eth0, scope=253, proto=3)
+            route.route("add", dst=f"{NODE[6]}/128", oif=eth0, proto=3)
+            route.route("add", dst="default", gateway=NODE[6], oif=eth0, family=10, priority=512)
+
+    pod.netns.run(fill)
+    before = picture(pod.netns)
+    for order in (("net1", "net2"), ("net2", "net1")):
+        pod.add("net1", "a")
+        pod.add("net2", "b")
+        assert pod.way_to("10.233.64.9")[0] == "eth0"
+        for nic in order:
+            pod.delete(nic)
+            assert pod.differences() == []
+        assert picture(pod.netns) == before
+
+
+def test_a_lan_that_is_the_clusters_network_as_well(lan: Lan) -> None:
+    """Its pods are reached directly, as the route says that is there; nothing is missed later."""
+    own = (on_link("a"), on_link("b"), on_link("a", 6), on_link("b", 6))
+    cluster = msgspec.structs.replace(CLUSTER, overlay_pod_cidr=own)
+    pod = lan.pod(versions=FAMILIES)
+    pod.add("eth0", "a", cluster)
+    pod.add("net1", "b", cluster)
+    for version in FAMILIES:
+        for nic, network in (("eth0", "a"), ("net1", "b")):
+            source = address(network, pod.number, version)
+            assert pod.way_to(address(network, 77, version), source=source)[0] == nic
+            assert served(pod.netns, lan.node, source) == NODE[version]
 
 
 def test_a_link_that_is_another_one_by_now_is_left_alone(lan: Lan) -> None:

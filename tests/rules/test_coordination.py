@@ -200,7 +200,11 @@ def test_modes_that_are_refused_before_anything_is_asked_for(conf: Any, kind: ty
         ({"serviceCIDR": ["10.96.0.0/33"]}, {}, InvalidConfig, 'serviceCIDR: "10.96.0.0/33"'),
         ({}, {"hijack_cidr": ("x",)}, InvalidConfig, 'hijackCIDR: "x"'),
         ({"overlayPodCIDR": [""]}, {}, InvalidConfig, 'overlayPodCIDR: ""'),
-        ({"vethMTU": 0}, {}, InvalidConfig, "vethMTU: 0 is not above 0"),
+        ({"vethMTU": 67}, {}, InvalidConfig, "vethMTU: 67 is not 68 to 65535"),
+        ({"vethMTU": 1 << 40}, {}, InvalidConfig, "vethMTU: 1099511627776 is not"),
+        ({}, {"veth_mtu": 65536}, InvalidConfig, "vethMTU: 65536 is not"),
+        ({"txQueueLen": 1 << 32}, {}, InvalidConfig, "txQueueLen: 4294967296 is not 0 to 4294967295"),
+        ({}, {"tx_queue_len": -1}, InvalidConfig, "txQueueLen: -1 is not"),
         ({"vethLinkAddress": "fe80::1"}, {}, InvalidConfig, 'vethLinkAddress: "fe80::1" is no IPv4'),
         ({"hostRuleTable": 254}, {}, InvalidConfig, "hostRuleTable: 254"),
         ({"hostRuleTable": -1}, {}, InvalidConfig, "hostRuleTable: -1"),
@@ -214,6 +218,13 @@ def test_modes_that_are_refused_before_anything_is_asked_for(conf: Any, kind: ty
 def test_values_that_are_refused(conf: Any, cluster: Any, kind: type[CniError], words: str) -> None:
     with pytest.raises(kind, match=words):
         attempt(cluster=Coordination(**cluster), **conf)
+
+
+def test_ipv6_needs_an_mtu_that_it_can_have() -> None:
+    with pytest.raises(InvalidConfig, match=r"vethMTU: 1279 is below 1280, which IPv6 needs: eth0 has fd77::5"):
+        plan(("10.0.0.5/24", "fd77::5/64"), Coordination(veth_mtu=1279))
+    assert plan(("10.0.0.5/24", "fd77::5/64"), Coordination(veth_mtu=1280)).mtu == 1280
+    assert plan(("10.0.0.5/24",), Coordination(veth_mtu=68)).mtu == 68
 
 
 def test_a_value_of_a_wrong_type_is_named() -> None:

@@ -22,7 +22,7 @@ from cni.journal import State, decode
 from tests.processes import networks
 from tests.processes.lab import CniError, Lab, Pod, call
 from tests.processes.test_cni import interfaces
-from tests.servers import CniBinaries, ServersUnavailable, debian_plugins
+from tests.servers import CniBinaries, ControlPlane, ServersUnavailable, debian_plugins
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
 
@@ -30,6 +30,22 @@ NODE = {4: ("10.6.255.1", 16), 6: ("fd00:6::ffff", 64)}
 _STEPS = "spiderpool_netlink_step_seconds_count"
 TUNED = "02:00:00:00:11:22"
 STATUS = "k8s.v1.cni.cncf.io/network-status"
+
+
+@pytest.fixture(scope="module")
+def configurations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The node's folder of CNI configurations."""
+    return tmp_path_factory.mktemp("net.d")
+
+
+@pytest.fixture(scope="module")
+def lab(control_plane: ControlPlane, configurations: Path) -> Iterator[Lab]:
+    """As that of other modules; its agents know the folder."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, or: unshare --map-root-user --net --mount")
+    with Lab(control_plane, environment={"SPIDERPOOL_CNI_CONF_DIR": str(configurations)}) as running:
+        running.create_pools(300)
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +86,7 @@ def wide(lab: Lab, cni_binaries: CniBinaries, tmp_path_factory: pytest.TempPathF
     with IPRoute() as route:
         for address, length in NODE.values():
             route.addr("del", index=index, address=address, prefixlen=length)
-        for name in ("br-foreign", "br-overlay"):
+        for name in ("br-foreign", "br-overlay", "br-pods"):
             for found in route.link_lookup(ifname=name):
                 route.link("del", index=found)
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -317,6 +333,60 @@ def test_what_the_runtime_knows_of_ports_goes_to_whose_the_first_interface_is(wi
     assert found["eth0"]["runtimeConfig"] == {"portMappings": ports}
     assert "runtimeConfig" not in found["net1"]
     pod.call("DEL")
+    pod.gone()
+
+
+def test_an_overlay_of_the_node_makes_the_first_interface(wide: Lab, runtime: Any, configurations: Path) -> None:
+    """By the list in the node's folder, whose port mapper gets the ports that the runtime told us of."""
+    told = wide.folder / "overlay-ports"
+    play(wide, "played-mapper", f'tee "{told}.$CNI_COMMAND" | sed "s/.*\\"prevResult\\":\\({{.*}}\\)}}/\\1/"')
+    local = {"type": "host-local", "dataDir": str(wide.folder / "overlay"), "ranges": [[{"subnet": "10.98.0.0/24"}]]}
+    overlay = {"type": "bridge", "bridge": "br-pods", "isDefaultGateway": True, "ipam": local}
+    mapper = {"type": "played-mapper", "capabilities": {"portMappings": True}}
+    written = configurations / "10-pod-network.conflist"
+    written.write_text(json.dumps({"cniVersion": "1.0.0", "name": "pod-network", "plugins": [overlay, mapper]}))
+    ports = [{"hostPort": 8081, "containerPort": 80, "protocol": "tcp", "hostIP": ""}]
+    pod = runtime(networks="lan-b")
+    pod.config["clusterNetwork"] = "pod-network"
+    try:
+        result = pod.call("ADD", runtimeConfig={"portMappings": ports})
+        assert result["ips"][0]["address"].startswith("10.98.0.")
+        assert pod.inside() == ["eth0", "lo", "net1"]
+        assert json.loads(told.with_suffix(".ADD").read_text())["runtimeConfig"] == {"portMappings": ports}
+        assert pod.told()[0]["name"] == "pod-network"
+    finally:
+        written.unlink()
+    pod.call("DEL")
+    assert json.loads(told.with_suffix(".DEL").read_text())["runtimeConfig"] == {"portMappings": ports}
+    pod.gone()
+
+
+def test_below_a_multus_only_what_it_calls_for_is_made(wide: Lab, runtime: Any, configurations: Path) -> None:
+    """The negative control is every other test here: without one the agent attaches the pod itself."""
+    multus = configurations / "00-multus.conf"
+    multus.write_text(json.dumps({"cniVersion": "0.3.1", "name": "multus", "type": "multus-shim"}))
+    pod = runtime(networks="lan-b,foreign")
+    try:
+        first = pod.call("ADD")
+        assert pod.inside() == ["eth0", "lo", "veth0"]
+        assert set(pod.records().values()) == {"eth0"}
+        lan_b = {
+            "cniVersion": "0.3.1",
+            "name": "lan-b",
+            "type": "macvlan",
+            "master": "n1-up",
+            "ipam": {"type": "spiderpool", "default_ipv4_ippool": ["net-b-v4"]},
+        }
+        second = {**pod.pod.environment(), "CNI_IFNAME": "net1"}
+        made = call(wide.plugins / "macvlan", "ADD", lan_b, second)
+        assert pod.inside() == ["eth0", "lo", "net1", "veth0"]
+        assert set(pod.records().values()) == {"eth0", "net1"}
+        assert pod.status() == [], "that is Multus' to say"
+        call(wide.plugins / "macvlan", "DEL", {**lan_b, "prevResult": made}, second)
+        assert pod.call("CHECK", prevResult=first) == {}, "the first one stays"
+        pod.call("DEL")
+    finally:
+        multus.unlink()
     pod.gone()
 
 

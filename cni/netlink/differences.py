@@ -96,8 +96,10 @@ def _of_routes(plan: CoordinationPlan, view: PodView) -> Iterator[str]:
         return one.device or plan.pod_end, one.destination, one.gateway, one.table
 
     there = {key(one) for one in view.routes}
+    left = {one.device for one in plan.routes if key(one) in there} | {"", plan.ifname, plan.pod_end}
+    # Another NIC that made room for this one may have been unplugged since, with all its routes.
     for one in plan.routes:
-        if key(one) not in there:
+        if key(one) not in there and one.device in left:
             yield f"{one.device or plan.pod_end} lacks the route to {one.destination} in table {one.table}"
     for one in plan.withdrawn:
         if key(one) in there:

@@ -1,6 +1,7 @@
 """NICs of one pod come and go in any order: each packet leaves by the NIC that has its source, nothing is left."""
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -112,6 +113,31 @@ def test_behind_a_pair(
         assert (left, without_rules(lan)) == before
     finally:
         leave(lan, pod)
+
+
+def test_pods_that_come_and_go_at_the_same_time(lan: Lan) -> None:
+    """Each as if it were alone on the node; half of them are beside an overlay."""
+    pods = [lan.pod(versions=(4, 6)) for _ in range(6)]
+    over = pods[::2]
+    for pod in over:
+        pod.overlay()
+    before = without_rules(lan), [picture(pod.netns) for pod in over]
+
+    def come_and_go(pod: Pod) -> None:
+        nics = {"net1": "b", "net2": "c"} | ({} if pod in over else {"eth0": "a"})
+        for _ in range(4):
+            for nic, network in sorted(nics.items()):
+                pod.add(nic, network)  # sees that all is there
+            for version in (4, 6):
+                peer = served(pod.netns, lan.node, address("b", pod.number, version))
+                assert peer in (NODE[version], *NODES_OWN[version])
+            for nic in nics:
+                pod.delete(nic)
+
+    with ThreadPoolExecutor(len(pods)) as threads:
+        for done in [threads.submit(come_and_go, pod) for pod in pods]:
+            done.result(60)
+    assert (without_rules(lan), [picture(pod.netns) for pod in over]) == before
 
 
 def leave(lan: Lan, pod: Pod) -> None:

@@ -203,7 +203,7 @@ def test_modes_that_are_refused_before_anything_is_asked_for(conf: Any, kind: ty
         ({"vethMTU": 67}, {}, InvalidConfig, "vethMTU: 67 is not 68 to 65535"),
         ({"vethMTU": 1 << 40}, {}, InvalidConfig, "vethMTU: 1099511627776 is not"),
         ({}, {"veth_mtu": 65536}, InvalidConfig, "vethMTU: 65536 is not"),
-        ({"txQueueLen": 1 << 32}, {}, InvalidConfig, "txQueueLen: 4294967296 is not 0 to 4294967295"),
+        ({}, {"tx_queue_len": 1 << 32}, InvalidConfig, "txQueueLen: 4294967296 is not 0 to 4294967295"),
         ({}, {"tx_queue_len": -1}, InvalidConfig, "txQueueLen: -1 is not"),
         ({"vethLinkAddress": "fe80::1"}, {}, InvalidConfig, 'vethLinkAddress: "fe80::1" is no IPv4'),
         ({"hostRuleTable": 254}, {}, InvalidConfig, "hostRuleTable: 254"),

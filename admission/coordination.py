@@ -6,7 +6,7 @@ here a node would refuse, too (`cni.coordination.settings`), only later, and for
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from msgspec import structs
@@ -14,15 +14,13 @@ from msgspec import structs
 from admission.errors import FieldError, invalid, required
 from api.coordinator import CoordinatorSpec
 from api.route import Route
+from cni.coordination.settings import LONGEST_QUEUE, VETH_MTU, link_address
 
 _MAC_PREFIX: Final = re.compile(r"[0-9a-f]{2}:[0-9a-f]{2}", re.ASCII | re.IGNORECASE)
 _TABLES: Final = {0: "unspec", 253: "default", 254: "main", 255: "local"}
 """Routing tables that the kernel has by these names (linux/rtnetlink.h)."""
 _HIGHEST_TABLE: Final = (1 << 32) - 1
 _RP_FILTERS: Final = (0, 1, 2)
-_LONGEST_QUEUE: Final = (1 << 32) - 1
-_VETH_MTU: Final = (68, 65535)
-"""Bytes: what the kernel's driver takes."""
 _NIC_BYTES: Final = 15
 
 
@@ -99,19 +97,19 @@ def _number_errors(field: str, spec: CoordinatorSpec) -> Iterator[FieldError]:
     if spec.pod_rp_filter is not None and spec.pod_rp_filter > max(_RP_FILTERS):
         text = "expected 0, 1 or 2, or a negative number to leave it alone"
         yield invalid(f"{field}.podRPFilter", spec.pod_rp_filter, text)
-    if queue is not None and not 0 <= queue <= _LONGEST_QUEUE:
-        yield invalid(f"{field}.txQueueLen", queue, f"expected 0 to {_LONGEST_QUEUE}; 0 leaves it alone")
-    if mtu is not None and not _VETH_MTU[0] <= mtu <= _VETH_MTU[1]:
-        yield invalid(f"{field}.vethMTU", mtu, f"expected {_VETH_MTU[0]} to {_VETH_MTU[1]} bytes")
+    if queue is not None and not 0 <= queue <= LONGEST_QUEUE:
+        yield invalid(f"{field}.txQueueLen", queue, f"expected 0 to {LONGEST_QUEUE}; 0 leaves it alone")
+    if mtu is not None and not VETH_MTU[0] <= mtu <= VETH_MTU[1]:
+        yield invalid(f"{field}.vethMTU", mtu, f"expected {VETH_MTU[0]} to {VETH_MTU[1]} bytes")
 
 
 def _link_errors(field: str, text: str | None) -> Iterator[FieldError]:
     if not text:
         return
     try:
-        IPv4Address(text.removesuffix("/32"))
+        link_address(text)
     except ValueError:
-        yield invalid(field, text, "expected one IPv4 address, as 169.254.100.1")
+        yield invalid(field, text, "expected one IPv4 address of an interface, as 169.254.100.1")
 
 
 def _network(text: str) -> IPv4Network | IPv6Network | None:

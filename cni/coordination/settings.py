@@ -15,8 +15,8 @@ OFF = ("disable", "disabled")
 _FIRST_NIC = "eth0"
 _MAC_PREFIX = re.compile(r"[0-9a-f]{2}:[0-9a-f]{2}", re.ASCII)
 _RESERVED_TABLES = (0, 253, 254, 255)
-_LONGEST_QUEUE = (1 << 32) - 1
-_VETH_MTU = (68, 65535)
+LONGEST_QUEUE = (1 << 32) - 1
+VETH_MTU = (68, 65535)
 """Bytes: what the kernel's driver takes."""
 
 
@@ -138,25 +138,35 @@ def _mac_prefix(text: str) -> str:
     return lower
 
 
+def link_address(text: str) -> str:
+    """The address of `vethLinkAddress` with its prefix length.
+
+    Raises `ValueError`: an interface cannot have it.
+    """
+    address = IPv4Address(text.removesuffix("/32"))
+    if address.is_unspecified or address.is_multicast or address.is_reserved:
+        msg = f"{address} is not the address of an interface"
+        raise ValueError(msg)
+    return f"{address}/32"
+
+
 def _link_address(text: str) -> str:
-    if not text:
-        return ""
     try:
-        return f"{IPv4Address(text.removesuffix('/32'))}/32"
+        return link_address(text) if text else ""
     except ValueError as error:
-        raise InvalidConfig(f"vethLinkAddress: {shown(text)} is no IPv4 address", str(error)) from None
+        raise InvalidConfig(f"vethLinkAddress: {shown(text)} is no IPv4 address for a link", str(error)) from None
 
 
 def _mtu(value: int) -> int:
-    least, most = _VETH_MTU
+    least, most = VETH_MTU
     if not least <= value <= most:
         raise InvalidConfig(f"vethMTU: {value} is not {least} to {most}", "bytes, as a veth pair can have")
     return value
 
 
 def _queue(value: int) -> int:
-    if not 0 <= value <= _LONGEST_QUEUE:
-        raise InvalidConfig(f"txQueueLen: {value} is not 0 to {_LONGEST_QUEUE}", "0 leaves it alone")
+    if not 0 <= value <= LONGEST_QUEUE:
+        raise InvalidConfig(f"txQueueLen: {value} is not 0 to {LONGEST_QUEUE}", "0 leaves it alone")
     return value
 
 

@@ -32,9 +32,7 @@ def differences(plan: CoordinationPlan) -> list[str]:
         if far is not None:
             found += _of_neighbours(pod, far.index, far.ifname, plan.new_hosts, plan.host_mac)
         found += [
-            f"nf_tables table {nftables.TABLE} of IPv{version} is missing in the pod"
-            for version in plan.marked
-            if not nftables.exists(filters, version)
+            f"{what} is missing in the pod" for version in plan.marked for what in nftables.missing(filters, version)
         ]
         if plan.rp_filter >= 0 and rp_filter not in {"", str(plan.rp_filter)}:
             found.append(f"rp_filter of the pod is {rp_filter}, not {plan.rp_filter}")

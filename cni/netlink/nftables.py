@@ -16,7 +16,7 @@ from cni.netlink.socket import NetlinkSocket, Refusal
 _NETLINK_NETFILTER = 12
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _SUBSYSTEM = 10
-NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, NEWRULE = (_SUBSYSTEM << 8 | number for number in (0, 1, 2, 3, 6))
+NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, NEWRULE, GETRULE = (_SUBSYSTEM << 8 | number for number in (0, 1, 2, 3, 6, 7))
 _F_APPEND = 0x800
 _FAMILIES = {4: 2, 6: 10}
 """NFPROTO_* by IP version. One table each: in the common family a chain cannot be of type route before Linux 5.2."""
@@ -36,6 +36,7 @@ _REGISTER = 1
 
 _PREROUTING, _OUTPUT = 0, 3
 _MANGLE = -150
+_CHAINS = ("prerouting", "output")
 _META_MARK, _META_IIFNAME = 3, 6
 _CT_STATE, _CT_MARK = 0, 3
 _STATE_NEW = 8
@@ -89,19 +90,27 @@ def remove(sockets: FilterSocket, versions: Sequence[int]) -> None:
                 raise refusal.explain(f"remove nf_tables table {TABLE}") from None
 
 
-def exists(sockets: FilterSocket, version: int) -> bool:
-    """Whether the table is there.
+def missing(sockets: FilterSocket, version: int) -> list[str]:
+    """What of the table is not there, in words: the table itself, or the rules of a chain.
 
     Raises:
         KernelRefused: the kernel does not say.
     """
+    table = f"nf_tables table {TABLE} of IPv{version}"
     try:
         sockets.query(GETTABLE, _body(version, text(_TABLE_NAME, TABLE)))
+        found = sockets.dump(GETRULE, _body(version, text(_RULE_TABLE, TABLE)), _place)
     except Refusal as refusal:
         if refusal.number in {errno.ENOENT, errno.EOPNOTSUPP}:
-            return False
-        raise refusal.explain(f"show nf_tables table {TABLE}") from None
-    return True
+            return [table]
+        raise refusal.explain(f"show {table}") from None
+    return [f"the rule of chain {chain} in {table}" for chain in _CHAINS if (TABLE, chain) not in found]
+
+
+def _place(body: memoryview) -> tuple[str, str]:
+    """Of a rule: its table and chain."""
+    found = message.attributes(body[_HEADER.size :])
+    return message.read_text(found.get(_RULE_TABLE)), message.read_text(found.get(_RULE_CHAIN))
 
 
 def marking(version: int, *, ifname: str, mark: int) -> list[Message]:

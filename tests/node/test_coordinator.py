@@ -435,10 +435,10 @@ def knock(pod: Pod, node: Node, source: str, *, timeout: float = 5.0) -> str:
 
 def _drop_marking() -> None:
     with FilterSocket() as sockets:
-        assert nftables.exists(sockets, 4) and nftables.exists(sockets, 6)
+        assert nftables.missing(sockets, 4) == nftables.missing(sockets, 6) == []
         nftables.remove(sockets, FAMILIES)
         nftables.remove(sockets, FAMILIES)
-        assert not nftables.exists(sockets, 4)
+        assert nftables.missing(sockets, 4) == ["nf_tables table spiderpool of IPv4"]
 
 
 def _foreign_veth0() -> None:

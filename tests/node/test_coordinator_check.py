@@ -1,11 +1,13 @@
 """CHECK of the way between pod and node: what somebody changed is named."""
 
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
+from pyroute2.nftables.main import NFTables
 
 from cni.netlink import nftables
 from cni.netlink.nftables import FilterSocket
@@ -34,6 +36,13 @@ def _swap(route: IPRoute, links: dict[str, int], _: str) -> None:
 def _unmark(*_: object) -> None:
     with FilterSocket() as sockets:
         nftables.remove(sockets, (4,))
+
+
+def _empty(*_: object) -> None:
+    with NFTables(nfgen_family=socket.AF_INET) as tables:
+        tables.begin()
+        tables.rule("del", table=nftables.TABLE, chain="output")
+        tables.commit()
 
 
 def _filter(*_: object) -> None:
@@ -71,7 +80,8 @@ IN_THE_POD: dict[str, Harm] = {
         "del", dst=NODE[4], ifindex=links["veth0"]
     ),
     "rp_filter of the pod is 1, not 0": _filter,
-    "nf_tables table spiderpool of IPv4 is missing in the pod": _unmark,
+    "^nf_tables table spiderpool of IPv4 is missing in the pod": _unmark,
+    "^the rule of chain output in nf_tables table spiderpool of IPv4 is missing in the pod": _empty,
 }
 ON_THE_NODE: dict[str, Harm] = {
     "is missing on the node": lambda route, links, near: route.link("del", index=links[near]),

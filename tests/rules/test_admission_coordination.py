@@ -46,7 +46,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      "spec.txQueueLen: Invalid value: -1: expected 0 to 4294967295; 0 leaves it alone"),
     ({"veth_mtu": 67}, "spec.vethMTU: Invalid value: 67: expected 68 to 65535 bytes"),
     ({"veth_link_address": "fe80::1"},
-     'spec.vethLinkAddress: Invalid value: "fe80::1": expected one IPv4 address, as 169.254.100.1'),
+     'spec.vethLinkAddress: Invalid value: "fe80::1": expected one IPv4 address of an interface, as 169.254.100.1'),
 ]  # fmt: skip
 """As of pools."""
 

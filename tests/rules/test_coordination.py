@@ -206,6 +206,8 @@ def test_modes_that_are_refused_before_anything_is_asked_for(conf: Any, kind: ty
         ({}, {"tx_queue_len": 1 << 32}, InvalidConfig, "txQueueLen: 4294967296 is not 0 to 4294967295"),
         ({}, {"tx_queue_len": -1}, InvalidConfig, "txQueueLen: -1 is not"),
         ({"vethLinkAddress": "fe80::1"}, {}, InvalidConfig, 'vethLinkAddress: "fe80::1" is no IPv4'),
+        ({"vethLinkAddress": "0.0.0.0"}, {}, InvalidConfig, 'vethLinkAddress: "0.0.0.0" is no IPv4'),
+        ({}, {"veth_link_address": "255.255.255.255/32"}, InvalidConfig, 'vethLinkAddress: "255.255.255.255/32" is no'),
         ({"hostRuleTable": 254}, {}, InvalidConfig, "hostRuleTable: 254"),
         ({"hostRuleTable": -1}, {}, InvalidConfig, "hostRuleTable: -1"),
         ({"podRPFilter": 3}, {}, InvalidConfig, "podRPFilter: 3"),

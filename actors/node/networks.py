@@ -20,7 +20,7 @@ Below a Multus that calls us none of this is done: that one attaches the pod.
 """
 
 import logging
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, assert_never
 
 import anyio
@@ -31,28 +31,23 @@ from msgspec import Struct
 from actors.node import chains
 from actors.node.addressing import HasNetworks, pod_ref
 from actors.node.chains import (
-    Call,
-    calls,
     head_of,
     invocation_of,
     main_of,
-    naming_network,
     network_status,
     of_entry,
-    subject_of,
-    was_not_made,
 )
 from actors.node.controllers import Controllers
 from actors.node.disk import Journal
 from actors.node.meta import Meta
+from actors.node.plugins import Made, Plugins
 from actors.node.sandbox import Attach, Detach, Verify
 from actors.node.sandbox import Message as SandboxMessage
 from api.wire import FindNetworks, Networked, PodRef, Rejected, SetNetworkStatus, Stored
-from cni.delegate import Target
 from cni.errors import AllocationRefused, CniError, InternalError, TryAgainLater, UnknownContainer
 from cni.journal import NETWORKS, Attached, JournalEntry, Key, State
 from cni.kernel import Kernel
-from cni.protocol import IFACER_TYPE, Invocation, Verb
+from cni.protocol import Invocation, Verb
 from cni.result import Result
 from runtime.actor import LATER, Actor, Question, Ref
 from runtime.envelope import Envelope
@@ -64,7 +59,6 @@ from telemetry import traces
 _log = logging.getLogger(__name__)
 
 _CLAIM_SECONDS = 30.0
-_SANDBOX_SECONDS = 55.0
 _LOOKUP_SECONDS = 10.0
 _STATUS_SECONDS = 5.0
 _UNDO_SECONDS = 30.0
@@ -150,10 +144,8 @@ class NetworksActor(Actor[Message]):
         self._container_id = container_id
         self._journal = journal
         self._controllers = controllers
-        self._kernel = kernel
         self._meta = meta
-        self._sandbox = sandbox
-        self._provide = provide
+        self._plugins = Plugins(container_id, delegates=meta.delegates, kernel=kernel, sandbox=sandbox, provide=provide)
         self._entries = entries
         self._turn = Turn(self)
         self._announcing: list[Envelope] = []
@@ -206,19 +198,19 @@ class NetworksActor(Actor[Message]):
             if known is not None:
                 if known.state is State.ADDED and known.result is not None and known.netns == invocation.netns:
                     try:
-                        await self._verify(known, invocation)
+                        await self._plugins.check(known, invocation)
                     except CniError as error:
                         _log.warning("container %s is attached anew: %s", self._container_id[:12], error)
                     else:
                         return known.result
                 await self._take_apart(known, invocation)
             if await self._meta.apart(self._meta.below_multus):
-                (result,) = await self._ask(Attach((invocation,)))
+                (result,) = await self._plugins.ask(Attach((invocation,)))
                 return result
             if invocation.conf.cluster_network:
                 return await self._attach(invocation, await self._find(invocation))
             try:
-                (result,) = await self._ask(Attach((invocation,), meta=True))
+                (result,) = await self._plugins.ask(Attach((invocation,), meta=True))
             except HasNetworks as found:
                 return await self._attach(invocation, found.networked)
             return result
@@ -237,13 +229,14 @@ class NetworksActor(Actor[Message]):
             arguments=invocation.arguments,
             changed_ns=self._wall_ns(),
         )
-        made: set[tuple[str, str]] = set()
+        made: set[Made] = set()
+        begun = Key(self._container_id, invocation.ifname) in self._entries
         try:
             networks = await self._plan(invocation, networked, pod)
             record = msgspec.structs.replace(record, networks=networks)
             await self._put(record)
             with traces.span("networks.attach"):
-                networks = await self._run(invocation, networks, made)
+                networks = await self._plugins.add(invocation, networks, made, begun=begun)
             answer = networks[0].result or Result()
             record = msgspec.structs.replace(
                 record, state=State.ADDED, networks=networks, result=answer, changed_ns=self._wall_ns()
@@ -269,68 +262,6 @@ class NetworksActor(Actor[Message]):
             return chains.chains(invocation, networked, find=meta.find, device=meta.devices(pod))
 
         return await meta.apart(plan)
-
-    async def _run(
-        self, head: Invocation, networks: Sequence[Attached], made: set[tuple[str, str]]
-    ) -> tuple[Attached, ...]:
-        """Call every plugin; the networks with their results. What fails leaves what was made before.
-
-        `made` gets the interface and configuration of each plugin of somebody else's that has said that it did it.
-        """
-        head = msgspec.structs.replace(head, nics=tuple(one.ifname for one in networks))
-        results: dict[str, Result] = {}
-        mains: list[Invocation] = []
-        for one in networks:
-            for call in calls(one):
-                if call.type == IFACER_TYPE and call.ours:
-                    with naming_network(one):
-                        await self._provide(invocation_of(head, Verb.ADD, one, call))
-            main = main_of(one)
-            if main is not None:
-                mains.append(invocation_of(head, Verb.ADD, one, main))
-        if head.ifname not in {main.ifname for main in mains} and Key(self._container_id, head.ifname) in self._entries:
-            # What was made before it was known whose the first interface is.
-            await self._ask(Detach((head,)))
-        if mains:
-            answers = await self._ask(Attach(tuple(mains)))
-            results = {main.ifname: result for main, result in zip(mains, answers, strict=True)}
-        done = []
-        for one in networks:
-            with naming_network(one):
-                done.append(await self._run_rest(head, one, results.get(one.ifname), made))
-        return tuple(done)
-
-    async def _run_rest(
-        self, head: Invocation, one: Attached, previous: Result | None, made: set[tuple[str, str]]
-    ) -> Attached:
-        """The plugins of a list that were not called with all others'; `previous` is what those have made."""
-        done = previous is not None
-        for call, text in zip(calls(one), one.plugins, strict=True):
-            if call.ours and call.type == IFACER_TYPE:
-                continue
-            if done and call.ours and call == main_of(one):
-                continue
-            if call.ours:
-                (previous,) = await self._ask(
-                    Attach((invocation_of(head, Verb.ADD, one, call, previous=previous or Result()),))
-                )
-            else:
-                is_first = previous is None
-                previous = await self._meta.delegates.run(
-                    Verb.ADD, self._target(head, one.ifname), call.conf, previous=previous
-                )
-                made.add((one.ifname, text))
-                if is_first:
-                    previous = await self._direct(head, one, previous)
-        return msgspec.structs.replace(one, result=previous)
-
-    async def _direct(self, head: Invocation, one: Attached, made: Result) -> Result:
-        """Have default routes by what somebody else's plugin has made go where the pod's annotation says."""
-        if one.gateways is None or not (made.interfaces or made.ips):
-            return made
-        result, gateways = chains.directed(made, one.gateways)
-        await self._kernel.direct(head.netns, one.ifname, gateways)
-        return result
 
     async def _find(self, invocation: Invocation) -> Networked:
         """Raises `CniError`."""
@@ -368,24 +299,12 @@ class NetworksActor(Actor[Message]):
         async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
             known = await self._known(invocation)
             if known is None:
-                await self._ask(Verify(invocation))
+                await self._plugins.ask(Verify(invocation))
             elif known.state is State.ADDED:
-                await self._verify(known, invocation)
+                await self._plugins.check(known, invocation)
             else:
                 msg = f"CNI_CONTAINERID: the networks of container {self._container_id} were not added"
                 raise UnknownContainer(msg)
-
-    async def _verify(self, record: JournalEntry, head: Invocation) -> None:
-        for one in record.networks:
-            for call in () if one.unchecked else calls(one):
-                if not call.ours:
-                    if not call.checks:
-                        continue
-                    await self._meta.delegates.run(
-                        Verb.CHECK, self._target(head, one.ifname), call.conf, previous=one.result
-                    )
-                elif call.type != IFACER_TYPE:
-                    await self._ask(Verify(invocation_of(head, Verb.CHECK, one, call, previous=one.result)))
 
     # -- DEL -----------------------------------------------------------------------------------------------------------
 
@@ -397,7 +316,7 @@ class NetworksActor(Actor[Message]):
                 return
             # None was made, or the journal was lost. What else is known of the sandbox goes with its first interface.
             led = [entry for entry in self._entries.values() if entry.head == invocation.ifname and not entry.part]
-            await self._ask(Detach((invocation, *(of_entry(invocation, entry) for entry in led))))
+            await self._plugins.ask(Detach((invocation, *(of_entry(invocation, entry) for entry in led))))
 
     async def _dissolve(self, judged: JournalEntry) -> None:
         async with self._journal.claim(self._container_id, seconds=_CLAIM_SECONDS):
@@ -407,11 +326,12 @@ class NetworksActor(Actor[Message]):
                 await self._take_apart(record, head_of(record))
 
     async def _take_apart(
-        self, record: JournalEntry, head: Invocation, *, made: Collection[tuple[str, str]] | None = None
+        self, record: JournalEntry, head: Invocation, *, made: Collection[Made] | None = None
     ) -> None:
         """Call every plugin of every list in reverse, whatever was made of it.
 
-        `made` are the plugins of somebody else's that have done their part, as `_run` says it; None: that is not known.
+        `made` are the plugins of somebody else's that have done their part, as `Plugins.add` says it; None: that is not
+        known.
         What others say of a DEL is of no interest: a plugin that refuses its configuration refuses it for ever.
 
         Raises `CniError`: the first failure, after all have been called; then the entry stays, for what is left.
@@ -426,11 +346,11 @@ class NetworksActor(Actor[Message]):
             main = main_of(one)
             if main is not None:
                 mains.append(invocation_of(head, Verb.DEL, one, main, previous=one.result))
-            stay = await self._call_off(record, head, one, made, failures)
+            stay = await self._plugins.call_off(record, head, one, made, failures)
             left += [msgspec.structs.replace(one, plugins=stay)] if stay else []
         if mains:
             try:
-                await self._ask(Detach(tuple(mains)))
+                await self._plugins.ask(Detach(tuple(mains)))
             except (CniError, ActorError) as error:
                 failures.append(error)
         if failures:
@@ -439,54 +359,7 @@ class NetworksActor(Actor[Message]):
             raise failures[0]
         await self._remove(record.key)
 
-    async def _call_off(
-        self,
-        record: JournalEntry,
-        head: Invocation,
-        one: Attached,
-        made: Collection[tuple[str, str]] | None,
-        failures: list[Exception],
-    ) -> tuple[str, ...]:
-        """Call the plugins of a list but the one that makes a link of ours.
-
-        Returns those that have to be called again where something has failed: ours, and who has failed. Their failures
-        are added to `failures`.
-        """
-        main = main_of(one)
-        stay = []
-        for call, text in reversed([*zip(calls(one), one.plugins, strict=True)]):
-            if call.ours:
-                stay.append(text)
-            try:
-                if call != main:
-                    await self._take_away(head, one, call)
-            except (CniError, ActorError) as error:
-                if record.state is State.ADDING and was_not_made(error, (one.ifname, text), made):
-                    _log.warning("%s: nothing was made that its DEL could take away: %s", subject_of(one), error)
-                    continue
-                failures.append(error.about(subject_of(one)) if isinstance(error, CniError) else error)
-                stay += [] if call.ours else [text]
-        return tuple(reversed(stay))
-
-    async def _take_away(self, head: Invocation, one: Attached, call: Call) -> None:
-        if not call.ours:
-            target = self._target(head, one.ifname)
-            if not await self._kernel.netns_exists(head.netns):
-                # Plugins fail for a path that leads nowhere; an empty one tells them that it has gone.
-                target = msgspec.structs.replace(target, netns="")
-            await self._meta.delegates.run(Verb.DEL, target, call.conf, previous=one.result if call.checks else None)
-        elif call.type != IFACER_TYPE:
-            await self._ask(Detach((invocation_of(head, Verb.DEL, one, call, previous=one.result),)))
-
     # ------------------------------------------------------------------------------------------------------------------
-
-    async def _ask[R](self, question: Question[R]) -> R:
-        return await self._sandbox().ask(question, timeout=_SANDBOX_SECONDS)
-
-    def _target(self, head: Invocation, ifname: str) -> Target:
-        return Target(
-            container_id=self._container_id, netns=head.netns, ifname=ifname, args=head.arguments, path=head.path
-        )
 
     async def _known(self, invocation: Invocation) -> JournalEntry | None:
         (known,) = await self._journal.get(Key(self._container_id, invocation.ifname, NETWORKS))

@@ -114,8 +114,12 @@ class Kubelet(Loop):
         trusted = secret_of(self._lab).get("ca.crt")
         if trusted and (not self._lab.agents_ca.exists() or self._lab.agents_ca.read_bytes() != trusted):
             new = self._lab.agents_ca.with_suffix(".new")
-            new.write_bytes(trusted)
-            new.replace(self._lab.agents_ca)
+            try:
+                new.write_bytes(trusted)
+                new.replace(self._lab.agents_ca)
+            except FileNotFoundError:
+                if self._lab.folder.exists():
+                    raise  # else the lab has ended, which it does before its kubelet
 
 
 class Redials(Loop):

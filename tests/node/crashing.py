@@ -2,8 +2,8 @@
 
 A life is controller and agent on a state folder and the real kernel: it recovers what is there, carries out the calls
 that it is given, waits until nothing is owed, and ends; or it dies before its N-th step, as by kill -9. A step is a
-datagram that has the kernel change something, or a change of the journal: to die before one that only asks is to die
-before the next that does not. Lives are forked from a process that has read all the code: 30 ms instead of a second.
+datagram to the kernel or a change of the journal. Lives are forked from a process that has read all the code: 30 ms
+instead of a second.
 
 It reads one JSON object a line, `Life`, and answers each with one, `Outcome`.
 """
@@ -62,6 +62,8 @@ class Life(Struct, frozen=True):
     """The step that is not taken any more, counted from `count_from`; 0: none."""
     refuse_at: int = 0
     """The step that the kernel refuses, counted as well; 0: none. A change of the journal is not its to refuse."""
+    changes_only: bool = False
+    """Whether a datagram that only asks is no step: to die before it leaves what to die before the next one leaves."""
     played: str = ""
     """Folder of a `tests.node.played` NIC; a setting that its PF is told is a step, too."""
     count_from: int = 0
@@ -86,9 +88,10 @@ class Outcome(Struct, frozen=True):
 
 
 class _Steps:
-    def __init__(self, die_at: int, refuse_at: int) -> None:
-        self._die_at = die_at
-        self._refuse_at = refuse_at
+    def __init__(self, life: Life) -> None:
+        self._die_at = life.die_at
+        self._refuse_at = life.refuse_at
+        self.changes_only = life.changes_only
         self.counting = False
         self.taken = 0
 
@@ -117,7 +120,8 @@ class _CountedSocket:
         self._steps = steps
 
     def sendto(self, datagram: bytes, *args: Any) -> int:
-        if not _asks(datagram) and not self._steps.take():
+        is_step = not (self._steps.changes_only and _asks(datagram))
+        if is_step and not self._steps.take():
             datagram = datagram[:4] + _NOTHING.to_bytes(2, sys.byteorder) + datagram[6:]
         return int(self._inner.sendto(datagram, *args))
 
@@ -154,7 +158,7 @@ def _count(steps: _Steps) -> None:
 
 async def live(life: Life) -> Outcome:
     """One life, to its end."""
-    steps = _Steps(life.die_at, life.refuse_at)
+    steps = _Steps(life)
     _count(steps)
     state = Path(life.state)
     settings = load_standalone({"SPIDERPOOL_STATE_DIR": life.state})

@@ -199,7 +199,7 @@ def test_del(box: Box) -> None:
 
 def test_a_dump_that_differs_is_seen(box: Box) -> None:
     """Negative control: with the journal gone too, nobody knows of the second interface."""
-    assert box.live("ADD", die_at=20).died
+    assert box.live("ADD", die_at=40).died
     for path in (box.state / "journal").glob("*"):
         path.unlink()
     left = box.nothing_left(box.live())

@@ -1,4 +1,4 @@
-"""kill -9 of the agent before every single step of one call that has all that a call can have at once.
+"""kill -9 of the agent before every single change of one call that has all that a call can have at once.
 
 Two interfaces by the pod's networks: the first one limited, and connected with its node; the second one with the
 chained coordinator. A stranger has what would be given first, so others are asked for in the same ADD.
@@ -57,6 +57,7 @@ class NetworksBox(Box):
             die_at=die_at,
             count_from=count_from,
             refuse_at=self.refuse_at,
+            changes_only=True,
             networks=Networked(pod_uid=f"u{self.lives}", networks=(second,)) if self.names else None,
             terms=self.terms,
         )

@@ -91,7 +91,7 @@ def test_add_then_again(box: FunctionBox) -> None:
             break
         assert box.nothing_left(box.live("ADD", "DEL")) == [], f"died before step {step}"
         box.pod()
-    assert step > 10
+    assert step > 20
     assert box.nothing_left(box.live("DEL")) == []
 
 

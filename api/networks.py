@@ -239,8 +239,8 @@ def _checks(entry: _Entry, interface: str) -> Iterator[tuple[str, str, bool, str
         yield "ips", text, _is_address(text, prefix=True), "an address, with or without a prefix length"
     for text in entry.default_route:
         yield "default-route", text, _is_address(text), "an address"
-    yield "mac", entry.mac, not entry.mac or _is_mac(entry.mac), "a MAC address"
-    yield "infiniband-guid", guid, not guid or _is_mac(guid), "a GUID such as c2:11:22:33:44:55:66:77"
+    yield "mac", entry.mac, not entry.mac or bool(hardware_address(entry.mac)), "a MAC address"
+    yield "infiniband-guid", guid, not guid or bool(hardware_address(guid)), "a GUID such as c2:11:22:33:44:55:66:77"
     fits = _DEVICE.fullmatch(device) and device not in _FOLDERS
     yield "deviceID", device, not device or bool(fits), "the name of a device, without spaces and /"
 
@@ -260,8 +260,13 @@ def _typed[T: Struct](
     return tuple(found)
 
 
-def _is_mac(text: str) -> bool:
-    return _MAC.fullmatch(text) is not None and len(re.sub(r"[^0-9A-Fa-f]", "", text)) // 2 in _MAC_BYTES
+def hardware_address(text: str) -> bytes:
+    """6, 8 or 20 bytes, as Go and so Multus and the reference plugins read them; empty for what is none.
+
+    With colons, with hyphens, or in threes with dots.
+    """
+    raw = bytes.fromhex(re.sub("[:.-]", "", text)) if _MAC.fullmatch(text) else b""
+    return raw if len(raw) in _MAC_BYTES else b""
 
 
 def _is_address(text: str, *, prefix: bool = False) -> bool:

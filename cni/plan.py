@@ -1,18 +1,18 @@
 """What is to be done in the kernel, as values: pure functions make them from a call and a result, `cni.kernel` acts."""
 
-import re
 from ipaddress import ip_interface
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from api.networks import hardware_address
 from cni.config import NetConfig, shown
 from cni.errors import InvalidConfig, InvalidEnvironment, UnsupportedField
 from cni.protocol import IPAM_TYPE, Invocation, Verb
 from cni.result import Result
 
-_MAC = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(\1[0-9a-f]{2}){4}|[0-9a-f]{4}(\.[0-9a-f]{4}){2}")
-"""As Go, and so the reference plugins, read them: with colons, with hyphens, or in threes with dots."""
+_MAC_BYTES = 6
+"""Of an Ethernet link."""
 MACVLAN_MODES = ("bridge", "private", "vepa", "passthru")
 IPVLAN_MODES = ("l2", "l3", "l3s")
 VLAN_PROTOCOLS = ("802.1q", "802.1ad")
@@ -271,9 +271,8 @@ def _refuse_mac(field: str, value: str) -> None:
 
 
 def _mac(field: str, text: str) -> str:
-    lower = text.lower()
-    raw = bytes.fromhex(re.sub("[:.-]", "", lower)) if _MAC.fullmatch(lower) else b""
-    if not raw:
+    raw = hardware_address(text)
+    if len(raw) != _MAC_BYTES:
         problem = f"{field}: {shown(text)} is not a MAC address"
     elif raw[0] & 1:
         problem = f"{field}: {shown(text)} is a multicast MAC address"

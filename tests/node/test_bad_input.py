@@ -6,9 +6,6 @@ back. A DEL of the same succeeds.
 """
 
 import asyncio
-import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +14,11 @@ import pytest
 from pyroute2 import IPRoute
 
 from actors.agent import Agent
-from actors.node.disk import open_journal
 from api import wire
 from cni.errors import CniError
 from cni.journal import Journal, State
-from cni.kernel import LinuxKernel
 from cni.protocol import parse_invocation
-from runtime.actor import System
+from tests.node.agents import serving
 from tests.node.conftest import Segment
 from tests.node.picture import picture
 from tests.node.test_doors import Played
@@ -95,25 +90,6 @@ class Node:
         self.controller = Played()
         self._segment = segment
 
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[Agent]:
-        system = System.real()
-        agent = Agent(
-            System(clock=system.clock, random=random.Random(1)),
-            path="agent",
-            kernel=LinuxKernel(),
-            journal=open_journal(self.state),
-            channels=[self.controller],
-            node="n1",
-        )
-        running = asyncio.create_task(agent.supervisor.run())
-        await agent.recovered.wait()
-        try:
-            yield agent
-        finally:
-            await agent.supervisor.stop()
-            await running
-
     async def call(self, agent: Agent, verb: str, conf: dict[str, Any]) -> bytes:
         conf = {"cniVersion": "1.0.0", "name": "lan", "type": "macvlan", "master": "up0", "ipam": IPAM, **conf}
         netns, ifname = conf.pop("netns", str(self.netns.path)), conf.pop("ifname", "eth0")
@@ -168,7 +144,7 @@ def test_what_cannot_be_is_named_and_undone(node: Node, case: str) -> None:
 
 async def _refused(node: Node, conf: dict[str, Any], code: int, named: list[str]) -> None:
     before = await node.seen()
-    async with node.serving() as agent:
+    async with serving(node.state, node.controller) as agent:
         for _ in range(2):  # what was undone is no hindrance
             with pytest.raises(CniError) as caught:
                 await node.call(agent, "ADD", conf)
@@ -185,7 +161,7 @@ def test_what_can_be_is_there_and_goes(node: Node) -> None:
 
     async def work() -> None:
         before = await node.seen()
-        async with node.serving() as agent:
+        async with serving(node.state, node.controller) as agent:
             dns = {"nameservers": ["10.6.0.53"], "search": ["example.com"]}
             answer = msgspec.json.decode(await node.call(agent, "ADD", {"mtu": 1400, "dns": dns}))
             assert answer["dns"] == dns, "as the reference plugins pass it on"

@@ -5,12 +5,10 @@ defect of ours. Behind an error nothing is left, and behind a result nothing is 
 """
 
 import asyncio
-import contextlib
 import copy
 import os
-import random
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,11 @@ from hypothesis import strategies as st
 from pyroute2 import IPRoute
 
 from actors.agent import Agent
-from actors.node.disk import open_journal
 from cni.errors import CniError, InternalError
 from cni.journal import Journal, State
-from cni.kernel import LinuxKernel
 from cni.protocol import parse_invocation
-from runtime.actor import System
 from tests.netns import Netns
+from tests.node.agents import serving
 from tests.node.conftest import Segment
 from tests.node.test_doors import Played
 from tests.processes.test_cni import interfaces
@@ -132,25 +128,6 @@ class Box:
         self.netns = netns
         self.number = 0
 
-    @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncIterator[Agent]:
-        system = System.real()
-        agent = Agent(
-            System(clock=system.clock, random=random.Random(1)),
-            path="agent",
-            kernel=LinuxKernel(),
-            journal=open_journal(self.state),
-            channels=[Played()],
-            node="n1",
-        )
-        running = asyncio.create_task(agent.supervisor.run())
-        await agent.recovered.wait()
-        try:
-            yield agent
-        finally:
-            await agent.supervisor.stop()
-            await running
-
     async def call(self, agent: Agent, verb: str, conf: dict[str, Any]) -> CniError | None:
         """How a call ended."""
         headers = {
@@ -187,7 +164,7 @@ def box(segment: Segment, tmp_path: Path) -> Iterator[Box]:
 
 
 async def live(box: Box, conf: dict[str, Any]) -> None:
-    async with box.serving() as agent:
+    async with serving(box.state, Played()) as agent:
         box.number += 1
         error = await box.call(agent, "ADD", conf)
         event("worked" if error is None else f"error {error.code}")
@@ -228,7 +205,7 @@ def test_whatever_is_said_to_have_been_made(box: Box) -> None:
     collect()
 
     async def work() -> None:
-        async with box.serving() as agent:
+        async with serving(box.state, Played()) as agent:
             assert await box.call(agent, "ADD", SEEDS[0]) is None
             for previous in kept:
                 error = await box.call(agent, "CHECK", {**SEEDS[0], "prevResult": previous})
@@ -247,7 +224,7 @@ def test_what_is_meant_works(box: Box) -> None:
     """Negative control: an agent that refused everything would pass, too."""
 
     async def work() -> None:
-        async with box.serving() as agent:
+        async with serving(box.state, Played()) as agent:
             assert await box.call(agent, "ADD", SEEDS[0]) is None
             assert "eth0" in box.left()[0]
             assert await box.call(agent, "DEL", SEEDS[0]) is None

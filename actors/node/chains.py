@@ -20,6 +20,9 @@ from cni.journal import Attached, JournalEntry
 from cni.protocol import IPAM_TYPE, LINK_KINDS, PLUGIN_TYPES, Invocation, PodArgs, Role, Verb, check_version, role_of
 from cni.result import DEFAULT_ROUTES, Result, RouteConfig
 
+type Made = tuple[str, str]
+"""A plugin: the interface that it is called for, and its configuration."""
+
 type Find = Callable[[str], ConfList | None]
 """The node's own configuration of that name."""
 
@@ -194,7 +197,8 @@ def _plugins(conflist: ConfList, asked: Asked, version: str, *, where: str) -> t
                 check_version(Verb.ADD, call.conf["cniVersion"])
                 role_of(call.type, decode_config(call.conf))
             except CniError as error:
-                raise error.about(where)  # noqa: B904 - it is the same one
+                error.about(where)
+                raise
         found.append(msgspec.json.encode(call.conf).decode())
     return tuple(found)
 
@@ -303,8 +307,12 @@ def of_entry(head: Invocation, entry: JournalEntry) -> Invocation:
     return msgspec.structs.replace(head, ifname=entry.ifname, role=Role.MAIN, head=head.ifname)
 
 
-def was_not_made(error: Exception, plugin: tuple[str, str], made: Collection[tuple[str, str]] | None) -> bool:
-    """Whether the DEL of a plugin need not succeed, behind an ADD that did not."""
+def was_not_made(error: Exception, plugin: Made, made: Collection[Made] | None) -> bool:
+    """Whether the DEL of a plugin need not succeed, behind an ADD of the pod that did not.
+
+    `made` are those that have done their part; None: that is not known. What another one says is of no interest, as
+    with Multus: it may refuse its configuration for ever, in a code that does not say so.
+    """
     if isinstance(error, InvalidConfig):
         return True  # what cannot be called now could not be called then
     if not isinstance(error, DelegateFailed):
@@ -318,7 +326,8 @@ def naming_network(one: Attached) -> Iterator[None]:
     try:
         yield
     except CniError as error:
-        raise error.about(subject_of(one))  # noqa: B904 - it is the same one
+        error.about(subject_of(one))
+        raise
 
 
 def subject_of(one: Attached) -> str:

@@ -30,17 +30,11 @@ from msgspec import Struct
 
 from actors.node import chains
 from actors.node.addressing import HasNetworks, pod_ref
-from actors.node.chains import (
-    head_of,
-    invocation_of,
-    main_of,
-    network_status,
-    of_entry,
-)
+from actors.node.chains import Made, head_of, invocation_of, main_of, network_status, of_entry
 from actors.node.controllers import Controllers
 from actors.node.disk import Journal
 from actors.node.meta import Meta
-from actors.node.plugins import Made, Plugins
+from actors.node.plugins import Plugins
 from actors.node.sandbox import Attach, Detach, Verify
 from actors.node.sandbox import Message as SandboxMessage
 from api.wire import FindNetworks, Networked, PodRef, Rejected, SetNetworkStatus, Stored
@@ -330,9 +324,8 @@ class NetworksActor(Actor[Message]):
     ) -> None:
         """Call every plugin of every list in reverse, whatever was made of it.
 
-        `made` are the plugins of somebody else's that have done their part, as `Plugins.add` says it; None: that is not
-        known.
-        What others say of a DEL is of no interest: a plugin that refuses its configuration refuses it for ever.
+        `made`, for an ADD that has failed, are the plugins of somebody else's that have done their part, as
+        `Plugins.add` says it; `actors.node.chains.was_not_made` has what follows. None: that is not known, or all have.
 
         Raises `CniError`: the first failure, after all have been called; then the entry stays, for what is left.
         """

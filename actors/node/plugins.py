@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from actors.node import chains
-from actors.node.chains import Call, calls, invocation_of, main_of, naming_network, subject_of, was_not_made
+from actors.node.chains import Call, Made, calls, invocation_of, main_of, naming_network, subject_of, was_not_made
 from actors.node.sandbox import Attach, Detach, Verify
 from actors.node.sandbox import Message as SandboxMessage
 from cni.delegate import Delegates, Target
@@ -26,9 +26,6 @@ from runtime.errors import ActorError
 _log = logging.getLogger(__name__)
 
 _SANDBOX_SECONDS = 55.0
-
-type Made = tuple[str, str]
-"""A plugin: the interface that it is called for, and its configuration."""
 
 
 class Plugins:

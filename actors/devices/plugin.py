@@ -144,6 +144,8 @@ class DevicesActor(Actor[Message]):
         self._look_again = False
         self._unsettled: set[str] = set()
         """Resources whose sockets may have changed since the look under way began."""
+        self._overlooked: set[str] = set()
+        """Resources of which the last look said nothing for that reason: looked at again once nothing is done there."""
 
     def __repr__(self) -> str:
         return f"<DevicesActor {len(self._wanted)} wanted, {len(self._told)} told>"
@@ -178,11 +180,13 @@ class DevicesActor(Actor[Message]):
                     _log.info("%s: kubelet was told", resource)
                     self.timers.start(resource, _FOLLOW_SECONDS, Check(resource))
                 self._tend(resource)
+                self._look_if_overlooked(resource)
             case Failed(resource, why, registering):
                 self._busy.discard(resource)
                 if registering:
                     metrics.DEVICE_REGISTRATIONS.labels(outcome="failed").inc()
                 self._fail(resource, why)
+                self._look_if_overlooked(resource)
             case Looked(seen):
                 self._looked(seen)
             case _:
@@ -288,8 +292,14 @@ class DevicesActor(Actor[Message]):
         self._unsettled = set(self._busy)
         self.pipe(self._kubelet.look(), Looked)
 
+    def _look_if_overlooked(self, resource: str) -> None:
+        """No event of the folder comes twice: what a look had to leave out is looked at as soon as it can be."""
+        if resource in self._overlooked and resource not in self._busy:
+            self._look()
+
     def _looked(self, seen: Seen) -> None:
         self._looking = False
+        self._overlooked = self._unsettled & seen.places.keys()
         settled = {name: place for name, place in seen.places.items() if name not in self._unsettled}
         if Place.TAKEN in settled.values() and not seen.current:
             _log.info("another agent has taken this node's resources over")
@@ -307,7 +317,7 @@ class DevicesActor(Actor[Message]):
                 if settled.get(resource) is not Place.TAKEN:
                     self._at_once(resource)
                 self._tend(resource)
-        if self._look_again:
+        if self._look_again or self._overlooked - self._busy:
             self._look()
 
     def _know_kubelet(self, seen: Seen) -> None:

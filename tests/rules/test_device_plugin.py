@@ -213,6 +213,22 @@ async def test_a_kubelet_that_takes_the_registration_and_never_connects(
             await until(lambda: plugin.state()[0] is State.OK)
 
 
+async def test_a_socket_that_goes_while_kubelet_is_told_comes_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kubelet that starts empties the folder; one that answers after that looks for a socket that is not there."""
+    monkeypatch.setattr("actors.devices.plugin._FOLLOW_SECONDS", 0.3)
+    async with kubelet(root) as manager:
+        manager.answering.clear()
+        async with agent(root, Node()):
+            await until(lambda: manager.registrations == [ENI])
+            (manager.folder / "spiderpool-spidernet-io-sub-eni.sock").unlink()
+            await anyio.sleep(0.3)  # the agent looks into the folder, and is not answered yet
+            assert manager.registrations == [ENI], "the control: it waits for its answer"
+            manager.answering.set()
+            await until(lambda: counts(manager) == {ENI: 2})
+
+
 async def test_a_kubelet_that_refuses(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with kubelet(root) as manager:
         manager.refuse = "the resource is odd"

@@ -32,6 +32,7 @@ class DeviceManager:
         registrations: the resources of all registrations, in order.
         devices: by resource, the ids of the healthy devices; an empty list after a stream has ended.
         refuse: what to answer the next registrations with; empty: nothing is refused.
+        answering: cleared, registrations are taken and wait for their answers.
     """
 
     def __init__(self, root: Path) -> None:
@@ -40,6 +41,8 @@ class DeviceManager:
         self.devices: dict[str, list[str]] = {}
         self.refuse = ""
         self.deaf = False
+        self.answering = asyncio.Event()
+        self.answering.set()
         self._endpoints: dict[str, Path] = {}
         self._server: Server | None = None
         self._streams: dict[str, asyncio.Task[None]] = {}
@@ -108,6 +111,7 @@ class DeviceManager:
             raise GRPCError(Status.UNKNOWN, self.refuse)
         assert request.version == "v1beta1", request.version
         assert "/" not in request.endpoint, "a name in the folder"
+        await self.answering.wait()
         await stream.send_message(messages.Empty())
         if self.deaf:
             return

@@ -4,7 +4,7 @@ The sandbox actor builds all interfaces of a call together. Those that need noth
 their step at the same time, what depends on what is there already (routes between the interfaces) is done in order.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 
@@ -16,7 +16,7 @@ from api.networks import Bandwidth
 from api.route import Route
 from api.wire import Allocated, Coordination, NicGrant, NodeLink
 from cni import bandwidth, coordination
-from cni.coordination import CoordinationPlan, Pair, coordination_plan, pair_of
+from cni.coordination import CoordinationPlan, Pair, coordination_plan, pair_of, unmoved
 from cni.errors import CniError, InterfaceExists, InvalidNetns, TryAgainLater
 from cni.journal import COORDINATOR, JournalEntry, State
 from cni.kernel import Kernel
@@ -354,8 +354,11 @@ async def detach(kernel: Kernel, pfs: PhysicalFunctions, entry: JournalEntry) ->
     await pfs.give(entry)
 
 
-async def intact(kernel: Kernel, entry: JournalEntry) -> bool:
-    """Whether an interface is as its ADD made it, at a glance. Raises `CniError`."""
+async def intact(kernel: Kernel, entry: JournalEntry, *, beside: Iterable[JournalEntry]) -> bool:
+    """Whether an interface is as its ADD made it, at a glance; `beside` are entries of the container.
+
+    Raises `CniError`.
+    """
     if entry.role is Role.IPAM:
         return True
     if entry.state is not State.ADDED:
@@ -366,7 +369,10 @@ async def intact(kernel: Kernel, entry: JournalEntry) -> bool:
         return False
     if entry.limits is not None and await kernel.lifted(entry.limits):
         return False
-    return entry.coordination is None or not await kernel.differences(entry.coordination)
+    if entry.coordination is None:
+        return True
+    plans = [one.coordination for one in beside if one.coordination is not None]
+    return not await kernel.differences(unmoved(entry.coordination, plans))
 
 
 def _plan(invocation: Invocation) -> LinkPlan | VfPlan | None:

@@ -268,6 +268,7 @@ class SandboxActor(Actor[Message]):
     ) -> Results | None:
         """The answers that were given before, where all of what was made then stands."""
         results: list[Result] = []
+        beside = await self._journal.of(self._container_id) if any(known) else []
         for invocation, entry in zip(invocations, known, strict=True):
             if entry is not None and entry.state is State.RELEASING:
                 self._hand_over(entry)
@@ -275,7 +276,7 @@ class SandboxActor(Actor[Message]):
                 entry is not None
                 and entry.result is not None
                 and entry.netns == invocation.netns
-                and await intact(self._kernel, entry)
+                and await intact(self._kernel, entry, beside=beside)
             ):
                 results.append(entry.result)
         return tuple(results) if len(results) == len(invocations) else None
@@ -283,8 +284,10 @@ class SandboxActor(Actor[Message]):
     async def _coordinate(self, invocation: Invocation, known: JournalEntry | None) -> Results:
         """The chained plugin: the way between the pod and its node for an interface that others have made."""
         if known is not None:
-            if known.netns == invocation.netns and known.result is not None and await intact(self._kernel, known):
-                return (known.result,)
+            if known.netns == invocation.netns and known.result is not None:
+                beside = await self._journal.of(self._container_id)
+                if await intact(self._kernel, known, beside=beside):
+                    return (known.result,)
             await self._take_down(known)
         previous = invocation.prev_result or Result()
         cluster = self._cluster or await cluster_settings(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from ipaddress import ip_interface
 
 from actors.node.pfs import PhysicalFunctions
-from cni.coordination import gone_from_main
+from cni.coordination import gone_from_main, unmoved
 from cni.errors import StateDiffers, UnknownContainer
 from cni.journal import JournalEntry, State
 from cni.kernel import Kernel
@@ -37,7 +37,8 @@ async def verify(
     if entry.role is Role.MAIN and (entry.vf is None or entry.vf.ifname):
         await _verify_link(kernel, invocation, entry, beside=beside)
     if entry.coordination is not None:
-        differences = await kernel.differences(entry.coordination)
+        plans = [one.coordination for one in beside if one.coordination is not None]
+        differences = await kernel.differences(unmoved(entry.coordination, plans))
         if differences:
             msg = f"the connection of interface {entry.ifname} with its node is not what ADD made"
             raise StateDiffers(msg, "; ".join(differences))

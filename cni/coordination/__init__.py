@@ -14,6 +14,7 @@ Pure: `coordination_plan` decides from the call, the cluster's settings and what
 from cni.coordination.decision import check, coordination_plan, needs_cluster, pair_of, wanted
 from cni.coordination.plan import (
     BOOT,
+    KERNEL,
     MAIN_TABLE,
     MARK,
     POD_VETH,
@@ -27,11 +28,13 @@ from cni.coordination.plan import (
     gone_from_main,
     host_veth,
     single,
+    unmoved,
 )
 from cni.coordination.views import NodeLink, NodeView, PodLink, PodView, Survey
 
 __all__ = [
     "BOOT",
+    "KERNEL",
     "MAIN_TABLE",
     "MARK",
     "POD_VETH",
@@ -54,5 +57,6 @@ __all__ = [
     "needs_cluster",
     "pair_of",
     "single",
+    "unmoved",
     "wanted",
 ]

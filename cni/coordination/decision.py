@@ -139,6 +139,7 @@ def coordination_plan(
                 table=table,
                 wanted=chosen.default_nic,
                 overlay=way.overlay,
+                end=way.pod_end,
                 first=version in routes.fresh,
                 planned=routes.planned,
             )

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 POD_VETH = "veth0"
 MARK = 1
@@ -20,6 +21,8 @@ RULE_PROTOCOL = 83
 """On the node's rules: by it they are known as ours when the agent leaves the node."""
 BOOT = 3
 """Protocol of routes: what `ip route add` and Go's netlink use, shown by `ip route` as nothing."""
+KERNEL = 2
+"""Protocol of routes that come with an address, whenever its link comes up."""
 
 
 class RoutePlan(Struct, frozen=True, kw_only=True):
@@ -108,7 +111,7 @@ class CoordinationPlan(Struct, frozen=True, kw_only=True):
     routes: tuple[RoutePlan, ...] = ()
     """In the pod, in an order in which every next hop is known when it is needed."""
     withdrawn: tuple[RoutePlan, ...] = ()
-    """Default routes that leave the pod's main table; they come back when this is undone."""
+    """Routes that leave the pod's main table, default routes among them; they come back when this is undone."""
     rules: tuple[RulePlan, ...] = ()
     """In the pod, in the order of their making; without those for marked packets."""
     marked: tuple[int, ...] = ()
@@ -178,6 +181,17 @@ def host_veth(container_id: str) -> str:
 def single(address: str) -> str:
     """The network that is one address."""
     return f"{address}/{128 if ':' in address else 32}"
+
+
+def unmoved(plan: CoordinationPlan, plans: Iterable[CoordinationPlan]) -> CoordinationPlan:
+    """A plan without the routes that plans of its pod took out of the main table."""
+    gone = {(route.device, route.destination, route.gateway) for one in plans for route in one.withdrawn}
+    left = tuple(
+        one
+        for one in plan.routes
+        if one.table != MAIN_TABLE or (one.device or plan.pod_end, one.destination, one.gateway) not in gone
+    )
+    return replace(plan, routes=left)
 
 
 def gone_from_main(plans: Iterable[CoordinationPlan], ifname: str) -> frozenset[tuple[str, str]]:

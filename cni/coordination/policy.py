@@ -4,6 +4,10 @@ The main table keeps the default route of one NIC. Packets from an address of an
 that NIC's own, so that they leave by it. Usually the NIC that comes last is the one that gets a table. Where it is the
 one that the default route is wanted on, the NIC that has had it so far gets the table instead.
 
+The main table is asked for packets from the addresses of the NIC that the default route goes by. So where another NIC
+has a route to the same destination, a network that both are in or a route that the pools of both have, that one is in
+its NIC's table only.
+
 Each IP version is arranged by itself: a NIC without a default route of one takes nobody's place there.
 """
 
@@ -12,7 +16,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from cni.coordination.plan import BOOT, NIC_RULE_PRIORITY, REPLY_TABLE, RoutePlan, RulePlan, single
+from cni.coordination.plan import BOOT, MAIN_TABLE, NIC_RULE_PRIORITY, REPLY_TABLE, RoutePlan, RulePlan, single
 from cni.coordination.views import PodLink, PodView
 
 
@@ -23,7 +27,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     copies: tuple[RoutePlan, ...] = ()
     """Into tables of their own."""
     withdrawn: tuple[RoutePlan, ...] = ()
-    """From the main table."""
+    """From the main table, in an order in which they can come back."""
     own_table: bool = False
     """Whether it is the NIC itself that gets the table."""
     note: str = ""
@@ -37,6 +41,7 @@ def policy(
     table: int,
     wanted: str,
     overlay: bool,
+    end: str,
     first: bool,
     planned: Sequence[RoutePlan],
 ) -> Policy:
@@ -49,6 +54,7 @@ def policy(
         table: the number that is free for this NIC.
         wanted: the NIC that the default route is to go by; empty: the one that has it.
         overlay: whether the way to the node is the cluster's own network's: then no packets are marked.
+        end: the pod's end of the way to the node; its routes are for all NICs.
         first: whether no NIC before this one had the IP version; then, with an overlay, packets from the overlay's
             address get a table, too.
         planned: routes of the main table that are to be made along with it.
@@ -61,6 +67,10 @@ def policy(
     replaced = wanted == nic.ifname and any(one.device == nic.ifname for one in defaults)
     mover = owner if replaced else nic.ifname
     mine = [one for one in (*pod.main(version), *planned) if one.device == mover and one.version == version]
+    moved = [
+        *(one for one in mine if one.is_default),
+        *_doubled(pod, version, nic.ifname if replaced else owner, mover, end),
+    ]
     priority = None if overlay else NIC_RULE_PRIORITY
     rules = _from(pod, mover, version, table=table, priority=priority)
     copies = [_copied(one, table) for one in mine]
@@ -70,9 +80,27 @@ def policy(
     return Policy(
         rules=tuple(rules),
         copies=tuple(copies),
-        withdrawn=tuple(one for one in mine if one.is_default),
+        withdrawn=tuple(sorted(moved, key=lambda one: bool(one.gateway))),
         own_table=not replaced,
     )
+
+
+def _doubled(pod: PodView, version: int, keeper: str, mover: str, end: str) -> list[RoutePlan]:
+    """Routes of the main table, but for default routes, to where one of the `keeper`'s leads that stand elsewhere."""
+    main = pod.main(version)
+    kept = {one.destination for one in main if one.device == keeper and not one.is_default}
+    elsewhere = {
+        (one.device, one.destination)
+        for one in pod.routes
+        if one.table not in {MAIN_TABLE, REPLY_TABLE} and one.device != end
+    }
+    return [
+        one
+        for one in main
+        if one.destination in kept
+        and one.device != keeper
+        and (one.device == mover or (one.device, one.destination) in elsewhere)
+    ]
 
 
 def _from(pod: PodView, ifname: str, version: int, *, table: int, priority: int | None) -> list[RulePlan]:

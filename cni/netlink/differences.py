@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from cni.coordination import CoordinationPlan, PodLink, PodView, RoutePlan, RulePlan
+from cni.coordination import KERNEL, CoordinationPlan, PodLink, PodView, RoutePlan, RulePlan
 from cni.errors import InvalidNetns
 from cni.netlink import link, neighbour, nftables, route, rule
 from cni.netlink.coordinator import node_rules
@@ -100,7 +100,7 @@ def _of_routes(plan: CoordinationPlan, view: PodView) -> Iterator[str]:
         if key(one) not in there and one.device in left:
             yield f"{one.device or plan.pod_end} lacks the route to {one.destination} in table {one.table}"
     for one in plan.withdrawn:
-        if key(one) in there:
+        if key(one) in there and one.protocol != KERNEL:
             yield f"{one.device} has the route to {one.destination} in table {one.table} again"
 
 

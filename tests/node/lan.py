@@ -5,7 +5,7 @@ runs inside, as it does on a real node. Networks a, b and c share the wire; the 
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,19 +59,34 @@ class Pod:
         self.host_veth = f"veth{self.container_id[:11]}"
         self.plans: dict[str, CoordinationPlan] = {}
 
-    def attach(self, ifname: str, network: str, *, kind: str = "macvlan", mode: str = "bridge") -> None:
-        """A NIC as a main plugin leaves it."""
+    def attach(
+        self,
+        ifname: str,
+        network: str,
+        *,
+        kind: str = "macvlan",
+        mode: str = "bridge",
+        number: int = 0,
+        routes: Sequence[str] = (),
+    ) -> None:
+        """A NIC as a main plugin leaves it; see `configure`."""
         plan = LinkPlan(netns=self.path, ifname=ifname, master="ens0", kind=kind, mode=mode)
         self.node.run(lambda: attachment.make_link(plan, Modes()))
-        self.configure(ifname, network)
+        self.configure(ifname, network, number=number, routes=routes)
 
-    def configure(self, ifname: str, network: str) -> None:
-        """A link that is there gets its addresses and routes."""
+    def configure(self, ifname: str, network: str, *, number: int = 0, routes: Sequence[str] = ()) -> None:
+        """A link that is there gets its addresses and routes.
+
+        The last byte is `number`, where that is given. There is a default route, and `routes` lead the same way.
+        """
+        wanted = [(_DEFAULT[one], one) for one in self.versions]
+        wanted += [(one, 6 if ":" in one else 4) for one in routes]
         plan = AddressPlan(
             addresses=tuple(
-                f"{address(network, self.number, version)}/{16 if version == 4 else 64}" for version in self.versions
+                f"{address(network, number or self.number, version)}/{16 if version == 4 else 64}"
+                for version in self.versions
             ),
-            routes=tuple((_DEFAULT[version], address(network, 1, version)) for version in self.versions),
+            routes=tuple((destination, address(network, 1, version)) for destination, version in wanted),
         )
         self.node.run(lambda: attachment.configure_link(self.path, ifname, plan))
 

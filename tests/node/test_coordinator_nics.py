@@ -95,6 +95,31 @@ def test_a_packet_goes_by_the_link_that_has_its_source(lan: Lan) -> None:
         assert pod.way_to(WORLD[version])[0] == "eth0"
 
 
+@pytest.mark.parametrize(("networks", "default"), [("aaa", "net2"), ("aba", "eth0"), ("abb", "net2")])
+def test_nics_that_lead_to_the_same_networks(lan: Lan, networks: str, default: str) -> None:
+    """Some are in one network, and a route is in the pools of all."""
+    names, shared = ("eth0", "net1", "net2"), ("192.0.2.0/24", "2001:db8:2::/64")
+    pod = lan.pod(versions=FAMILIES)
+    pictures = []
+    for ordinal, (nic, network) in enumerate(zip(names, networks, strict=True)):
+        pod.attach(nic, network, number=20 + ordinal, routes=shared)
+        pod.coordinate(nic, ordinal=ordinal, names=names, pod_default_route_nic=default)
+        pictures.append(picture(pod.netns))
+    for ordinal, (nic, network) in enumerate(zip(names, networks, strict=True)):
+        for version, beyond in zip(FAMILIES, ("192.0.2.9", "2001:db8:2::9"), strict=True):
+            own = address(network, 20 + ordinal, version)
+            for destination in (WORLD[version], beyond, address(network, 99, version)):
+                assert pod.way_to(destination, source=own) == (nic, own)
+            assert pod.way_to(NODE[version], source=own)[0] == "veth0"
+            assert served(pod.netns, lan.router, own, source=WORLD[version]) == WORLD[version]
+    for version, beyond in zip(FAMILIES, ("192.0.2.9", "2001:db8:2::9"), strict=True):
+        assert pod.way_to(beyond)[0] == pod.way_to(WORLD[version])[0] == default
+    pod.delete("net2")
+    assert picture(pod.netns) == pictures[1]
+    pod.delete("net1")
+    assert picture(pod.netns) == pictures[0]
+
+
 @pytest.mark.parametrize("overlay", [False, True], ids=["underlay", "overlay"])
 def test_a_default_nic_that_comes_last(lan: Lan, overlay: bool) -> None:
     """While the NICs before it are added it is not there yet, and they take care of themselves."""

@@ -27,6 +27,7 @@ from cni.coordination import (
     gone_from_main,
     pair_of,
     single,
+    unmoved,
 )
 from cni.errors import InvalidConfig
 from cni.protocol import Role
@@ -41,8 +42,8 @@ SERVICE = {4: "10.233.0.9", 6: "fd00:233::9"}
 OUTSIDE = {4: "8.8.8.8", 6: "2001:4860:4860::8888"}
 
 
-def own(number: int, version: int) -> str:
-    return f"172.{100 + number}.0.9" if version == 4 else f"fd00:{100 + number}::9"
+def own(number: int, version: int, last: int = 9) -> str:
+    return f"172.{100 + number}.0.{last}" if version == 4 else f"fd00:{100 + number}::{last}"
 
 
 def gateway(number: int, version: int) -> str:
@@ -61,12 +62,18 @@ class Pod:
         self.mtu = mtu
 
     def attach(
-        self, ifname: str, number: int, *, versions: Sequence[int] = (4,), defaults: Sequence[int] = (4, 6)
+        self,
+        ifname: str,
+        number: int,
+        *,
+        versions: Sequence[int] = (4,),
+        defaults: Sequence[int] = (4, 6),
+        last: int = 9,
     ) -> None:
         """A NIC as a main plugin leaves it; `defaults` are the IP versions that it has a default route of."""
         index = len(self.links) + 1
         way = self._overlay and ifname == "eth0"
-        addresses = tuple(f"{own(number, one)}/{16 if one == 4 else 64}" for one in versions)
+        addresses = tuple(f"{own(number, one, last)}/{16 if one == 4 else 64}" for one in versions)
         self.links.append(
             PodLink(
                 ifname=ifname,
@@ -208,6 +215,44 @@ def test_packets_leave_by_the_nic_of_their_source(
     assert len(set(tables)) == len(tables) and not {100, 253, 254, 255} & set(tables)
 
 
+@given(default=st.integers(0, 3), same=st.lists(st.booleans(), min_size=3, max_size=3), version=st.sampled_from([4, 6]))
+def test_what_several_nics_have_a_route_to(default: int, same: list[bool], version: int) -> None:
+    """NICs in one network, and a route that the pools of all have: packets leave by the NIC of their source."""
+    pod = Pod()
+    names = ("eth0", "net1", "net2", "net3")
+    shared = {4: "192.0.2.0/24", 6: "2001:db8::/32"}[version]
+    networks = [0, *(0 if one else number for number, one in enumerate(same, 1))]
+    for number, name in enumerate(names):
+        pod.attach(name, networks[number], versions=(version,), last=20 + number)
+        route = RoutePlan(destination=shared, gateway=gateway(networks[number], version), device=name)
+        pod.routes.insert(0, route)
+        pod.coordinate(name, ordinal=number, names=names, podDefaultRouteNic=names[default], hijackCIDR=[])
+    for number, name in enumerate(names):
+        source = own(networks[number], version, 20 + number)
+        for destination in (
+            OUTSIDE[version],
+            next(map(str, ip_network(shared).hosts())),
+            own(networks[number], version),
+        ):
+            assert pod.way(destination, source=source) == name
+    main = [one.destination for one in pod.routes if one.table == MAIN_TABLE and one.device == names[default]]
+    assert {DEFAULTS[version], shared} <= set(main)
+    before = pod.survey.pod.main(version)
+    assert len({one.destination for one in before if one.device == names[default]}) == len(main)
+
+
+def test_what_a_later_nic_took_is_not_missed_of_the_earlier_one() -> None:
+    pod = Pod()
+    pod.attach("eth0", 0, defaults=())
+    first = pod.coordinate("eth0", policyRoutes=[{"dst": "0.0.0.0/0", "gw": "172.100.0.7"}], hijackCIDR=[])
+    pod.attach("net1", 1)
+    second = pod.coordinate("net1", podDefaultRouteNic="net1")
+    (gone,) = set(first.routes) - set(unmoved(first, [first, second]).routes)
+    assert (gone.destination, gone.table) == ("0.0.0.0/0", MAIN_TABLE)
+    assert (gone.device, gone.destination) in {(one.device, one.destination) for one in second.withdrawn}
+    assert unmoved(first, [first]) == first
+
+
 def test_a_table_for_each() -> None:
     pod = Pod()
     pod.attach("eth0", 0)
@@ -250,7 +295,7 @@ def test_ipv6_that_a_later_nic_brings_needs_a_way_that_can_have_it() -> None:
     pod.attach("eth0", 0)
     pod.coordinate("eth0", vethMTU=1279)
     pod.attach("net1", 1)
-    assert pod.plan("net1")
+    assert pod.plan("net1").mtu == 0
     pod.attach("net2", 2, versions=(4, 6))
     with pytest.raises(InvalidConfig, match="vethMTU: 1279 is below 1280, which IPv6 needs: net2 has fd00:102::9"):
         pod.plan("net2", vethMTU=1500)

@@ -100,6 +100,8 @@ class LinkState(Struct, frozen=True, kw_only=True):
     """Whether somebody had it take in frames for others, too."""
     allmulti: bool = False
     """Whether somebody had it take in all that is for a group."""
+    rp_filter: int = -1
+    """Of its own, without that of all interfaces; negative: not known."""
 
 
 class Inspection(Struct, frozen=True, kw_only=True):
@@ -110,6 +112,8 @@ class Inspection(Struct, frozen=True, kw_only=True):
     """With prefix lengths; link-local ones left out."""
     routes: tuple[tuple[str, str], ...] = ()
     """(destination network, next hop or "") of the main table, those that the kernel makes itself left out."""
+    networks: tuple[str, ...] = ()
+    """Of the main table, too: those that it has made itself, for the networks of the addresses."""
 
 
 def link_plan(invocation: Invocation) -> LinkPlan:

@@ -16,7 +16,7 @@ from api.networks import Bandwidth
 from api.route import Route
 from api.wire import Allocated, Coordination, NicGrant, NodeLink
 from cni import bandwidth, coordination
-from cni.coordination import CoordinationPlan, Pair, coordination_plan, pair_of, unmoved
+from cni.coordination import CoordinationPlan, Pair, coordination_plan, pair_of, unchanged
 from cni.errors import CniError, InterfaceExists, InvalidNetns, TryAgainLater
 from cni.journal import COORDINATOR, JournalEntry, State
 from cni.kernel import Kernel
@@ -372,7 +372,7 @@ async def intact(kernel: Kernel, entry: JournalEntry, *, beside: Iterable[Journa
     if entry.coordination is None:
         return True
     plans = [one.coordination for one in beside if one.coordination is not None]
-    return not await kernel.differences(unmoved(entry.coordination, plans))
+    return not await kernel.differences(unchanged(entry.coordination, plans))
 
 
 def _plan(invocation: Invocation) -> LinkPlan | VfPlan | None:

@@ -1,10 +1,10 @@
 """The CNI verb CHECK: whether a container's interface is still what its ADD made. Looks, and changes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_interface
 
 from actors.node.pfs import PhysicalFunctions
-from cni.coordination import gone_from_main, unmoved
+from cni.coordination import gone_from_main, unchanged
 from cni.errors import StateDiffers, UnknownContainer
 from cni.journal import JournalEntry, State
 from cni.kernel import Kernel
@@ -38,7 +38,7 @@ async def verify(
         await _verify_link(kernel, invocation, entry, beside=beside)
     if entry.coordination is not None:
         plans = [one.coordination for one in beside if one.coordination is not None]
-        differences = await kernel.differences(unmoved(entry.coordination, plans))
+        differences = await kernel.differences(unchanged(entry.coordination, plans))
         if differences:
             msg = f"the connection of interface {entry.ifname} with its node is not what ADD made"
             raise StateDiffers(msg, "; ".join(differences))
@@ -88,9 +88,19 @@ async def _verify_link(
     routes = () if entry.result is None else address_plan(entry.result).routes
     expected = [route for route in routes if route not in moved]
     lost = [dst for dst, gw in expected if (dst, gw) not in seen.routes]
+    lost += [
+        network for network in _networks(entry.addresses) if network not in seen.networks and (network, "") not in moved
+    ]
     if lost:
         msg = f"interface {entry.ifname} lacks the route to {', '.join(lost)}"
         raise StateDiffers(msg, f"it has {', '.join(dst for dst, _ in seen.routes) or 'no route'}")
+
+
+def _networks(addresses: Iterable[str]) -> Iterator[str]:
+    """To which the kernel makes a route when an interface gets such an address."""
+    for one in map(ip_interface, addresses):
+        if one.network.prefixlen < one.max_prefixlen:
+            yield str(one.network)
 
 
 def _told(result: Result, ifname: str) -> tuple[str, list[str]]:

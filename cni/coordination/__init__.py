@@ -28,7 +28,7 @@ from cni.coordination.plan import (
     gone_from_main,
     host_veth,
     single,
-    unmoved,
+    unchanged,
 )
 from cni.coordination.views import NodeLink, NodeView, PodLink, PodView, Survey
 
@@ -57,6 +57,6 @@ __all__ = [
     "needs_cluster",
     "pair_of",
     "single",
-    "unmoved",
+    "unchanged",
     "wanted",
 ]

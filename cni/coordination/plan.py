@@ -1,6 +1,6 @@
 """What is to be built around one NIC of a pod: enough to build it, to compare it, and to take it away again."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from ipaddress import ip_address
 
 from msgspec import Struct
@@ -140,6 +140,11 @@ class CoordinationPlan(Struct, frozen=True, kw_only=True):
         return not self.host_index
 
     @property
+    def sets_end(self) -> bool:
+        """Whether the settings of the pod's end are this NIC's business."""
+        return self.makes_pair or self.overlay
+
+    @property
     def versions(self) -> tuple[int, ...]:
         """IP versions of the NIC's addresses."""
         return tuple(sorted({ip_address(one).version for one in self.pod_addresses}))
@@ -183,15 +188,19 @@ def single(address: str) -> str:
     return f"{address}/{128 if ':' in address else 32}"
 
 
-def unmoved(plan: CoordinationPlan, plans: Iterable[CoordinationPlan]) -> CoordinationPlan:
-    """A plan without the routes that plans of its pod took out of the main table."""
+def unchanged(plan: CoordinationPlan, plans: Collection[CoordinationPlan]) -> CoordinationPlan:
+    """A plan without what plans of the same pod may have changed since.
+
+    That are the routes that they took out of the main table, and rp_filter, which is one for all of the pod's.
+    """
     gone = {(route.device, route.destination, route.gateway) for one in plans for route in one.withdrawn}
+    filters = {one.rp_filter for one in plans if one.rp_filter >= 0}
     left = tuple(
         one
         for one in plan.routes
         if one.table != MAIN_TABLE or (one.device or plan.pod_end, one.destination, one.gateway) not in gone
     )
-    return replace(plan, routes=left)
+    return replace(plan, routes=left, rp_filter=-1 if filters - {plan.rp_filter} else plan.rp_filter)
 
 
 def gone_from_main(plans: Iterable[CoordinationPlan], ifname: str) -> frozenset[tuple[str, str]]:

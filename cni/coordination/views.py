@@ -20,6 +20,8 @@ class PodLink(Struct, frozen=True, kw_only=True):
     peer_index: int = 0
     """Of the other end of a pair, in the namespace of that end."""
     tx_queue_len: int = 0
+    rp_filter: int = -1
+    """Of its own; negative: not known."""
     addresses: tuple[str, ...] = ()
     """With prefix lengths, as `ipaddress` writes them; those from router advertisements included, link-local ones left
     out."""

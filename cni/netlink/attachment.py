@@ -174,6 +174,7 @@ def inspect_link(netns_path: str, ifname: str) -> Inspection | None:
             link=found,
             addresses=tuple(address.listed(sockets, index=found.index)),
             routes=tuple(route.listed(sockets, index=found.index)),
+            networks=tuple(route.networks(sockets, index=found.index)),
         )
 
 

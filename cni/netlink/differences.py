@@ -13,6 +13,9 @@ from cni.netlink.survey import view_pod
 from cni.netlink.sysctl import ipv4_setting
 from cni.netlink.veth import is_ours
 
+_STRICT = 1
+"""Of rp_filter. An init that sets another one on new links does no harm."""
+
 
 def differences(plan: CoordinationPlan) -> list[str]:
     """See `cni.kernel.Kernel.differences`."""
@@ -48,6 +51,8 @@ def _of_node(plan: CoordinationPlan, node: RouteSocket) -> Iterator[str]:
         yield f"{near.ifname} is down"
     if near.mac != plan.host_mac:
         yield f"{near.ifname} has MAC address {near.mac}, not {plan.host_mac}"
+    if near.rp_filter == _STRICT and plan.makes_pair:
+        yield f"{near.ifname} has rp_filter {near.rp_filter}, which drops what comes from the pod's other interfaces"
     if plan.mtu and near.mtu != plan.mtu:
         yield f"{near.ifname} has MTU {near.mtu}, not {plan.mtu}"
     there = {one.destination for _, one in route.everything(node, index=near.index, table=plan.host_table)}
@@ -68,6 +73,8 @@ def _of_links(plan: CoordinationPlan, view: PodView) -> Iterator[str]:
             yield f"{ifname} is missing in {plan.netns}"
         elif not one.up:
             yield f"{ifname} is down"
+        if one is not None and 0 <= plan.rp_filter != one.rp_filter >= 0 and (one is nic or plan.sets_end):
+            yield f"{ifname} has rp_filter {one.rp_filter}, not {plan.rp_filter}"
     if nic is not None:
         yield from _of_nic(plan, nic)
     if far is not None:

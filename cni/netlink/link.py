@@ -345,4 +345,13 @@ def decode(body: memoryview) -> LinkState:
         tx_queue_len=message.read_u32(found.get(_IFLA_TXQLEN)),
         promisc=bool(flags & _PROMISC),
         allmulti=bool(flags & _ALLMULTI),
+        rp_filter=_rp_filter(found.get(_IFLA_AF_SPEC, memoryview(b""))),
     )
+
+
+def _rp_filter(families: memoryview) -> int:
+    """From an IFLA_AF_SPEC: there IPv4's settings are an array of numbers; negative where there is none."""
+    ipv4 = message.attributes(message.attributes(families).get(_AF_INET, memoryview(b"")))
+    numbers = ipv4.get(_INET_CONF, memoryview(b""))
+    place = 4 * (_RP_FILTER - 1)
+    return int.from_bytes(numbers[place : place + 4], sys.byteorder) if len(numbers) >= place + 4 else -1

@@ -5,7 +5,7 @@ import socket
 import struct
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from cni.coordination import RoutePlan
+from cni.coordination import KERNEL, RoutePlan
 from cni.netlink import message
 from cni.netlink.message import attribute, u32
 from cni.netlink.socket import Refusal, Request, RouteSocket
@@ -21,8 +21,7 @@ _UNICAST = 1
 _UNIVERSE, _LINK, _NOWHERE = 0, 253, 255
 BY_ROUTER = 9
 """RTPROT_RA: a router has told of it."""
-_BY_KERNEL = (2, BY_ROUTER)
-"""With RTPROT_KERNEL."""
+_BY_KERNEL = (KERNEL, BY_ROUTER)
 _NO_WAY = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}
 """No route, or one of type unreachable, prohibit or blackhole."""
 _NOT_THERE = (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EAFNOSUPPORT)
@@ -177,6 +176,15 @@ def listed(sockets: RouteSocket, *, index: int, table: int = MAIN) -> list[tuple
     """
     found = everything(sockets, index=index, table=table)
     return [(one.destination, one.gateway) for _, one in found if one.protocol not in _BY_KERNEL]
+
+
+def networks(sockets: RouteSocket, *, index: int) -> list[str]:
+    """The destinations of the link's routes in the main table that the kernel made with its addresses.
+
+    Raises:
+        KernelRefused: the kernel does not list them.
+    """
+    return [one.destination for _, one in everything(sockets, index=index, table=MAIN) if one.protocol == KERNEL]
 
 
 def everything(sockets: RouteSocket, *, index: int = 0, table: int = 0) -> list[tuple[int, RoutePlan]]:

@@ -102,6 +102,7 @@ def _decode(body: memoryview) -> PodLink:
         counted=flags & _COUNTED == _COUNTED,
         peer_index=state.parent_index if state.kind in _PAIRED else 0,
         tx_queue_len=message.read_u32(queue),
+        rp_filter=state.rp_filter,
     )
 
 

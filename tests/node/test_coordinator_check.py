@@ -49,6 +49,10 @@ def _filter(*_: object) -> None:
     Path("/proc/sys/net/ipv4/conf/all/rp_filter").write_text("1")
 
 
+def _filter_on(ifname: str) -> Harm:
+    return lambda *_: Path(f"/proc/sys/net/ipv4/conf/{ifname}/rp_filter").write_text("1")
+
+
 IN_THE_POD: dict[str, Harm] = {
     f"the pod lacks the IPv4 rule from {OWN}/32 lookup 101": lambda route, _, __: route.rule(
         "del", priority=1001, src=OWN, src_len=32, table=101
@@ -80,6 +84,8 @@ IN_THE_POD: dict[str, Harm] = {
         "del", dst=NODE[4], ifindex=links["veth0"]
     ),
     "rp_filter of the pod is 1, not 0": _filter,
+    "net1 has rp_filter 1, not 0": _filter_on("net1"),
+    "veth0 has rp_filter 1, not 0": _filter_on("veth0"),
     "^nf_tables table spiderpool of IPv4 is missing in the pod": _unmark,
     "^the rule of chain output in nf_tables table spiderpool of IPv4 is missing in the pod": _empty,
 }
@@ -92,6 +98,7 @@ ON_THE_NODE: dict[str, Harm] = {
         "del", dst=f"{OWN}/32", table=500, scope=253
     ),
     "the node lacks the IPv4 rule 1000 lookup 500": lambda route, _, __: route.rule("del", priority=1000, table=500),
+    "veth.* has rp_filter 1, which drops": lambda route, links, near: _filter_on(near)(route, links, near),
     "has MTU 1300, not 1500": lambda route, links, near: route.link("set", index=links[near], mtu=1300),
     "has MAC address 02:00:00:00:00:09": lambda route, links, near: route.link(
         "set", index=links[near], address="02:00:00:00:00:09"

@@ -27,7 +27,7 @@ from cni.coordination import (
     gone_from_main,
     pair_of,
     single,
-    unmoved,
+    unchanged,
 )
 from cni.errors import InvalidConfig
 from cni.protocol import Role
@@ -247,10 +247,13 @@ def test_what_a_later_nic_took_is_not_missed_of_the_earlier_one() -> None:
     first = pod.coordinate("eth0", policyRoutes=[{"dst": "0.0.0.0/0", "gw": "172.100.0.7"}], hijackCIDR=[])
     pod.attach("net1", 1)
     second = pod.coordinate("net1", podDefaultRouteNic="net1")
-    (gone,) = set(first.routes) - set(unmoved(first, [first, second]).routes)
+    (gone,) = set(first.routes) - set(unchanged(first, [first, second]).routes)
     assert (gone.destination, gone.table) == ("0.0.0.0/0", MAIN_TABLE)
     assert (gone.device, gone.destination) in {(one.device, one.destination) for one in second.withdrawn}
-    assert unmoved(first, [first]) == first
+    assert unchanged(first, [first]) == first
+    strict = replace(second, rp_filter=1)
+    assert unchanged(first, [first, strict]).rp_filter == unchanged(strict, [first, strict]).rp_filter == -1
+    assert unchanged(first, [first, replace(second, rp_filter=-1)]).rp_filter == first.rp_filter == 0
 
 
 def test_a_table_for_each() -> None:

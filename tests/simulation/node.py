@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from ipaddress import ip_interface
 from typing import Self
 
 import anyio
@@ -285,7 +286,10 @@ class MemoryKernel:
     async def inspect(self, netns: str, ifname: str) -> Inspection | None:
         await anyio.lowlevel.checkpoint()
         found = self._links.get((netns, ifname))
-        return None if found is None else Inspection(link=found[0], addresses=tuple(found[1]))
+        if found is None:
+            return None
+        networks = tuple(str(ip_interface(one).network) for one in found[1])
+        return Inspection(link=found[0], addresses=tuple(found[1]), networks=networks)
 
     async def knows(self, kind: str) -> bool:
         await anyio.lowlevel.checkpoint()

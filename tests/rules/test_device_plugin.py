@@ -213,9 +213,7 @@ async def test_a_kubelet_that_takes_the_registration_and_never_connects(
             await until(lambda: plugin.state()[0] is State.OK)
 
 
-async def test_a_socket_that_goes_while_kubelet_is_told_comes_back(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_socket_that_goes_while_kubelet_is_told_comes_back(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kubelet that starts empties the folder; one that answers after that looks for a socket that is not there."""
     monkeypatch.setattr("actors.devices.plugin._FOLLOW_SECONDS", 0.3)
     async with kubelet(root) as manager:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 
+import anyio
 import msgspec
 
 from actors.node.addressing import pod_ref
@@ -337,15 +338,17 @@ async def plan_coordination(
     return plan if plan is None or assigned is None else msgspec.structs.replace(plan, mac="", former_mac="")
 
 
-async def detach(kernel: Kernel, pfs: PhysicalFunctions, entry: JournalEntry) -> None:
+async def detach(kernel: Kernel, pfs: PhysicalFunctions, entry: JournalEntry, *, one_by_one: anyio.Lock) -> None:
     """Remove what an entry stands for: routes, rules, links. A link of another kind is somebody else's and stays.
 
-    A virtual function goes back to the node.
+    A virtual function goes back to the node. `one_by_one` is the container's: of two interfaces that look at a time
+    what they share with others, each would leave it to the other one.
 
     Its MAC address does not matter: a chained plugin may have changed it since. Raises `CniError`.
     """
     if entry.coordination is not None:
-        await kernel.uncoordinate(entry.coordination, pair=entry.role is not Role.MAIN)
+        async with one_by_one:
+            await kernel.uncoordinate(entry.coordination, pair=entry.role is not Role.MAIN)
     elif entry.role is Role.COORDINATOR and entry.host_veth:
         await kernel.detach_link("", entry.ifname, pair=Pair(entry.host_veth, entry.container_id))
     if entry.role is Role.MAIN and (entry.netns or entry.host_veth):

@@ -151,6 +151,7 @@ class SandboxActor(Actor[Message]):
         """The cluster's settings as an ADD of this container got them: a chained coordinator need not ask again."""
         self._spare: Nic | None = None
         """An interface whose link stands while somebody looks up the pod's networks."""
+        self._disconnecting = anyio.Lock()
 
     def __repr__(self) -> str:
         held = {key.ifname: entry.state for key, entry in self._entries.items()}
@@ -316,7 +317,7 @@ class SandboxActor(Actor[Message]):
         for nic in reversed(nics):
             try:
                 if nic.failure is None or nic.entry.vf is not None:
-                    await detach(self._kernel, self._pfs, nic.entry)
+                    await detach(self._kernel, self._pfs, nic.entry, one_by_one=self._disconnecting)
                 if asked and nic.wants_addresses:
                     await self._owe(nic.entry)
                 else:
@@ -388,7 +389,7 @@ class SandboxActor(Actor[Message]):
         async def one(entry: JournalEntry) -> None:
             try:
                 with traces.span("link.delete"):
-                    await detach(self._kernel, self._pfs, entry)
+                    await detach(self._kernel, self._pfs, entry, one_by_one=self._disconnecting)
             except (CniError, ActorError) as error:
                 failures.append(error)
             else:

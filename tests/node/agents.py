@@ -16,7 +16,7 @@ from runtime.transport.port import Channel
 
 @asynccontextmanager
 async def serving(state: Path, controller: Channel, *, meta: Meta | None = None) -> AsyncIterator[Agent]:
-    """One with its journal in a folder, from when that is read until it has ended."""
+    """One with its journal in a folder, from when that is read until it has ended; `meta` as `Agent` has it."""
     agent = Agent(
         System(clock=System.real().clock, random=random.Random(1)),
         path="agent",

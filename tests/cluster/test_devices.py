@@ -145,13 +145,11 @@ def test_iaas_e00044_allocatable_recovers_after_agents_and_kubelets_start_anew(c
     cluster.apply(_asking("steady", ENI, node="n1"))
     cluster.wait(lambda: "steady" in _running(cleaned), 60, "a pod runs")
     uid = cluster.kubectl_json("get", "pod", "steady")["metadata"]["uid"]
-    agent = cleaned.agent_on("n1")
-    for _ in range(
-        2
-    ):  # at once kubelet starts it the first time only: else it is back before a node's status is written
-        cleaned.kill(agent)
-    cluster.wait(lambda: _allocatable(cluster, "n1") == {}, 30, "kubelet notices", interval=0.2)
+    # Kubelet may or may not write into the node's status what is over in seconds; whom it gives a device, it shows.
+    cleaned.kill(cleaned.agent_on("n1"))
+    cluster.wait(lambda: _admitted(cleaned, "between", ENI), 90, "a pod gets a device of the agent that comes back")
     _until(cleaned, "n1", {ENI: SLOTS})
+    cluster.kubectl("delete", "pod", "between", "--wait=true")
     cluster.node("n1").restart("kubelet")
     cluster.wait(lambda: _admitted(cleaned, "after", ENI), 90, "a pod is admitted by the new kubelet")
     _restart_agents(cleaned)  # the new one comes before the old one goes

@@ -15,7 +15,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +22,6 @@ from typing import Any, Self
 import yaml
 from pyroute2 import IPRoute
 
-from cni.journal import JournalEntry, decode
 from tests.netns import Netns
 from tests.processes.webhooks import IPPOOLS, POOL_TYPE, Webhooks
 from tests.servers import ControlPlane, ServerProcess, free_port
@@ -572,14 +570,6 @@ class Lab:
     def journal(self, node: str) -> list[Path]:
         """The files of the entries that an agent keeps; each may be gone by the time that it is looked at."""
         return list((self.folder / node / "journal").glob("*.json"))
-
-    def entries(self, node: str) -> list[JournalEntry]:
-        """The entries that an agent keeps."""
-        found = []
-        for path in self.journal(node):
-            with suppress(FileNotFoundError):
-                found.append(decode(path.read_bytes()))
-        return found
 
 
 _FALLBACK = {"SPIDERPOOL_AGENT_FALLBACK_ENABLED": "true", "SPIDERPOOL_AGENT_FALLBACK_AFTER": "1"}

@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pyroute2 import IPRoute
 
-from cni.journal import State
+from cni.journal import Journal, State
 from tests.processes import networks
 from tests.processes.lab import CniError, Lab, Pod, call
 from tests.processes.test_cni import cnitool, interfaces
@@ -172,7 +172,7 @@ class Runtime:
 
     def held(self) -> list[str]:
         """Entries of the journal, but for what is being released: a request without an answer is so twice, slowly."""
-        mine = [one for one in self.lab.entries("n1") if one.container_id == self.pod.cid]
+        mine = Journal(self.lab.folder / "n1" / "journal").of(self.pod.cid)
         return [f"{one.ifname} {one.part} {one.state}" for one in mine if one.state is not State.RELEASING]
 
     def gone(self) -> None:

@@ -4,7 +4,7 @@ The sandbox actor builds all interfaces of a call together. Those that need noth
 their step at the same time, what depends on what is there already (routes between the interfaces) is done in order.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 
@@ -224,6 +224,7 @@ class Nic:
         cluster: Coordination,
         names: tuple[str, ...],
         *,
+        built: Iterable[CoordinationPlan],
         note: Callable[[JournalEntry], Awaitable[None]],
     ) -> None:
         """The pod's way to its own node and back, where the configuration wants one. Raises `CniError`.
@@ -232,13 +233,16 @@ class Nic:
             kernel: of the node.
             cluster: the settings that hold where the configuration says nothing.
             names: of all the pod's interfaces, in the order of their making; empty where that is not known.
+            built: of its other interfaces.
             note: writes an entry into the journal. A plan that changes what was there is noted before it is carried
                 out; of a pair, which takes all with it, the name was noted.
         """
         if self.link is None or self.grant is None or not coordination.wanted(self.invocation.conf):
             return
         with traces.span("coordinate"):
-            plan = await plan_coordination(kernel, self.invocation, cluster, names=names, assigned=self.entry.assigned)
+            plan = await plan_coordination(
+                kernel, self.invocation, cluster, names=names, built=built, assigned=self.entry.assigned
+            )
             pair = plan.host_veth if plan is not None and plan.makes_pair else ""
             self.entry = msgspec.structs.replace(self.entry, host_veth=pair, coordination=plan)
             if plan is None:
@@ -324,17 +328,19 @@ async def plan_coordination(
     cluster: Coordination,
     *,
     names: tuple[str, ...] = (),
+    built: Iterable[CoordinationPlan],
     assigned: Assigned | None = None,
 ) -> CoordinationPlan | None:
     """What is to be built around an interface that stands; None for nothing.
 
-    `names` are all interfaces of the pod, where the call does not say them. Where a network provider has said the MAC
-    address the interface keeps that: with another one it gets no frames. Raises `CniError`.
+    `names` are all interfaces of the pod, where the call does not say them, `built` the plans of its others. Where a
+    network provider has said the MAC address the interface keeps that: with another one it gets no frames. Raises
+    `CniError`.
     """
     nics = invocation.nics or names
     survey = await kernel.survey(invocation.netns)
     ordinal = nics.index(invocation.ifname) if invocation.ifname in nics else None
-    plan = coordination_plan(invocation, cluster, survey, ordinal=ordinal, names=nics)
+    plan = coordination_plan(invocation, cluster, survey, ordinal=ordinal, names=nics, built=built)
     return plan if plan is None or assigned is None else msgspec.structs.replace(plan, mac="", former_mac="")
 
 

@@ -44,6 +44,7 @@ from actors.node.outbox import Owe, Recall, Settle
 from actors.node.pfs import PhysicalFunctions
 from actors.node.verification import verify
 from api.wire import Coordination
+from cni.coordination import CoordinationPlan
 from cni.errors import CniError, TryAgainLater
 from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
@@ -248,7 +249,11 @@ class SandboxActor(Actor[Message]):
             detection=self._detection,
             clock=self.system.clock,
             note=self._put,
+            built=self._connections,
         )
+
+    def _connections(self) -> list[CoordinationPlan]:
+        return [entry.coordination for entry in self._entries.values() if entry.coordination is not None]
 
     async def _begin(self, nics: Sequence[Nic]) -> None:
         """Note what is going to be there, and of a virtual function what it is now. Nothing is built yet."""
@@ -292,7 +297,8 @@ class SandboxActor(Actor[Message]):
             self._controllers, invocation, deadline=self.system.clock.now() + _LOOKUP_SECONDS
         )
         of = self._entries.get(Key(self._container_id, invocation.ifname))
-        plan = await plan_coordination(self._kernel, invocation, cluster, assigned=None if of is None else of.assigned)
+        assigned = None if of is None else of.assigned
+        plan = await plan_coordination(self._kernel, invocation, cluster, built=self._connections(), assigned=assigned)
         if plan is None:
             return (previous,)
         result = with_mac(previous, invocation.ifname, plan.mac) if plan.mac else previous

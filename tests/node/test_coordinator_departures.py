@@ -12,21 +12,23 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from pyroute2 import IPRoute
 
 from actors.agent import Agent
 from actors.node.meta import Meta
 from api import wire
 from api.reasons import Explanation
 from api.route import Route
-from cni.coordination import CoordinationPlan
+from cni.coordination import CoordinationPlan, RoutePlan
 from cni.delegate import ExecutedDelegates
 from cni.journal import Journal, State
 from cni.netlink import coordinator
 from cni.protocol import parse_invocation
 from tests.node.agents import serving
 from tests.node.conftest import Segment
-from tests.node.lan import CLUSTER, Lan, Pod, address, lan_on
+from tests.node.lan import CLUSTER, Lan, Pod, address, assign, lan_on
 from tests.node.picture import picture
 from tests.node.test_doors import Played
 
@@ -87,10 +89,10 @@ class Meeting:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.held = threading.Event()
         self._looking = 0
-        self._look = coordinator._alone
-        patch.setattr(coordinator, "_alone", self._wait)
+        self._look = coordinator._of_others
+        patch.setattr(coordinator, "_of_others", self._wait)
 
-    def _wait(self, plan: CoordinationPlan, *rest: Any) -> frozenset[int]:
+    def _wait(self, plan: CoordinationPlan, *rest: Any) -> list[RoutePlan]:
         found = self._look(plan, *rest)
         self._looking += 1
         if self._looking > 1:
@@ -182,6 +184,61 @@ def test_by_calls_of_their_own(node: Node, order: tuple[str, ...]) -> None:
 
     node.live(come_and_go)
     node.nothing_left()
+
+
+@pytest.mark.parametrize("order", TWO, ids="-".join)
+def test_the_clusters_settings_change_in_between(node: Node, order: tuple[str, ...]) -> None:
+    """What net1 brought for all goes with the last one, though net2's settings would have brought something else."""
+
+    async def come_and_go(agent: Agent) -> None:
+        await node.add(agent, "net1")
+        node.controller.cluster = msgspec.structs.replace(
+            CLUSTER, service_cidr=("10.96.0.0/16", "fd00:96::/112"), hijack_cidr=(), overlay_pod_cidr=("10.99.0.0/16",)
+        )
+        await node.add(agent, "net2")
+        assert "254: 10.233.0.0/18 via 172.100.0.2 dev eth0 src 10.233.105.210" in node.look()[0] - node.before[0]
+        for nic in order:
+            await node.delete(agent, nic)
+
+    node.live(come_and_go)
+    node.nothing_left()
+
+
+@pytest.mark.parametrize("order", TWO, ids="-".join)
+@pytest.mark.parametrize("comes", [True, False], ids=["comes", "goes"])
+def test_an_address_of_the_node_changes_in_between(node: Node, order: tuple[str, ...], comes: bool) -> None:
+    """One NIC knows it, the other does not."""
+    more = ("192.0.2.77/32", "2001:db8:77::1/128")
+    if not comes:
+        assign(node.lan.node, "ens0", *more)
+
+    async def come_and_go(agent: Agent) -> None:
+        await node.add(agent, "net1")
+        if comes:
+            assign(node.lan.node, "ens0", *more)
+        else:
+            unassign(node.lan, *more)
+        await node.add(agent, "net2")
+        for nic in order:
+            await node.delete(agent, nic)
+        if comes:
+            unassign(node.lan, *more)
+
+    node.live(come_and_go)
+    node.nothing_left()
+
+
+def unassign(lan: Lan, *addresses: str) -> None:
+    """The node has these addresses no more."""
+
+    def work() -> None:
+        with IPRoute() as route:
+            index = route.link_lookup(ifname="ens0")[0]
+            for one in addresses:
+                at, _, length = one.partition("/")
+                route.addr("del", index=index, address=at, prefixlen=int(length))
+
+    lan.node.run(work)
 
 
 @pytest.mark.parametrize("nics", [2, 3])

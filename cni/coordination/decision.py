@@ -122,9 +122,13 @@ def coordination_plan(
         what = f"has no interface {shown(ifname)}" if nic is None else f"has no address on {shown(ifname)}"
         raise InvalidConfig(f"CNI_IFNAME: {invocation.netns} {what}", "the coordinator comes when it is configured")
     way = _way(chosen, invocation.container_id, nic, survey)
-    if not way.host_end.index and nic.hosts(6) and chosen.mtu < _IPV6_MTU:
-        msg = f"vethMTU: {chosen.mtu} is below {_IPV6_MTU}, which IPv6 needs"
-        raise InvalidConfig(msg, f"{ifname} has {', '.join(nic.hosts(6))}")
+    end = pod.link(way.pod_end)
+    mtu = end.mtu if way.host_end.index and end is not None else chosen.mtu
+    if nic.hosts(6) and mtu < _IPV6_MTU:
+        field = f"MTU of {way.pod_end}, the pod's way to its node" if way.overlay else "vethMTU"
+        raise InvalidConfig(
+            f"{field}: {mtu} is below {_IPV6_MTU}, which IPv6 needs", f"{ifname} has {', '.join(nic.hosts(6))}"
+        )
     table = _table(pod, nic, chosen.first_nic, ordinal) if way.overlay or not way.first else 0
     routes = _Routes(chosen, nic, pod, way, hosts=_host_addresses(nic, pod, survey.node), table=table, built=built)
     policies: list[Policy] = []

@@ -175,10 +175,8 @@ def listed(sockets: RouteSocket, *, index: int, table: int = MAIN) -> list[tuple
     Raises:
         KernelRefused: the kernel does not list them.
     """
-    found = [
-        one for family in (socket.AF_INET, socket.AF_INET6) for one in _dump(sockets, family, index=index, table=table)
-    ]
-    return [(destination, gateway) for oif, destination, gateway in found if oif == index and destination]
+    found = everything(sockets, index=index, table=table)
+    return [(one.destination, one.gateway) for _, one in found if one.protocol not in _BY_KERNEL]
 
 
 def everything(sockets: RouteSocket, *, index: int = 0, table: int = 0) -> list[tuple[int, RoutePlan]]:
@@ -210,26 +208,8 @@ def default_device(sockets: RouteSocket) -> int:
     Raises:
         KernelRefused: the kernel does not list routes.
     """
-    for family, default in ((socket.AF_INET, "0.0.0.0/0"), (socket.AF_INET6, "::/0")):
-        for oif, destination, _ in _dump(sockets, family, index=0, kept_by_kernel=True):
-            if destination == default and oif:
-                return oif
-    return 0
-
-
-def _dump(
-    sockets: RouteSocket, family: int, *, index: int, table: int = MAIN, kept_by_kernel: bool = False
-) -> list[tuple[int, str, str]]:
-    body = _HEADER.pack(family, 0, 0, 0, _short(table), 0, 0, 0, 0) + _long(table)
-    if index:
-        body += attribute(_RTA_OIF, u32(index))
-    try:
-        found = sockets.dump(RTM_GETROUTE, body, _decode)
-    except Refusal as refusal:
-        if refusal.number in {errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}:
-            return []  # the table does not exist yet, or the kernel has no IPv6
-        raise refusal.explain("list routes") from None
-    return [(oif, dst, gw) for oif, protocol, dst, gw in found if kept_by_kernel or protocol not in _BY_KERNEL]
+    found = everything(sockets, table=MAIN)
+    return next((index for index, one in found if one.is_default and index), 0)
 
 
 def _family(network: Network | Address) -> int:
@@ -243,18 +223,6 @@ def _short(table: int) -> int:
 
 def _long(table: int) -> bytes:
     return attribute(_RTA_TABLE, u32(table)) if table > 255 else b""
-
-
-def _decode(body: memoryview) -> tuple[int, int, str, str]:
-    family, length, _, _, _, protocol, _, kind, _ = _HEADER.unpack_from(body)
-    found = message.attributes(body[12:])
-    destination = message.read_ip(found.get(_RTA_DST)) or _ANY[family]
-    return (
-        message.read_u32(found.get(_RTA_OIF)),
-        protocol,
-        f"{destination}/{length}" if kind == _UNICAST else "",
-        message.read_ip(found.get(_RTA_GATEWAY)),
-    )
 
 
 def _decode_all(body: memoryview) -> list[tuple[int, RoutePlan]]:

@@ -108,6 +108,12 @@ async def test_parent_of_the_default_route(kernel: LinuxKernel, segment: Segment
     assert (await kernel.attach_link(plan)).parent_index == socket.if_nametoindex("up1")
 
 
+async def test_parent_of_a_default_route_by_several_routers(kernel: LinuxKernel, segment: Segment) -> None:
+    await asyncio.to_thread(_default_routes, "up1")
+    made = await kernel.attach_link(LinkPlan(netns=str(segment.container().path), ifname="eth0"))
+    assert made.parent_index == socket.if_nametoindex("up1")
+
+
 async def test_a_mac_address_in_passthru_mode(
     kernel: LinuxKernel, segment: Segment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +168,24 @@ async def test_what_is_configured_is_shown(kernel: LinuxKernel, segment: Segment
     settings = ("ipv4/conf/eth0/arp_notify", "ipv6/conf/eth0/ndisc_notify", "ipv6/conf/eth0/disable_ipv6")
     values = container.run(lambda: [Path(f"/proc/sys/net/{name}").read_text().strip() for name in settings])
     assert values == ["1", "1", "0"]
+
+
+async def test_a_route_that_another_interface_has_as_well_is_shown_of_both(
+    kernel: LinuxKernel, segment: Segment
+) -> None:
+    """IPv6 makes one route with two next hops of them."""
+    container = segment.container()
+    plan = LinkPlan(netns=str(container.path), ifname="net1", master="up1")
+    await attach(kernel, container, FIRST)
+    await kernel.attach_link(plan)
+    second = AddressPlan(
+        addresses=("10.77.0.6/24", "fd77::6/64"), routes=(("0.0.0.0/0", "10.77.0.1"), ("::/0", "fd77::2"))
+    )
+    await kernel.configure(plan.netns, "net1", second)
+    for ifname, gateway in (("eth0", "fd77::1"), ("net1", "fd77::2")):
+        seen = await kernel.inspect(plan.netns, ifname)
+        assert seen is not None
+        assert sorted(seen.routes) == [("0.0.0.0/0", "10.77.0.1"), ("::/0", gateway)]
 
 
 async def test_ipv6_comes_back_where_the_runtime_switched_it_off(kernel: LinuxKernel, segment: Segment) -> None:
@@ -487,6 +511,14 @@ def _default_route(ifname: str) -> None:
         index = route.link_lookup(ifname=ifname)[0]
         route.addr("add", index=index, address="10.78.0.1", prefixlen=24)
         route.route("add", dst="default", gateway="10.78.0.254")
+
+
+def _default_routes(ifname: str) -> None:
+    with IPRoute() as route:
+        index = route.link_lookup(ifname=ifname)[0]
+        route.addr("add", index=index, address="10.78.0.1", prefixlen=24)
+        hops = [{"gateway": f"10.78.0.{last}"} for last in (253, 254)]
+        route.route("add", dst="default", family=socket.AF_INET, multipath=hops)
 
 
 def _listen() -> socket.socket:

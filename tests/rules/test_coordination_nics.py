@@ -52,12 +52,13 @@ def gateway(number: int, version: int) -> str:
 class Pod:
     """A model of a pod's namespace: links, routes and rules, and which link a packet leaves by."""
 
-    def __init__(self, *, overlay: bool = False) -> None:
+    def __init__(self, *, overlay: bool = False, mtu: int = 1500) -> None:
         self.links: list[PodLink] = [PodLink(ifname="lo", loopback=True)]
         self.routes: list[RoutePlan] = []
         self.rules: list[RulePlan] = []
         self.plans: dict[str, CoordinationPlan] = {}
         self._overlay = overlay
+        self.mtu = mtu
 
     def attach(
         self, ifname: str, number: int, *, versions: Sequence[int] = (4,), defaults: Sequence[int] = (4, 6)
@@ -72,6 +73,7 @@ class Pod:
                 index=index,
                 kind="veth" if way else "macvlan",
                 mac="02:00:00:00:00:01",
+                mtu=self.mtu,
                 addresses=addresses,
                 peer_index=77 if way else 0,
             )
@@ -104,7 +106,7 @@ class Pod:
         """What the kernel is after that."""
         made = self.plans[ifname] = self.plan(ifname, **more)
         if made.makes_pair:
-            pair = PodLink(ifname="veth0", index=99, kind="veth", mac=made.pod_mac, peer_index=77)
+            pair = PodLink(ifname="veth0", index=99, kind="veth", mac=made.pod_mac, mtu=made.mtu, peer_index=77)
             self.links.append(pair)
         for one in made.routes:
             assert not one.gateway or self._reaches(one), f"next hop of {one}"
@@ -241,6 +243,22 @@ def test_a_family_that_a_later_nic_brings() -> None:
     assert (seen.new_hosts, seen.marked) == (("fd00:100::2",), (6,))
     assert RoutePlan(destination="::/0", gateway="fd00:100::2", table=100, device="veth0") in seen.routes
     assert seen.notes == ("no other interface of the pod has an IPv6 default route: routes stay as they are",)
+
+
+def test_ipv6_that_a_later_nic_brings_needs_a_way_that_can_have_it() -> None:
+    pod = Pod()
+    pod.attach("eth0", 0)
+    pod.coordinate("eth0", vethMTU=1279)
+    pod.attach("net1", 1)
+    assert pod.plan("net1")
+    pod.attach("net2", 2, versions=(4, 6))
+    with pytest.raises(InvalidConfig, match="vethMTU: 1279 is below 1280, which IPv6 needs: net2 has fd00:102::9"):
+        pod.plan("net2", vethMTU=1500)
+    overlay = Pod(overlay=True, mtu=1000)
+    overlay.attach("eth0", 0)
+    overlay.attach("net1", 1, versions=(6,))
+    with pytest.raises(InvalidConfig, match="MTU of eth0, the pod's way to its node: 1000 is below 1280"):
+        overlay.plan("net1")
 
 
 def test_nothing_is_tuned_where_nobody_wants_it() -> None:

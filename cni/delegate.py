@@ -31,6 +31,8 @@ SECONDS = 50.0
 """For one plugin; the whole ADD has a minute."""
 _AT_ONCE = 16
 _MOST_SHOWN = 400
+_NODE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""What systemd gives a runtime: ours may be that of an image which has its programs in one folder."""
 _REFUSALS = frozenset({1, 2, 4, 6, 7})
 """CNI error codes: version, field, environment, JSON and configuration."""
 
@@ -96,7 +98,7 @@ class ExecutedDelegates:
         self._threads = Workers("delegates", threads=_AT_ONCE)
         """Each stays among the mounts that it has entered once: nothing else runs on them."""
         self._among = threading.local()
-        self._environment = {"PATH": os.environ.get("PATH", os.defpath)}
+        self._environment = {"PATH": os.environ.get("PATH", os.defpath) if mounts is None else _NODE_PATH}
         if socket:
             self._environment["SPIDERPOOL_SOCKET"] = socket
 

@@ -168,6 +168,8 @@ class AgentSettings(_Common, frozen=True, kw_only=True):
     ] = ""
     """Name of the CNI configuration on the node that makes pods' first interface, for an overlay network as the default
     one; empty: that configuration itself does."""
+    cni_status: Annotated[bool, Env("SPIDERPOOL_CNI_STATUS")] = False
+    """Whether a container runtime is to ask whether pods can be attached; the node is NotReady while they cannot."""
 
 
 class ControllerSettings(_Common, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ What libcni does for a runtime (name, cniVersion, prevResult, `runtimeConfig` of
 what Multus adds for a network (the device's id), as existing definitions expect it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from cni.errors import InvalidConfig
 from cni.result import SUPPORTED_VERSIONS
 
 _SUFFIXES = (".conf", ".conflist", ".json")
+_WITHOUT_STATUS_AND_GC = frozenset({"", "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"})
+"""CNI versions; a list that says none has the first."""
 
 
 class ConfList(Struct, frozen=True, kw_only=True):
@@ -29,6 +31,13 @@ class ConfList(Struct, frozen=True, kw_only=True):
     """At least one, each with its type."""
     disable_check: bool = False
     """Whether the plugins are not to be asked to CHECK."""
+    disable_gc: bool = False
+    """Whether they are not to be told to collect what nobody uses: another list shares it."""
+
+    @property
+    def has_status_and_gc(self) -> bool:
+        """Whether its CNI version has these verbs."""
+        return self.cni_version not in _WITHOUT_STATUS_AND_GC
 
 
 class Asked(Struct, frozen=True, kw_only=True):
@@ -80,6 +89,7 @@ def read_conflist(text: str | bytes, *, where: str, name: str = "") -> ConfList:
         cni_version=known[-1] if versions and known else version,
         plugins=tuple(plugins),
         disable_check=_is_on(tree.get("disableCheck"), field=f"{where}: disableCheck"),
+        disable_gc=_is_on(tree.get("disableGC"), field=f"{where}: disableGC"),
     )
 
 
@@ -102,18 +112,35 @@ def find_conflist(folder: Path, name: str) -> ConfList | None:
     Raises:
         InvalidConfig: the folder cannot be read.
     """
+    found = (one for _, one in _conflists(folder) if isinstance(one, ConfList) and one.name == name)
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
-        for path in paths:
-            try:
-                found = read_conflist(path.read_bytes(), where=str(path))
-            except InvalidConfig:
-                continue
-            if found.name == name:
-                return found
+        return next(found, None)
     except OSError as error:
         raise InvalidConfig(f"the CNI configurations of this node in {folder} cannot be read", str(error)) from error
-    return None
+
+
+def contents(folder: Path) -> str:
+    """What is in a folder of configurations, for somebody who looks for another one there. Blocks."""
+    where = install.on_node(folder)
+    try:
+        found = [
+            f"{path.name} of the name {shown(one.name)}" if isinstance(one, ConfList) else one.msg
+            for path, one in _conflists(folder)
+        ]
+    except OSError as error:
+        return f"{where} cannot be read: {error}"
+    return f"{where} has {', '.join(found) or 'none'}"
+
+
+def _conflists(folder: Path) -> Iterator[tuple[Path, ConfList | InvalidConfig]]:
+    """The configurations of a folder in a runtime's order, or why one cannot be used. Raises `OSError`: none can."""
+    for path in sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES):
+        try:
+            yield path, read_conflist(path.read_bytes(), where=path.name)
+        except InvalidConfig as error:
+            yield path, error
+        except OSError as error:
+            yield path, InvalidConfig(f"{path.name}: it cannot be read: {error.strerror}")
 
 
 def for_plugin(conflist: ConfList, at: int, asked: Asked, *, version: str, ours: bool) -> dict[str, Any]:

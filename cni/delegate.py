@@ -27,10 +27,12 @@ from cni.result import Result, decode_result, encode_result
 from cni.workers import Workers
 from telemetry import attributes, metrics, traces
 
-_SECONDS = 50.0
+SECONDS = 50.0
 """For one plugin; the whole ADD has a minute."""
 _AT_ONCE = 16
 _MOST_SHOWN = 400
+_NODE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""What systemd gives a runtime: ours may be that of an image which has its programs in one folder."""
 _REFUSALS = frozenset({1, 2, 4, 6, 7})
 """CNI error codes: version, field, environment, JSON and configuration."""
 
@@ -60,9 +62,17 @@ class Delegates(Protocol):
     """How plugins are executed: a port."""
 
     async def run(
-        self, verb: Verb, target: Target, conf: Mapping[str, Any], *, previous: Result | None = None
+        self,
+        verb: Verb,
+        target: Target,
+        conf: Mapping[str, Any],
+        *,
+        previous: Result | None = None,
+        seconds: float = SECONDS,
     ) -> Result:
         """Run the plugin that `conf` names by its type; its result, an empty one for other verbs than ADD.
+
+        It gets `seconds`; then it is killed.
 
         Raises:
             InvalidConfig: there is no such plugin.
@@ -88,7 +98,7 @@ class ExecutedDelegates:
         self._threads = Workers("delegates", threads=_AT_ONCE)
         """Each stays among the mounts that it has entered once: nothing else runs on them."""
         self._among = threading.local()
-        self._environment = {"PATH": os.environ.get("PATH", os.defpath)}
+        self._environment = {"PATH": os.environ.get("PATH", os.defpath) if mounts is None else _NODE_PATH}
         if socket:
             self._environment["SPIDERPOOL_SOCKET"] = socket
 
@@ -96,7 +106,13 @@ class ExecutedDelegates:
         return f"<ExecutedDelegates {os.pathsep.join(self._folders)}>"
 
     async def run(
-        self, verb: Verb, target: Target, conf: Mapping[str, Any], *, previous: Result | None = None
+        self,
+        verb: Verb,
+        target: Target,
+        conf: Mapping[str, Any],
+        *,
+        previous: Result | None = None,
+        seconds: float = SECONDS,
     ) -> Result:
         """See `Delegates.run`."""
         kind = str(conf.get("type"))
@@ -122,7 +138,7 @@ class ExecutedDelegates:
         metrics.CNI_DELEGATE_EXECS.labels(verb=verb, type=kind).inc()
         with traces.span(f"delegate {kind}", attributes={attributes.CNI_TYPE: kind, attributes.CNI_COMMAND: verb}):
             code, out, err = await self._threads.run(
-                self._execute, program, environment, msgspec.json.encode(stdin), kind
+                self._execute, program, environment, msgspec.json.encode(stdin), kind, seconds
             )
         if code:
             raise _failure(kind, verb, code, out, err)
@@ -135,16 +151,16 @@ class ExecutedDelegates:
         return find_program(kind, folders)
 
     def _execute(
-        self, program: Path, environment: Mapping[str, str], stdin: bytes, kind: str
+        self, program: Path, environment: Mapping[str, str], stdin: bytes, kind: str, seconds: float
     ) -> tuple[int, bytes, bytes]:
         """Exit code, stdout and stderr. Blocks."""
         self._enter()
         try:
             ended = subprocess.run(
-                [program], input=stdin, capture_output=True, check=False, env=environment, timeout=_SECONDS
+                [program], input=stdin, capture_output=True, check=False, env=environment, timeout=seconds
             )
         except subprocess.TimeoutExpired:
-            msg = f"plugin {kind} did not end within {_SECONDS:g} s"
+            msg = f"plugin {kind} did not end within {seconds:g} s"
             raise TryAgainLater(msg) from None
         except OSError as error:
             raise InvalidConfig(f"type: plugin {shown(kind)} cannot be executed", f"{program}: {error}") from error

@@ -109,7 +109,9 @@ class Configuration(Struct, frozen=True):
 # ---------------------------------------------------------------- decisions
 
 
-def conflist(*, master: str = "", mtu: int = 0, networks: bool = True, cluster_network: str = "") -> bytes:
+def conflist(
+    *, master: str = "", mtu: int = 0, networks: bool = True, cluster_network: str = "", status: bool = False
+) -> bytes:
     """The network of every pod.
 
     Args:
@@ -117,6 +119,7 @@ def conflist(*, master: str = "", mtu: int = 0, networks: bool = True, cluster_n
         mtu: its MTU; 0: the parent's.
         networks: whether pods are attached to further networks by their annotations.
         cluster_network: the configuration that makes the first interface instead; empty: this one.
+        status: whether a runtime that can do so is to ask for STATUS, and to tell of what is valid by GC.
     """
     plugin: dict[str, object] = {"type": SHIM, "mode": "bridge"}
     if master:
@@ -129,7 +132,9 @@ def conflist(*, master: str = "", mtu: int = 0, networks: bool = True, cluster_n
         plugin |= {"networks": True, "capabilities": {"portMappings": True, "bandwidth": True}}
     if cluster_network:
         plugin["clusterNetwork"] = cluster_network
-    document = {"cniVersion": "1.0.0", "name": "spiderpool", "plugins": [plugin]}
+    document: dict[str, object] = {"cniVersion": "1.0.0", "name": "spiderpool", "plugins": [plugin]}
+    if status:
+        document["cniVersions"] = ["1.0.0", "1.1.0"]  # older runtimes pass this key over
     return json.dumps(document, indent=2).encode() + b"\n"
 
 

@@ -47,6 +47,9 @@ cluster fill them alone."""
 AT_ONCE: Final = 3
 """So many of them: more would only wait for two cores, and for the limits of the tests' patience."""
 
+LONGEST: Final = 300
+"""Characters of a reason in the summary."""
+
 NO_TESTS: Final = 5
 """pytest's exit code where it found nothing to run."""
 
@@ -76,12 +79,14 @@ class Outcome(msgspec.Struct):
         seconds: it took.
         count: its tests.
         failures: one line each; empty when it passed.
+        tests: those that failed, one line each with the reason, for who sees no more than the end of a log.
     """
 
     name: str
     seconds: float
     count: Count
     failures: list[str]
+    tests: list[str]
 
 
 def run(*argv: str | Path) -> int:
@@ -174,6 +179,18 @@ def counted(report: Path) -> Count:
     return total
 
 
+def failed(report: Path) -> list[str]:
+    """Reads from a JUnit report which tests failed, each with the first line of the reason."""
+    if not report.exists():
+        return []
+    lines = []
+    for case in ET.parse(report).getroot().iter("testcase"):
+        for problem in (*case.iterfind("failure"), *case.iterfind("error")):
+            reason = (problem.get("message") or "").partition("\n")[0][:LONGEST]
+            lines.append(f"{case.get('classname', '')}::{case.get('name', '')}: {reason}")
+    return lines
+
+
 def test_folders() -> list[str]:
     """The folders that hold tests, in the order they run."""
     present = {path.relative_to(CHECKOUT / "tests").parts[0] for path in (CHECKOUT / "tests").glob("*/**/test_*.py")}
@@ -184,6 +201,7 @@ def perform(name: str, *, alone: bool = True) -> Outcome:
     """Runs one phase with its two lines."""
     print(f"=== {name}", flush=True)
     start = time.monotonic()
+    tests: list[str] = []
     match name:
         case "lint":
             count, failures = lint()
@@ -194,10 +212,12 @@ def perform(name: str, *, alone: bool = True) -> Outcome:
         case "servers":
             count, failures = servers()
         case _:
-            count, failures = pytest_folder(name.removeprefix("tests/"), alone=alone)
+            folder = name.removeprefix("tests/")
+            count, failures = pytest_folder(folder, alone=alone)
+            tests = failed(REPORTS / f"{folder}.xml")
     seconds = time.monotonic() - start
     print(f"=== {name}: {'FAILED' if failures else 'ok'} in {seconds:.1f} s", flush=True)
-    return Outcome(name=name, seconds=seconds, count=count, failures=failures)
+    return Outcome(name=name, seconds=seconds, count=count, failures=failures, tests=tests)
 
 
 def main() -> int:
@@ -234,6 +254,9 @@ def summarise(outcomes: list[Outcome], *, seconds: float) -> None:
     """Prints what failed and the total."""
     total = Count()
     print()
+    for outcome in outcomes:
+        for test in outcome.tests:
+            print(f"FAILED {test}")
     for outcome in outcomes:
         total.add(outcome.count)
         if outcome.failures and not outcome.count.failed:

@@ -163,6 +163,13 @@ class ProviderServer:
         with self._lock:
             return [one for one in self.requests if one.method == method]
 
+    def heal(self) -> None:
+        """Have all go well from now on."""
+        with self._lock:
+            self.down = False
+            for faults in self.faults.values():
+                faults.clear()
+
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         method = {ALLOCATE: "allocate", RELEASE: "release"}[handler.path]

@@ -121,9 +121,7 @@ def _first(
             plugins=(msgspec.json.encode(alone).decode(),),
             gateways=gateways,
         )
-    found = find(name)
-    if found is None:
-        raise InvalidConfig(f"clusterNetwork: this node has no CNI configuration of the name {shown(name)}")
+    found = cluster_network(name, find)
     plugins = _plugins(found, given, invocation.version, where=f"clusterNetwork {shown(name)}")
     return Attached(
         ifname=invocation.ifname,
@@ -132,6 +130,14 @@ def _first(
         gateways=gateways,
         unchecked=found.disable_check,
     )
+
+
+def cluster_network(name: str, find: Find) -> ConfList:
+    """The list of a `clusterNetwork`. Raises `InvalidConfig`: this node has none of the name."""
+    found = find(name)
+    if found is None:
+        raise InvalidConfig(f"clusterNetwork: this node has no CNI configuration of the name {shown(name)}")
+    return found
 
 
 def _given(runtime: RuntimeConfig) -> Asked:

@@ -16,6 +16,7 @@ from actors.node.nic import Nic, naming
 from actors.node.pfs import PhysicalFunctions
 from api.reasons import Explanation
 from api.wire import Allocate, Allocated
+from cni.coordination import CoordinationPlan
 from cni.journal import JournalEntry
 from cni.kernel import Kernel
 from runtime.clock import Clock
@@ -35,14 +36,16 @@ class Construction:
         detection: Detection,
         clock: Clock,
         note: Callable[[JournalEntry], Awaitable[None]],
+        built: Callable[[], list[CoordinationPlan]],
     ) -> None:
-        """`note` writes an entry into the journal."""
+        """`note` writes an entry into the journal, `built` says what the container's entries have of connections."""
         self._kernel = kernel
         self._pfs = pfs
         self._controllers = controllers
         self._detection = detection
         self._clock = clock
         self._note = note
+        self._built = built
 
     def __repr__(self) -> str:
         return "<Construction>"
@@ -163,7 +166,9 @@ class Construction:
             _raise_failure(nic)
             with naming(nic.invocation):
                 await nic.configure(self._kernel)
-                await nic.coordinate(self._kernel, allocated.coordinator, allocated.nics, note=self._note)
+                await nic.coordinate(
+                    self._kernel, allocated.coordinator, allocated.nics, built=self._built(), note=self._note
+                )
                 await nic.limit(self._kernel, self._pfs, allocated.bandwidth)
 
 

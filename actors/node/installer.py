@@ -134,6 +134,7 @@ class NodeFiles:
                 mtu=settings.cni_mtu,
                 networks=settings.cni_networks,
                 cluster_network=settings.cni_cluster_network,
+                status=settings.cni_status,
             ),
         )
         self._current = current

@@ -7,7 +7,7 @@ import anyio.to_thread
 from msgspec import Struct
 
 from api.wire import PodRef
-from cni.conflist import ConfList, calls_multus, find_conflist
+from cni.conflist import ConfList, calls_multus, contents, find_conflist
 from cni.delegate import Delegates
 from cni.devices import CHECKPOINT, Devices
 from cni.devices import read as read_devices
@@ -29,6 +29,10 @@ class Meta(Struct, frozen=True, kw_only=True):
     def find(self, name: str) -> ConfList | None:
         """The node's own configuration of that name. Blocks. Raises `InvalidConfig`."""
         return None if self.conf_dir is None else find_conflist(self.conf_dir, name)
+
+    def contents(self) -> str:
+        """What the node has instead of a configuration that is not there, in words. Blocks."""
+        return "the agent has no folder of CNI configurations" if self.conf_dir is None else contents(self.conf_dir)
 
     def below_multus(self) -> bool:
         """Whether the runtime calls a Multus first. Blocks."""

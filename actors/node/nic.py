@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 
+import anyio
 import msgspec
 
 from actors.node.addressing import pod_ref
@@ -223,6 +224,7 @@ class Nic:
         cluster: Coordination,
         names: tuple[str, ...],
         *,
+        built: Iterable[CoordinationPlan],
         note: Callable[[JournalEntry], Awaitable[None]],
     ) -> None:
         """The pod's way to its own node and back, where the configuration wants one. Raises `CniError`.
@@ -231,13 +233,16 @@ class Nic:
             kernel: of the node.
             cluster: the settings that hold where the configuration says nothing.
             names: of all the pod's interfaces, in the order of their making; empty where that is not known.
+            built: of its other interfaces.
             note: writes an entry into the journal. A plan that changes what was there is noted before it is carried
                 out; of a pair, which takes all with it, the name was noted.
         """
         if self.link is None or self.grant is None or not coordination.wanted(self.invocation.conf):
             return
         with traces.span("coordinate"):
-            plan = await plan_coordination(kernel, self.invocation, cluster, names=names, assigned=self.entry.assigned)
+            plan = await plan_coordination(
+                kernel, self.invocation, cluster, names=names, built=built, assigned=self.entry.assigned
+            )
             pair = plan.host_veth if plan is not None and plan.makes_pair else ""
             self.entry = msgspec.structs.replace(self.entry, host_veth=pair, coordination=plan)
             if plan is None:
@@ -323,29 +328,33 @@ async def plan_coordination(
     cluster: Coordination,
     *,
     names: tuple[str, ...] = (),
+    built: Iterable[CoordinationPlan],
     assigned: Assigned | None = None,
 ) -> CoordinationPlan | None:
     """What is to be built around an interface that stands; None for nothing.
 
-    `names` are all interfaces of the pod, where the call does not say them. Where a network provider has said the MAC
-    address the interface keeps that: with another one it gets no frames. Raises `CniError`.
+    `names` are all interfaces of the pod, where the call does not say them, `built` the plans of its others. Where a
+    network provider has said the MAC address the interface keeps that: with another one it gets no frames. Raises
+    `CniError`.
     """
     nics = invocation.nics or names
     survey = await kernel.survey(invocation.netns)
     ordinal = nics.index(invocation.ifname) if invocation.ifname in nics else None
-    plan = coordination_plan(invocation, cluster, survey, ordinal=ordinal, names=nics)
+    plan = coordination_plan(invocation, cluster, survey, ordinal=ordinal, names=nics, built=built)
     return plan if plan is None or assigned is None else msgspec.structs.replace(plan, mac="", former_mac="")
 
 
-async def detach(kernel: Kernel, pfs: PhysicalFunctions, entry: JournalEntry) -> None:
+async def detach(kernel: Kernel, pfs: PhysicalFunctions, entry: JournalEntry, *, one_by_one: anyio.Lock) -> None:
     """Remove what an entry stands for: routes, rules, links. A link of another kind is somebody else's and stays.
 
-    A virtual function goes back to the node.
+    A virtual function goes back to the node. `one_by_one` is the container's: of two interfaces that look at a time
+    what they share with others, each would leave it to the other one.
 
     Its MAC address does not matter: a chained plugin may have changed it since. Raises `CniError`.
     """
     if entry.coordination is not None:
-        await kernel.uncoordinate(entry.coordination, pair=entry.role is not Role.MAIN)
+        async with one_by_one:
+            await kernel.uncoordinate(entry.coordination, pair=entry.role is not Role.MAIN)
     elif entry.role is Role.COORDINATOR and entry.host_veth:
         await kernel.detach_link("", entry.ifname, pair=Pair(entry.host_veth, entry.container_id))
     if entry.role is Role.MAIN and (entry.netns or entry.host_veth):

@@ -25,6 +25,7 @@ from typing import Any, assert_never
 import anyio
 from msgspec import Struct
 
+from actors.node import cluster
 from actors.node.carried import still_carried
 from actors.node.controllers import Controllers
 from actors.node.departures import SETTLE_SECONDS
@@ -311,7 +312,7 @@ class NodeActor(Actor[Message]):
                 await self._collect(invocation)
                 return None
             case Verb.STATUS:
-                await check_node(self._kernel, self._journal, invocation)
+                await check_node(self._kernel, self._journal, self._meta, invocation)
                 return None
             case Verb.VERSION:
                 return None  # the shim answers this one by itself
@@ -410,7 +411,7 @@ class NodeActor(Actor[Message]):
         return name
 
     async def _collect(self, invocation: Invocation) -> None:
-        """GC: take down every interface of this network that the runtime does not list."""
+        """GC: take down every interface of this network that the runtime does not list; have the overlay's do so."""
         failures: list[str] = []
         for entry, gone in stale(await self._journal.load(), invocation):
             try:
@@ -420,8 +421,9 @@ class NodeActor(Actor[Message]):
                     await self._sandbox(entry.container_id).ask(Detach((gone,)), timeout=_CALL_SECONDS)
             except (CniError, ActorError) as error:
                 failures.append(f"{entry.container_id} {entry.ifname}: {error}")
+        failures += await cluster.collect(self._meta, invocation)
         if failures:
-            msg = f"GC of network {invocation.conf.name} left {len(failures)} attachments"
+            msg = f"GC of network {invocation.conf.name} failed {len(failures)} times"
             raise TryAgainLater(msg, "; ".join(failures))
 
     async def _recover(self) -> list[JournalEntry]:

@@ -44,6 +44,7 @@ from actors.node.outbox import Owe, Recall, Settle
 from actors.node.pfs import PhysicalFunctions
 from actors.node.verification import verify
 from api.wire import Coordination
+from cni.coordination import CoordinationPlan
 from cni.errors import CniError, TryAgainLater
 from cni.journal import JournalEntry, Key, State
 from cni.kernel import Kernel
@@ -151,6 +152,7 @@ class SandboxActor(Actor[Message]):
         """The cluster's settings as an ADD of this container got them: a chained coordinator need not ask again."""
         self._spare: Nic | None = None
         """An interface whose link stands while somebody looks up the pod's networks."""
+        self._disconnecting = anyio.Lock()
 
     def __repr__(self) -> str:
         held = {key.ifname: entry.state for key, entry in self._entries.items()}
@@ -247,7 +249,11 @@ class SandboxActor(Actor[Message]):
             detection=self._detection,
             clock=self.system.clock,
             note=self._put,
+            built=self._connections,
         )
+
+    def _connections(self) -> list[CoordinationPlan]:
+        return [entry.coordination for entry in self._entries.values() if entry.coordination is not None]
 
     async def _begin(self, nics: Sequence[Nic]) -> None:
         """Note what is going to be there, and of a virtual function what it is now. Nothing is built yet."""
@@ -294,7 +300,8 @@ class SandboxActor(Actor[Message]):
             self._controllers, invocation, deadline=self.system.clock.now() + _LOOKUP_SECONDS
         )
         of = self._entries.get(Key(self._container_id, invocation.ifname))
-        plan = await plan_coordination(self._kernel, invocation, cluster, assigned=None if of is None else of.assigned)
+        assigned = None if of is None else of.assigned
+        plan = await plan_coordination(self._kernel, invocation, cluster, built=self._connections(), assigned=assigned)
         if plan is None:
             return (previous,)
         result = with_mac(previous, invocation.ifname, plan.mac) if plan.mac else previous
@@ -319,7 +326,7 @@ class SandboxActor(Actor[Message]):
         for nic in reversed(nics):
             try:
                 if nic.failure is None or nic.entry.vf is not None:
-                    await detach(self._kernel, self._pfs, nic.entry)
+                    await detach(self._kernel, self._pfs, nic.entry, one_by_one=self._disconnecting)
                 if asked and nic.wants_addresses:
                     await self._owe(nic.entry)
                 else:
@@ -391,7 +398,7 @@ class SandboxActor(Actor[Message]):
         async def one(entry: JournalEntry) -> None:
             try:
                 with traces.span("link.delete"):
-                    await detach(self._kernel, self._pfs, entry)
+                    await detach(self._kernel, self._pfs, entry, one_by_one=self._disconnecting)
             except (CniError, ActorError) as error:
                 failures.append(error)
             else:

@@ -93,6 +93,7 @@ def coordination_plan(
     *,
     ordinal: int | None = None,
     names: Sequence[str] = (),
+    built: Iterable[CoordinationPlan] = (),
 ) -> CoordinationPlan | None:
     """What to build around the NIC of a call, which is configured already; None for nothing.
 
@@ -104,6 +105,8 @@ def coordination_plan(
         survey: of the pod, and of its node.
         ordinal: of the NIC among the pod's, the first being 0. None: it is the last one that is there.
         names: of all NICs that the pod will have; empty where that is not known.
+        built: of the pod's other NICs, as far as they are known. What one of them brought for all may not be what the
+            settings of today would bring.
 
     Raises:
         InvalidConfig: a value cannot be, or cannot be in this pod.
@@ -127,7 +130,7 @@ def coordination_plan(
             f"{field}: {mtu} is below {_IPV6_MTU}, which IPv6 needs", f"{ifname} has {', '.join(nic.hosts(6))}"
         )
     table = _table(pod, nic, chosen.first_nic, ordinal) if way.overlay or not way.first else 0
-    routes = _Routes(chosen, nic, pod, way, hosts=_host_addresses(nic, pod, survey.node), table=table)
+    routes = _Routes(chosen, nic, pod, way, hosts=_host_addresses(nic, pod, survey.node), table=table, built=built)
     policies: list[Policy] = []
     if table and chosen.tune:
         _check_default_nic(chosen, pod, names)
@@ -194,7 +197,15 @@ class _Routes:
     """The routes that have to do with the node."""
 
     def __init__(
-        self, chosen: Settings, nic: PodLink, pod: PodView, way: _Way, *, hosts: tuple[str, ...], table: int
+        self,
+        chosen: Settings,
+        nic: PodLink,
+        pod: PodView,
+        way: _Way,
+        *,
+        hosts: tuple[str, ...],
+        table: int,
+        built: Iterable[CoordinationPlan],
     ) -> None:
         self.hosts = hosts
         self._chosen = chosen
@@ -219,6 +230,7 @@ class _Routes:
         self._lent = known - with_pair
         """IP versions that an earlier NIC brought which may go before this one."""
         self._pod = pod
+        self._built = {_identity(one) for plan in built for one in plan.shared_routes}
         self._first_hosts = frozenset(() if first is None else map(single, first.hosts()))
 
     @property
@@ -252,7 +264,8 @@ class _Routes:
         found = [one for one in self._pod.routes if one.table == REPLY_TABLE and one.is_default]
         for one in main:  # by whichever of the node's addresses it was first for that NIC
             key = (one.destination, one.source)
-            if key in hijacks if one.gateway in self.hosts else key in to_hosts and one.destination not in hops:
+            today = key in hijacks if one.gateway in self.hosts else key in to_hosts and one.destination not in hops
+            if today or _identity(one) in self._built:
                 found.append(one)
         return tuple(one for one in found if one.version in self._lent)
 
@@ -388,6 +401,11 @@ def _ordered(routes: Iterable[RoutePlan], *, taken: Collection[str]) -> tuple[Ro
         if one.table != MAIN_TABLE or one.destination not in taken:
             once.setdefault((one.table, one.destination), one)
     return tuple(once.values())
+
+
+def _identity(one: RoutePlan) -> tuple[str, str, str]:
+    """What tells a route from others of its table and link."""
+    return one.destination, one.gateway, one.source
 
 
 def _mac(chosen: Settings, nic: PodLink) -> str:

@@ -166,6 +166,12 @@ class CoordinationPlan(Struct, frozen=True, kw_only=True):
         return tuple(one for one in self.known_hosts if ip_address(one).version == version)
 
     @property
+    def shared_routes(self) -> tuple[RoutePlan, ...]:
+        """Of the main table, that this NIC or an earlier one brought for all."""
+        both = (*self.routes, *self.common_routes)
+        return tuple(one for one in both if one.device == self.pod_end and one.table == MAIN_TABLE)
+
+    @property
     def host_routes(self) -> tuple[RoutePlan, ...]:
         """Of the node's end."""
         return tuple(RoutePlan(destination=single(one), table=self.host_table) for one in self.pod_addresses)

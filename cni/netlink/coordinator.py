@@ -4,7 +4,7 @@ import errno
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -19,6 +19,7 @@ from cni.coordination import (
     CoordinationPlan,
     RoutePlan,
     RulePlan,
+    single,
 )
 from cni.errors import CniError, InterfaceExists, InvalidNetns, KernelRefused
 from cni.netlink import address, link, neighbour, nftables, route, rule, veth
@@ -251,7 +252,9 @@ def _leave_pod(plan: CoordinationPlan, stack: ExitStack, netns: Netns, *, failed
     """
     pod = stack.enter_context(route_socket(netns))
     links = {one.ifname: one for one in link.listed(pod)}
-    alone = _alone(plan, pod, links)
+    others = _of_others(plan, pod, links)
+    alone = frozenset({4, 6} - {one.version for one in others})
+    reached = {one.destination for one in others}
     requests = [
         route.remove(links[device], one)
         for one in reversed(plan.routes)
@@ -277,9 +280,7 @@ def _leave_pod(plan: CoordinationPlan, stack: ExitStack, netns: Netns, *, failed
     far = links.get(plan.pod_end)
     if far is not None and not plan.makes_pair:
         hosts = (*plan.new_hosts, *plan.common_hosts(4), *plan.common_hosts(6))
-        requests += [
-            neighbour.remove(far.index, one, where=far.ifname) for one in hosts if ip_address(one).version in alone
-        ]
+        requests += [neighbour.remove(far.index, one, where=far.ifname) for one in hosts if single(one) not in reached]
     pod.pipeline(requests)
     marked = [version for version in (*plan.marked, *plan.common_marked) if version in alone]
     if marked and (failed or not plan.makes_pair):
@@ -288,14 +289,13 @@ def _leave_pod(plan: CoordinationPlan, stack: ExitStack, netns: Netns, *, failed
         nftables.remove(filters, marked)
 
 
-def _alone(plan: CoordinationPlan, pod: RouteSocket, links: Links) -> frozenset[int]:
-    """IP versions that no other NIC has: each has a table with a way to the node."""
+def _of_others(plan: CoordinationPlan, pod: RouteSocket, links: Links) -> list[RoutePlan]:
+    """The way to the node of other NICs: each has a table with routes to the node's addresses of its IP versions."""
     far = links.get(plan.pod_end)
     if plan.makes_pair or far is None:
-        return frozenset({4, 6})
+        return []
     own = {MAIN_TABLE, REPLY_TABLE, plan.table}
-    others = {one.version for _, one in route.everything(pod, index=far.index) if one.table not in own}
-    return frozenset({4, 6} - others)
+    return [one for _, one in route.everything(pod, index=far.index) if one.table not in own]
 
 
 def _is_shared(plan: CoordinationPlan, one: RoutePlan) -> bool:

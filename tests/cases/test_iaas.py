@@ -61,7 +61,7 @@ def test_I00001_lifecycle(world: World, provider: ProviderServer, alias: str) ->
     world.gone("a")
     world.refusal("c", match="1 not released by the network provider yet")
     assert provider.cloud.assigned[going][0] == held["a"].uid
-    provider.down = False
+    provider.heal()
     third = world.pod("c")
     assert third.addresses["eth0"] == (going,)
     assert provider.cloud.assigned[going][0] == third.uid

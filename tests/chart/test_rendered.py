@@ -267,7 +267,9 @@ def test_plugin_is_installed_where_the_runtime_looks(render: Render) -> None:
     assert folders["CONF"]["hostPath"]["path"] == "/etc/kube/cni"
     assert mounts["/etc/kube/cni"] == mounts[given["SPIDERPOOL_CNI_CONF_DIR"]], "other plugins know no other path"
     assert "SPIDERPOOL_CNI_PLUGINS" not in given
-    more, _ = settings(render, "plugins.installCNI=true")
+    assert not settings(render)[0].cni_status
+    more, _ = settings(render, "plugins.installCNI=true", "spiderpoolAgent.cni.status=true")
+    assert more.cni_status
     assert more.cni_plugins == "spiderpool,macvlan,ipvlan,vlan,sriov,coordinator,ifacer"
     without = render("spiderpoolAgent.cni.install=false")["DaemonSet", AGENT]
     assert not [name for name in environment(without) if name.startswith("SPIDERPOOL_CNI")]

@@ -1,6 +1,7 @@
 """An overlay network makes the first interface, and we the second: the overlay's for Services, ours for the LAN.
 
-The overlay is the lab's bridge CNI: a plugin of somebody else's with an IPAM of its own, called by the agent.
+The overlay is the lab's bridge CNI: a plugin of somebody else's with an IPAM of its own, called by the agent, and
+Debian's portmap behind it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pytest
 
 from tests.cluster.audit import addresses, settled
 from tests.cluster.lab import Cluster, plan
+from tests.cluster.lab.node import Node
 from tests.cluster.lab.node_files import BRIDGE_NAME
 from tests.cluster.lab.pods import pod
 from tests.cluster.networks import (
@@ -45,6 +47,7 @@ SERVICE_CIDRS: Final = plan.SERVICE_CIDRS.split(",")
 DEFAULTS: Final = ("default", "::/0")
 OVERLAYS_TABLE: Final = "100"
 """Has the default route for packets from the overlay's address once more."""
+HOST_PORT: Final = 18081
 HOST_LOCAL: Final = f"/var/lib/cni/networks/{BRIDGE_NAME}"
 
 
@@ -52,13 +55,21 @@ HOST_LOCAL: Final = f"/var/lib/cni/networks/{BRIDGE_NAME}"
 def overlay(networked: Product) -> Iterator[Cluster]:
     """Nodes whose pods get their first interface of the bridge CNI; as before in the end."""
     cluster = networked.cluster
-    cluster.install_bridge()
+    cluster.install_bridge(host_ports=True)
     networked.upgrade(values={"spiderpoolAgent": {"cni": {"clusterNetwork": BRIDGE_NAME}}})
     networked.rolled_out()
     yield cluster
     networked.upgrade()
     networked.rolled_out()
     cluster.remove_bridge()
+
+
+@pytest.fixture
+def host_ports(networked: Product, overlay: Cluster) -> Cluster:
+    """`overlay`, its plugins executed among the node's files, where portmap finds iptables."""
+    networked.upgrade(values={"spiderpoolAgent": {"hostPID": True, "cni": {"clusterNetwork": BRIDGE_NAME}}})
+    networked.rolled_out()
+    return overlay
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +203,37 @@ def test_nodes_and_their_pods_reach_each_other_by_the_overlays_pair(pods: dict[s
             for address in each.node.addresses:
                 assert ask(each.host, address)[0] == each.node.name
             assert watch.packets().keys() == {("in", "eth0"), ("out", "eth0")}
+
+
+@pytest.mark.usefixtures("pods")
+def test_a_host_port_leads_to_the_overlays_interface_until_the_pod_goes(host_ports: Cluster) -> None:
+    cluster, outside = host_ports, host_ports.outside
+    node, other = cluster.node("n1"), cluster.node("n2")
+    ported = pod("ported", node=node.name, annotations={NETWORKS: "lan"})
+    ported["spec"]["containers"][0]["ports"] = [
+        {"containerPort": PORT, "hostPort": HOST_PORT, "protocol": kind} for kind in ("TCP", "UDP")
+    ]
+    ways = [*itertools.product(zip(node.addresses, other.addresses, plan.OUTSIDE, strict=True), (False, True))]
+    assert _host_port_rules(node) == []
+    with running(cluster, ported) as made, Teller(made["ported"].host, "ported"):
+        each = made["ported"]
+        assert set(each.nics) == {"eth0", "net1"}
+        for (address, elsewhere, client), udp in ways:
+            with Watch(each.host, "eth0", "net1", match=f"th sport {PORT}", reply=f"th dport {PORT}") as watch:
+                assert ask(outside, address, port=HOST_PORT, udp=udp) == ("ported", client)
+                assert watch.packets().keys() == {("in", "eth0"), ("out", "eth0")}
+            for refusing, port in ((address, HOST_PORT + 1), (elsewhere, HOST_PORT)):
+                with pytest.raises(ConnectionRefusedError):
+                    ask(outside, refusing, port=port, udp=udp)
+        assert _host_port_rules(node) != []
+    # A pod without a grace period is gone before its sandbox is.
+    cluster.wait(lambda: not _host_port_rules(node), 30, "a node without rules of the pod")
+    for (address, _, _), udp in ways:
+        with pytest.raises(ConnectionRefusedError):
+            ask(outside, address, port=HOST_PORT, udp=udp)
+
+
+def _host_port_rules(node: Node) -> list[str]:
+    """The rules of the node's firewall that name the port, and the chains that portmap makes for one pod."""
+    rules = node.run(["nft", "list", "ruleset"]).stdout.splitlines()
+    return [line.strip() for line in rules if str(HOST_PORT) in line or "CNI-DN-" in line]

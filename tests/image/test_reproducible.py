@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -48,11 +47,9 @@ def test_two_machines_make_the_same_bytes(tmp_path: Path) -> None:
     name = f"spiderpool-{architecture}.oci.tar"
     assert (tmp_path / "out one" / name).read_bytes() == (tmp_path / "out two" / name).read_bytes()
 
-    before = time.monotonic()
     again = make(architecture, checkout=one, output=tmp_path / "out one")
     assert again.stdout == warm.stdout
     assert again.stderr == "", "a second run built something"
-    assert time.monotonic() - before < 10, "a second run is not instant"
 
 
 def same_disk(folder: Path) -> bool:

@@ -159,7 +159,7 @@ class Pod:
             conf=NetConfig(name="lan", coordinator=CoordinatorConfig(**conf)),  # type: ignore[arg-type]
         )
         seen = self.node.run(lambda: survey.survey(self.path))
-        plan = coordination_plan(invocation, cluster, seen, ordinal=ordinal, names=names)
+        plan = coordination_plan(invocation, cluster, seen, ordinal=ordinal, names=names, built=self.plans.values())
         assert plan is not None
         return plan
 

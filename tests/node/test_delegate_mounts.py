@@ -78,6 +78,21 @@ async def test_what_the_node_has_is_found_and_used(tmp_path: Path) -> None:
     assert own_mounts() == before, "the rest of the process stays where it is"
 
 
+async def test_programs_are_looked_for_where_a_runtimes_plugins_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the agent's image says: it has neither /usr/sbin nor iptables."""
+    monkeypatch.setenv("PATH", "/usr/bin")
+    plugin = tmp_path / "telling"
+    plugin.write_text("""#!/bin/sh\necho "{\\"code\\": 100, \\"msg\\": \\"$PATH\\"}"; exit 1\n""")
+    plugin.chmod(0o755)
+    conf = {**CONF, "type": "telling"}
+    with pytest.raises(DelegateFailed, match=r"/usr/sbin:/usr/bin:/sbin:/bin"):
+        await ExecutedDelegates(mounts=Path("/proc/self/ns/mnt")).run(Verb.ADD, target(tmp_path), conf)
+    with pytest.raises(DelegateFailed, match=r"telling: /usr/bin$"):
+        await ExecutedDelegates(str(tmp_path)).run(Verb.ADD, target(tmp_path), conf)
+
+
 async def test_mounts_that_cannot_be_entered(tmp_path: Path) -> None:
     with pytest.raises(IoFailure, match="among the node's mounts"):
         await ExecutedDelegates(mounts=tmp_path / "none").run(Verb.ADD, target(tmp_path), CONF)

@@ -568,7 +568,7 @@ class Lab:
             pause = min(pause * 1.2, 0.5)
 
     def journal(self, node: str) -> list[Path]:
-        """The entries that an agent keeps."""
+        """The files of the entries that an agent keeps; each may be gone by the time that it is looked at."""
         return list((self.folder / node / "journal").glob("*.json"))
 
 

@@ -18,10 +18,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pyroute2 import IPRoute
 
-from cni.journal import State, decode
+from cni.journal import Journal, State
 from tests.processes import networks
 from tests.processes.lab import CniError, Lab, Pod, call
-from tests.processes.test_cni import interfaces
+from tests.processes.test_cni import cnitool, interfaces
 from tests.servers import CniBinaries, ControlPlane, ServersUnavailable, debian_plugins
 
 pytestmark = [pytest.mark.blocking, pytest.mark.timeout(180)]
@@ -172,8 +172,7 @@ class Runtime:
 
     def held(self) -> list[str]:
         """Entries of the journal, but for what is being released: a request without an answer is so twice, slowly."""
-        entries = [decode(path.read_bytes()) for path in self.lab.journal("n1")]
-        mine = [one for one in entries if one.container_id == self.pod.cid]
+        mine = Journal(self.lab.folder / "n1" / "journal").of(self.pod.cid)
         return [f"{one.ifname} {one.part} {one.state}" for one in mine if one.state is not State.RELEASING]
 
     def gone(self) -> None:
@@ -359,6 +358,34 @@ def test_an_overlay_of_the_node_makes_the_first_interface(wide: Lab, runtime: An
     pod.call("DEL")
     assert json.loads(told.with_suffix(".DEL").read_text())["runtimeConfig"] == {"portMappings": ports}
     pod.gone()
+
+
+def test_the_runtime_asks_for_the_overlays_status(
+    wide: Lab, runtime: Any, configurations: Path, cni_binaries: CniBinaries
+) -> None:
+    """By cnitool, which asks as containerd does. Under version 1.0.0 there is no such verb."""
+    pod = runtime()
+    plugin = {**pod.config, "networks": True, "clusterNetwork": "pods"}
+
+    def ask(version: str = "1.1.0") -> str:
+        listed = {"cniVersion": version, "name": "lan", "plugins": [plugin]}
+        return cnitool(wide, pod.pod, cni_binaries, listed, "status")
+
+    with pytest.raises(AssertionError, match=r'clusterNetwork: this node has no CNI configuration of the name "pods"'):
+        ask()
+    assert ask("1.0.0") == ""
+    play(wide, "played-overlay", '[ "$CNI_COMMAND" != STATUS ] || [ -e "$0.up" ] || exit 1')
+    written = configurations / "10-pods.conflist"
+    written.write_text(json.dumps({"cniVersion": "1.1.0", "name": "pods", "plugins": [{"type": "played-overlay"}]}))
+    try:
+        with pytest.raises(
+            AssertionError, match='clusterNetwork "pods": plugin played-overlay: STATUS ended with code 1'
+        ):
+            ask()
+        (wide.plugins / "played-overlay.up").touch()
+        assert ask() == ""
+    finally:
+        written.unlink()
 
 
 def test_below_a_multus_only_what_it_calls_for_is_made(wide: Lab, runtime: Any, configurations: Path) -> None:

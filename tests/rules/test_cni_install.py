@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cni import install
 from cni.config import decode_config, decode_json
+from cni.conflist import read_conflist
 from cni.install import CONFLIST, MARK, Configuration, InstallFailed, Places, plan_withdrawal, read_configuration
 
 BRIDGE = json.dumps({"name": "b", "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}]})
@@ -129,6 +130,10 @@ def test_the_configuration_says_what_the_settings_say() -> None:
     # A runtime tells of host ports and rates only those who declare it.
     assert full["plugins"][0]["capabilities"] == {"portMappings": True, "bandwidth": True}
     assert not read_configuration(CONFLIST, install.conflist()).problem
+    assert "cniVersions" not in full
+    asked = install.conflist(status=True)
+    assert read_conflist(asked, where=CONFLIST).cni_version == "1.1.0"
+    assert json.loads(asked)["cniVersion"] == "1.0.0", "what a runtime reads that does not know the other key"
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

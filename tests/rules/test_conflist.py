@@ -100,6 +100,7 @@ def test_what_a_plugin_is_told() -> None:
 
 def test_files_of_the_node(tmp_path: Path) -> None:
     (tmp_path / "10-a.conf").write_text("no JSON")
+    (tmp_path / "15-a.conf").symlink_to("nowhere")
     (tmp_path / "20-b.conflist").write_text(json.dumps({**ORIGINAL, "name": "b"}))
     (tmp_path / "30-b.conflist").write_text(json.dumps({**ORIGINAL, "name": "b", "cniVersion": "1.0.0"}))
     found = find_conflist(tmp_path, "b")
@@ -254,9 +255,10 @@ def test_lists_that_cannot_be_checked(said: object, off: bool) -> None:
     assert one.unchecked is off
 
 
-def test_a_word_that_is_neither_on_nor_off() -> None:
-    with pytest.raises(InvalidConfig, match=r'kube-system/lan: spec\.config: disableCheck: "maybe"'):
-        planned(network({**ORIGINAL, "disableCheck": "maybe"}))
+@pytest.mark.parametrize("field", ["disableCheck", "disableGC"])
+def test_a_word_that_is_neither_on_nor_off(field: str) -> None:
+    with pytest.raises(InvalidConfig, match=rf'kube-system/lan: spec\.config: {field}: "maybe"'):
+        planned(network({**ORIGINAL, field: "maybe"}))
 
 
 @pytest.mark.parametrize(

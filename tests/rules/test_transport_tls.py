@@ -39,6 +39,9 @@ from tests.rules.transport_world import (
     until,
 )
 
+PATIENCE = 15.0
+"""Seconds for what is to happen at once; what it must not wait for takes 30."""
+
 # ---------------------------------------------------------------- requests
 
 
@@ -222,11 +225,14 @@ async def test_without_a_server_it_is_unreachable_at_the_deadline(tmp_path: Path
         port = server.port
     async with world.connecting(port) as channel:
         began = time.monotonic()
-        with pytest.raises(
-            Unreachable, match=r"127.0.0.1:\d+: no connection \(.*Connection refused|Connect call failed"
+        with (
+            anyio.fail_after(PATIENCE),
+            pytest.raises(
+                Unreachable, match=r"127.0.0.1:\d+: no connection \(.*Connection refused|Connect call failed"
+            ),
         ):
             await channel.request(b"", deadline=soon(0.2))
-        assert 0.15 < time.monotonic() - began < 1
+        assert time.monotonic() - began > 0.15
         assert not channel.connected
 
 
@@ -256,10 +262,8 @@ async def test_a_silent_peer_is_given_up_by_both_sides(tmp_path: Path) -> None:
         waiting = asyncio.create_task(channel.request(b"a", deadline=soon(30)))
         await until(lambda: gate.begun == [b"a"])
         proxy.hold()
-        began = time.monotonic()
-        with pytest.raises(Disconnected, match=r"nothing heard for 0\.\d s"):
+        with anyio.fail_after(PATIENCE), pytest.raises(Disconnected, match=r"nothing heard for 0\.\d s"):
             await waiting
-        assert time.monotonic() - began < 2
         await until(lambda: server.statistics() == ServerStatistics(connections=0, in_flight=0))
         proxy.release()
         gate.open.set()
@@ -311,7 +315,7 @@ async def test_a_handler_that_does_not_end_is_cancelled_when_the_server_stops(tm
             waiting = asyncio.create_task(channel.request(b"a", deadline=soon(30)))
             await until(lambda: gate.begun == [b"a"])
             began = time.monotonic()
-        assert 0.4 < time.monotonic() - began < 1.5
+        assert 0.4 < time.monotonic() - began < PATIENCE
         assert gate.cancelled == [b"a"]
         with pytest.raises(Disconnected):
             await waiting
@@ -359,10 +363,8 @@ async def test_a_refused_client_hears_why_at_once_and_the_auditor_once(
     world = World(tmp_path)
     world.token_path.write_text("stolen")
     async with world.serving(), world.connecting() as channel:
-        began = time.monotonic()
-        with pytest.raises(Refused, match="nobody knows the token 'stolen'"):
+        with anyio.fail_after(PATIENCE), pytest.raises(Refused, match="nobody knows the token 'stolen'"):
             await channel.request(b"", deadline=soon(30))
-        assert time.monotonic() - began < 2
         await until(lambda: len(world.accounts.asked) > 3)
         with pytest.raises(Refused, match="nobody knows the token 'stolen'"):
             await channel.request(b"", deadline=soon(30))

@@ -21,7 +21,7 @@ PLUGINS: Final = Path("usr/lib/cni")
 NODE_PACKAGES: Final = (
     *("nftables", "libnftables1", "libnftnl11", "libmnl0", "libjansson4", "libgmp10", "libedit2", "libbsd0", "libmd0"),
     *("libxtables12", "conntrack", "libnetfilter-conntrack3", "libnfnetlink0"),
-    *("ethtool", "kmod", "socat", "busybox-static"),
+    *("ethtool", "kmod", "socat", "busybox-static", "iptables", "libip4tc2", "libip6tc2"),
 )
 """Programs of the lab's nodes with the libraries that a small machine lacks."""
 

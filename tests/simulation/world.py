@@ -58,9 +58,15 @@ class _NoPrograms:
     """`cni.delegate.Delegates` of a node that has none."""
 
     async def run(
-        self, verb: Verb, target: Target, conf: Mapping[str, Any], *, previous: Result | None = None
+        self,
+        verb: Verb,
+        target: Target,
+        conf: Mapping[str, Any],
+        *,
+        previous: Result | None = None,
+        seconds: float = 0,
     ) -> Result:
-        del target, previous
+        del target, previous, seconds
         msg = f"{verb}: type: {conf.get('type')!r} is no program of this node"
         raise InvalidConfig(msg)
 

@@ -176,8 +176,10 @@ class Cluster:
             for node in self._node_objects()
         )
 
-    def install_bridge(self) -> None:
+    def install_bridge(self, *, host_ports: bool = False) -> None:
         """An ordinary CNI on every node, and routes to what it has there; `remove_bridge` takes its configuration away.
+
+        With `host_ports` Debian's portmap is in it, which calls the iptables of a Debian.
 
         Node networks are given in the order of registration, so the routes follow what was given.
         """
@@ -193,13 +195,16 @@ class Cluster:
             pids = [self.plane.first.pid, self.plane.pid_of(network.ROUTER), *(node.first.pid for node in others)]
             for pid in pids:
                 network.ip(pid, *routes_to(name, own))
-            self.nodes[name].install_cni(node_files.bridge_cni(own))
+            if host_ports:
+                self.nodes[name].install_port_mapper()
+            self.nodes[name].install_cni(node_files.bridge_cni(own, host_ports=host_ports))
 
     def remove_bridge(self) -> None:
         """Takes it away again; no pod may be left on it. The routes stay."""
         for node in self.nodes.values():
             node.run(["rm", f"/etc/cni/net.d/{node_files.BRIDGE_FILE}"])
             node.run(["ip", "link", "delete", "cni0"], check=False)
+            node.remove_port_mapper()
 
     # -------------------------------------------------------------- clients
 

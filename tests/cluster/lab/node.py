@@ -15,8 +15,10 @@ from tests.cluster.inside.spec import Root, Spec
 from tests.cluster.lab import cgroups, network, node_files, plan
 from tests.cluster.lab.machine import Machine, environment_of, spawn
 from tests.cluster.lab.state import ClusterState, Identity, LabFailed, Nic, StateFolder
+from tests.servers.debian import debian_plugins
 
 PLANE: Final = "plane"
+_IPTABLES: Final = ("iptables", "ip6tables")
 
 
 class Node(Machine):
@@ -137,6 +139,18 @@ class Node(Machine):
         """Puts a CNI configuration into place, as an installer does: whole or not at all."""
         path = f"/etc/cni/net.d/{name}"
         self.run(["sh", "-c", f"cat > {path}.new && mv {path}.new {path}"], input=configuration)
+
+    def install_port_mapper(self) -> None:
+        """Debian's portmap, and the iptables that it calls by the names that Debian's alternatives give it."""
+        shutil.copy(debian_plugins() / "portmap", self.root / "opt/cni/bin/portmap")
+        for name in _IPTABLES:
+            self.run(["ln", "-s", "xtables-nft-multi", f"/usr/sbin/{name}"])
+
+    def remove_port_mapper(self) -> None:
+        """Takes it away again with the chains that it leaves; without one there does nothing."""
+        self.run(["rm", "-f", "/opt/cni/bin/portmap", *(f"/usr/sbin/{name}" for name in _IPTABLES)])
+        for family in ("ip", "ip6"):
+            self.run(["nft", "delete", "table", family, "nat"], check=False)
 
     def _read(self) -> ClusterState:
         state = self._state.read()

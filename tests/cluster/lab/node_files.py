@@ -117,15 +117,17 @@ def kube_proxy() -> dict[str, Any]:
     }
 
 
-def bridge_cni(pod_cidrs: list[str]) -> str:
-    """An ordinary CNI configuration, as a cluster has it before ours takes over."""
+def bridge_cni(pod_cidrs: list[str], *, host_ports: bool = False) -> str:
+    """An ordinary CNI configuration, as a cluster has it before ours takes over; with `host_ports` portmap in it."""
     ipam = {
         "type": "host-local",
         "ranges": [[{"subnet": cidr}] for cidr in pod_cidrs],
         "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
     }
     bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": ipam}
-    return json.dumps({"cniVersion": "1.0.0", "name": BRIDGE_NAME, "plugins": [bridge]}, indent=1)
+    mapper = {"type": "portmap", "capabilities": {"portMappings": True}}
+    plugins = [bridge, mapper] if host_ports else [bridge]
+    return json.dumps({"cniVersion": "1.0.0", "name": BRIDGE_NAME, "plugins": plugins}, indent=1)
 
 
 def reference_cni(node: str) -> str:

@@ -170,11 +170,12 @@ def inspect_link(netns_path: str, ifname: str) -> Inspection | None:
         found = link.get(sockets, ifname) if sockets is not None else None
         if sockets is None or found is None:
             return None
+        routes, networks = route.of_link(sockets, index=found.index)
         return Inspection(
             link=found,
             addresses=tuple(address.listed(sockets, index=found.index)),
-            routes=tuple(route.listed(sockets, index=found.index)),
-            networks=tuple(route.networks(sockets, index=found.index)),
+            routes=tuple(routes),
+            networks=tuple(networks),
         )
 
 

@@ -168,23 +168,18 @@ def preferred_source(sockets: RouteSocket, destination: Address) -> str:
     return message.read_ip(source)
 
 
-def listed(sockets: RouteSocket, *, index: int, table: int = MAIN) -> list[tuple[str, str]]:
-    """(destination, next hop or "") of the link's routes in a table that the kernel did not make itself.
+def of_link(sockets: RouteSocket, *, index: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """A link's routes in the main table, in two lists.
+
+    (destination, next hop or "") of those that the kernel did not make itself, and the destinations of those that it
+    made with the link's addresses.
 
     Raises:
         KernelRefused: the kernel does not list them.
     """
-    found = everything(sockets, index=index, table=table)
-    return [(one.destination, one.gateway) for _, one in found if one.protocol not in _BY_KERNEL]
-
-
-def networks(sockets: RouteSocket, *, index: int) -> list[str]:
-    """The destinations of the link's routes in the main table that the kernel made with its addresses.
-
-    Raises:
-        KernelRefused: the kernel does not list them.
-    """
-    return [one.destination for _, one in everything(sockets, index=index, table=MAIN) if one.protocol == KERNEL]
+    found = [one for _, one in everything(sockets, index=index, table=MAIN)]
+    made = [(one.destination, one.gateway) for one in found if one.protocol not in _BY_KERNEL]
+    return made, [one.destination for one in found if one.protocol == KERNEL]
 
 
 def everything(sockets: RouteSocket, *, index: int = 0, table: int = 0) -> list[tuple[int, RoutePlan]]:

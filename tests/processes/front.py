@@ -82,8 +82,14 @@ class Front(Loop):
         self._ready = dict.fromkeys(lab.controllers, True)
         self.changes: list[tuple[float, str, bool]] = []
         """When, who, whether it is ready from then on."""
+        self.looking = threading.Lock()
+        """Whoever has it keeps the endpoints as they are."""
 
     def once(self) -> None:
+        with self.looking:
+            self._look()
+
+    def _look(self) -> None:
         for name, before in self._ready.items():
             ready = self._asked(name)
             if ready != before:

@@ -103,8 +103,10 @@ class NotReady(CniError):
 class LimitedConnectivity(CniError):
     """STATUS: an ADD would fail, and containers that exist may have limited connectivity."""
 
+    CODE = 51
+
     def __init__(self, msg: str, details: str = "") -> None:
-        super().__init__(51, msg, details)
+        super().__init__(self.CODE, msg, details)
 
 
 class KernelRefused(CniError):

@@ -28,8 +28,6 @@ from cni.kernel import Kernel
 from cni.plan import MADE_KINDS
 from cni.protocol import Invocation, Role
 
-_LIMITED = 51
-
 
 async def check_node(kernel: Kernel, journal: Journal, meta: Meta, invocation: Invocation) -> None:
     """Return when nothing is in the way of an ADD of this configuration.
@@ -46,7 +44,7 @@ async def check_node(kernel: Kernel, journal: Journal, meta: Meta, invocation: I
         else:
             await cluster.check(meta, overlay, invocation, ours=partial(_check_kind, kernel))
     except CniError as error:
-        kind = LimitedConnectivity if error.code == _LIMITED else NotReady
+        kind = LimitedConnectivity if error.code == LimitedConnectivity.CODE else NotReady
         raise kind(error.msg, error.details) from error
 
 

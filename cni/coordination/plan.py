@@ -197,7 +197,7 @@ def single(address: str) -> str:
 def unchanged(plan: CoordinationPlan, plans: Collection[CoordinationPlan]) -> CoordinationPlan:
     """A plan without what plans of the same pod may have changed since.
 
-    That are the routes that they took out of the main table, and rp_filter, which is one for all of the pod's.
+    The routes that they took out of the main table, and rp_filter, which the pod's interfaces have in common.
     """
     gone = {(route.device, route.destination, route.gateway) for one in plans for route in one.withdrawn}
     filters = {one.rp_filter for one in plans if one.rp_filter >= 0}

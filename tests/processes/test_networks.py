@@ -375,17 +375,32 @@ def test_the_runtime_asks_for_the_overlays_status(
         ask()
     assert ask("1.0.0") == ""
     play(wide, "played-overlay", '[ "$CNI_COMMAND" != STATUS ] || [ -e "$0.up" ] || exit 1')
+    real = {wide.plugins / program.name: program for program in (cni_binaries.bridge, cni_binaries.host_local)}
+    for link, program in real.items():
+        link.symlink_to(program)
     written = configurations / "10-pods.conflist"
-    written.write_text(json.dumps({"cniVersion": "1.1.0", "name": "pods", "plugins": [{"type": "played-overlay"}]}))
+
+    def overlay(plugin: dict[str, Any]) -> None:
+        written.write_text(json.dumps({"cniVersion": "1.1.0", "name": "pods", "plugins": [plugin]}))
+
     try:
+        overlay({"type": "played-overlay"})
         with pytest.raises(
             AssertionError, match='clusterNetwork "pods": plugin played-overlay: STATUS ended with code 1'
         ):
             ask()
         (wide.plugins / "played-overlay.up").touch()
         assert ask() == ""
+        # The CNI project's own plugin, which asks its IPAM in turn.
+        overlay({"type": "bridge", "ipam": {"type": "host-local", "subnet": "10.98.0.0/24"}})
+        assert ask() == ""
+        overlay({"type": "bridge", "ipam": {"type": "nowhere"}})
+        with pytest.raises(AssertionError, match=r'clusterNetwork "pods": plugin bridge: .*nowhere'):
+            ask()
     finally:
         written.unlink()
+        for link in real:
+            link.unlink()
 
 
 def test_below_a_multus_only_what_it_calls_for_is_made(wide: Lab, runtime: Any, configurations: Path) -> None:
